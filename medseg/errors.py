@@ -1,0 +1,49 @@
+"""The errors medseg raises on purpose.
+
+Every message is one line that names the file or case, the rule, the value found and the way out. Each kind also
+subclasses the built-in a caller would expect, so code that does not know medseg still catches it.
+"""
+
+
+class MedsegError(Exception):
+    """Base of all errors that describe a user's input rather than a defect of medseg."""
+
+
+class ManifestError(MedsegError, ValueError):
+    """A dataset manifest, or the files it names, break a rule."""
+
+
+class PlanError(MedsegError, ValueError):
+    """A plan.json is missing a value or holds one that cannot be used."""
+
+
+class VolumeError(MedsegError, OSError):
+    """An image file cannot be read or written as a volume."""
+
+
+class GeometryError(MedsegError, ValueError):
+    """Two grids that must agree do not, or an affine cannot be used."""
+
+
+class ShapeError(MedsegError, ValueError):
+    """A network or transform cannot take an array of this shape."""
+
+
+class NetworkError(MedsegError, ValueError):
+    """A network's name or arguments are not valid."""
+
+
+class WeightsError(MedsegError, ValueError):
+    """Weights are absent, altered, or do not fit the network."""
+
+
+class BundleError(MedsegError, ValueError):
+    """A bundle folder is incomplete or its files contradict each other."""
+
+
+class EvaluationError(MedsegError, ValueError):
+    """Predictions and references cannot be compared."""
+
+
+class MemoryLimitError(MedsegError, MemoryError):
+    """The work cannot be done within the memory allowed."""

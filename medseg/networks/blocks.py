@@ -1,0 +1,179 @@
+"""The layers every network is made of: convolution blocks, upsampling, centre crop.
+
+A block is a plain `torch.nn.Sequential` with named children (`conv`, `norm`, `act`), so weights have readable names and
+tracing, exporting and compiling need nothing special.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medseg.errors import NetworkError
+
+Norm = Literal["batch", "batch_current", "instance", "group", "none"]
+Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "none"]
+Padding = Literal["same", "valid"]
+Upsampling = Literal["transposed", "linear"]
+Order = Literal["conv_norm_act", "conv_act_norm", "norm_act_conv"]
+
+CONVOLUTION: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE_POOL: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE_NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
+
+
+def per_axis(value: int | Sequence[int], spatial_dims: int, name: str) -> tuple[int, ...]:
+    """Return one positive integer an axis, from a number or a sequence of `spatial_dims` of them."""
+    values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
+    if len(values) != spatial_dims or any(not isinstance(v, int) or v < 1 for v in values):
+        raise NetworkError(
+            f"{name}={value!r}: expected a positive integer or {spatial_dims} of them, one a spatial axis"
+        )
+    return values
+
+
+def make_norm(norm: Norm, spatial_dims: int, channels: int, affine: bool = True, num_groups: int = 8) -> nn.Module:
+    """Return the normalisation layer called `norm`; `"batch_current"` uses the current batch at test time as well.
+
+    Çiçek et al. 2016 normalise with the statistics of the current batch at test time too, so no running statistics are
+    kept.
+    """
+    if norm == "none":
+        return nn.Identity()
+    if norm == "batch":
+        return _BATCH_NORM[spatial_dims](channels, affine=affine)
+    if norm == "batch_current":
+        return _BATCH_NORM[spatial_dims](channels, affine=affine, track_running_stats=False)
+    if norm == "instance":
+        return _INSTANCE_NORM[spatial_dims](channels, affine=affine)
+    if norm == "group":
+        if channels % num_groups:
+            raise NetworkError(f"norm='group': {channels} channels cannot be split into {num_groups} groups")
+        return nn.GroupNorm(num_groups, channels, affine=affine)
+    raise NetworkError(f"norm={norm!r} is not one of batch, batch_current, instance, group, none")
+
+
+def make_activation(activation: Activation, channels: int) -> nn.Module:
+    """Return the activation called `activation`; `"prelu"` has one slope a channel."""
+    if activation == "none":
+        return nn.Identity()
+    if activation == "relu":
+        return nn.ReLU(inplace=True)
+    if activation == "leaky_relu":
+        return nn.LeakyReLU(0.01, inplace=True)
+    if activation == "prelu":
+        return nn.PReLU(channels)
+    if activation == "gelu":
+        return nn.GELU()
+    raise NetworkError(f"activation={activation!r} is not one of relu, leaky_relu, prelu, gelu, none")
+
+
+class ConvBlock(nn.Sequential):
+    """One convolution with its normalisation and activation, in the given order.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the input (B, in_channels, …).
+        out_channels: channels of the output.
+        kernel_size: one number, or one an axis. Even kernels need `padding="valid"`.
+        stride: one number, or one an axis.
+        padding: `"same"` keeps the size (divided by the stride), `"valid"` uses no padding.
+        norm, norm_affine, num_groups: see `make_norm`.
+        activation: see `make_activation`.
+        bias: whether the convolution has a bias.
+        order: where normalisation and activation stand; `"norm_act_conv"` is the pre-activation order.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        *,
+        padding: Padding = "same",
+        norm: Norm = "batch",
+        norm_affine: bool = True,
+        num_groups: int = 8,
+        activation: Activation = "relu",
+        bias: bool = True,
+        order: Order = "conv_norm_act",
+    ) -> None:
+        kernel = per_axis(kernel_size, spatial_dims, "kernel_size")
+        if padding not in ("same", "valid"):
+            raise NetworkError(f"padding={padding!r} is not one of same, valid")
+        if padding == "same" and any(k % 2 == 0 for k in kernel):
+            raise NetworkError(f"kernel_size={kernel}: 'same' padding needs odd kernel sizes")
+        margin = tuple(k // 2 for k in kernel) if padding == "same" else (0,) * spatial_dims
+        steps = per_axis(stride, spatial_dims, "stride")
+        normed = in_channels if order == "norm_act_conv" else out_channels
+        layers = {
+            "conv": CONVOLUTION[spatial_dims](in_channels, out_channels, kernel, steps, margin, bias=bias),
+            "norm": make_norm(norm, spatial_dims, normed, norm_affine, num_groups),
+            "act": make_activation(activation, normed),
+        }
+        if order not in ("conv_norm_act", "conv_act_norm", "norm_act_conv"):
+            raise NetworkError(f"order={order!r} is not one of conv_norm_act, conv_act_norm, norm_act_conv")
+        wanted = OrderedDict((part, layers[part]) for part in order.split("_"))
+        super().__init__(OrderedDict((k, v) for k, v in wanted.items() if not isinstance(v, nn.Identity)))
+
+
+class LinearUpsample(nn.Module):
+    """Enlarge by whole factors with linear interpolation, in the input's dtype and memory format."""
+
+    def __init__(self, spatial_dims: int, stride: Sequence[int], align_corners: bool = False) -> None:
+        super().__init__()
+        self.factors = tuple(float(s) for s in stride)
+        self.align_corners = align_corners
+        self.mode = _LINEAR_MODE[spatial_dims]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` (B, C, …) enlarged, in its own dtype also where autocast interpolates in fp32."""
+        enlarged = F.interpolate(x, scale_factor=self.factors, mode=self.mode, align_corners=self.align_corners)
+        return enlarged.to(x.dtype)
+
+
+def transposed_convolution(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    stride: Sequence[int],
+    kernel_size: int | Sequence[int] | None = None,
+    bias: bool = True,
+) -> nn.Module:
+    """Return a transposed convolution whose output is exactly `stride` times its input, for any kernel ≥ stride."""
+    steps = tuple(stride)
+    kernel = steps if kernel_size is None else per_axis(kernel_size, spatial_dims, "upsampling_kernel_size")
+    if any(k < s for k, s in zip(kernel, steps, strict=True)):
+        raise NetworkError(f"upsampling_kernel_size={kernel} is smaller than the stride {steps}: it would leave holes")
+    padding = tuple(math.ceil((k - s) / 2) for k, s in zip(kernel, steps, strict=True))
+    extra = tuple(s - k + 2 * p for k, s, p in zip(kernel, steps, padding, strict=True))
+    return TRANSPOSED[spatial_dims](in_channels, out_channels, kernel, steps, padding, extra, bias=bias)
+
+
+def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the central part of `x` (B, C, …) with the spatial `size`, as a view."""
+    for axis, wanted in enumerate(size, start=2):
+        surplus = x.shape[axis] - wanted
+        if surplus:
+            x = x.narrow(axis, surplus // 2, wanted)
+    return x
+
+
+def pad_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return `x` (B, C, …) padded with zeros on both sides to the spatial `size`; `x` itself if it fits."""
+    missing = [wanted - have for wanted, have in zip(size, x.shape[2:], strict=True)]
+    widths = [w for lack in reversed(missing) for w in (lack // 2, lack - lack // 2)]
+    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if not tracing and not any(widths):
+        return x
+    return F.pad(x, widths)

@@ -1,0 +1,90 @@
+"""Which input sizes an encoder-decoder network can take, and what comes out: plain arithmetic, one axis at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from medseg.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class AxisSizes:
+    """The arithmetic of one spatial axis of a U-shaped network.
+
+    Args:
+        strides: step of each transition from a stage to the next coarser one.
+        encoder_loss: voxels each encoder stage takes from the axis (0 for padded convolutions), finest stage first.
+        decoder_loss: the same of the decoder stages, coarsest first.
+        pads_odd: odd sizes are floored by the pooling and padded again at the skip.
+    """
+
+    strides: tuple[int, ...]
+    encoder_loss: tuple[int, ...]
+    decoder_loss: tuple[int, ...]
+    pads_odd: bool = False
+
+    def output(self, size: int) -> int | None:
+        """Return the output size for an input of `size` voxels, or None if the network cannot take it."""
+        skips = [size - self.encoder_loss[0]]
+        for stride, loss in zip(self.strides, self.encoder_loss[1:], strict=True):
+            if skips[-1] < stride or (skips[-1] % stride and not self.pads_odd):
+                return None
+            skips.append(skips[-1] // stride - loss)
+        current = skips.pop()
+        for stride, skip, loss in zip(reversed(self.strides), reversed(skips), self.decoder_loss, strict=True):
+            if current < 1:
+                return None
+            current = skip if self.pads_odd else current * stride
+            current = min(current, skip) - loss
+        return current if current >= 1 else None
+
+    def nearest(self, size: int, reach: int = 4096) -> tuple[int | None, int | None]:
+        """Return the nearest valid sizes at most and at least `size` (None where there is none within `reach`)."""
+        below = next((n for n in range(size, max(0, size - reach), -1) if self.output(n) is not None), None)
+        above = next((n for n in range(max(size, 1), size + reach) if self.output(n) is not None), None)
+        return below, above
+
+
+def stage_losses(
+    kernels: Sequence[Sequence[int]], convolutions: Sequence[int], axis: int, padded: bool
+) -> tuple[int, ...]:
+    """Return how many voxels each stage takes from `axis`, given its kernel sizes and number of convolutions."""
+    if padded:
+        return (0,) * len(kernels)
+    return tuple((kernel[axis] - 1) * count for kernel, count in zip(kernels, convolutions, strict=True))
+
+
+def suggest(size: int, nearest: Callable[[int], tuple[int | None, int | None]]) -> str:
+    """Return `size` if it is valid, otherwise the nearest valid sizes, as words."""
+    below, above = nearest(size)
+    if below == size:
+        return f"{size} is valid"
+    options = [str(n) for n in (below, above) if n is not None]
+    return f"{size} → {' or '.join(options) if options else 'no valid size near'}"
+
+
+def check_size(network: str, shape: Sequence[int], axes: Sequence[AxisSizes]) -> None:
+    """Raise ShapeError naming the nearest valid sizes unless every axis of the spatial `shape` can be used."""
+    if all(axis.output(size) is not None for axis, size in zip(axes, shape, strict=True)):
+        return
+    advice = "; ".join(
+        f"axis {i}: {suggest(size, axis.nearest)}" for i, (size, axis) in enumerate(zip(shape, axes, strict=True))
+    )
+    raise ShapeError(f"{network} cannot take an input of {tuple(shape)} voxels; nearest valid sizes: {advice}")
+
+
+def check_input(network: str, shape: Sequence[int], in_channels: int, axes: Sequence[AxisSizes]) -> None:
+    """Raise ShapeError unless `shape` is (B, in_channels, …) with one usable size an axis."""
+    if len(shape) != len(axes) + 2:
+        raise ShapeError(
+            f"{network} expects (batch, channels, {len(axes)} spatial axes), {len(axes) + 2} axes in all, "
+            f"but got shape {tuple(shape)}"
+        )
+    if shape[1] != in_channels:
+        raise ShapeError(f"{network} was built for {in_channels} input channels, but got {shape[1]} ({tuple(shape)})")
+    check_size(network, shape[2:], axes)
+
+
+def output_shape(network: str, shape: Sequence[int], axes: Sequence[AxisSizes]) -> tuple[int, ...]:
+    """Return the spatial output shape for a spatial input `shape`."""
+    check_size(network, shape, axes)
+    return tuple(out for axis, size in zip(axes, shape, strict=True) if (out := axis.output(size)) is not None)

@@ -1,0 +1,85 @@
+"""One resolution level of an encoder-decoder network: convolutions on the way down, or on the way up with a skip."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg.networks.blocks import (
+    MAX_POOL,
+    ConvBlock,
+    LinearUpsample,
+    Upsampling,
+    centre_crop,
+    pad_to,
+    transposed_convolution,
+)
+
+
+def convolutions(
+    spatial_dims: int, in_channels: int, widths: Sequence[int], kernel_size: Sequence[int], **block: Any
+) -> nn.Sequential:
+    """Return a chain of `ConvBlock`s, the n-th with `widths[n]` output channels."""
+    channels = [in_channels, *widths]
+    return nn.Sequential(
+        *(ConvBlock(spatial_dims, channels[i], channels[i + 1], kernel_size, **block) for i in range(len(widths)))
+    )
+
+
+class EncoderStage(nn.Module):
+    """Reduce the resolution (not in the first stage), then convolve."""
+
+    def __init__(self, downsample: nn.Module | None, convolutions: nn.Module) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.convolutions = convolutions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of this stage, (B, C, …)."""
+        return self.convolutions(self.downsample(x))
+
+
+class DecoderStage(nn.Module):
+    """Raise the resolution, join the skip of the same resolution (skip first), then convolve.
+
+    A skip larger than the upsampled map is cropped at its centre (valid convolutions); with `pads_odd` the upsampled
+    map is padded to the skip instead, which lets odd sizes through.
+    """
+
+    def __init__(self, upsample: nn.Module, convolutions: nn.Module, pads_odd: bool = False) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.convolutions = convolutions
+        self.pads_odd = pads_odd
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Return the features of this stage, at the resolution of `skip` (less the valid convolutions' margin)."""
+        x = self.upsample(x)
+        if self.pads_odd:
+            x = pad_to(x, skip.shape[2:])
+        else:
+            skip = centre_crop(skip, x.shape[2:])
+        return self.convolutions(torch.cat([skip, x], dim=1))
+
+
+def max_pool(spatial_dims: int, stride: Sequence[int]) -> nn.Module:
+    """Return a max pooling of `stride` with windows of the same size."""
+    return MAX_POOL[spatial_dims](tuple(stride), tuple(stride))
+
+
+def make_upsample(
+    upsampling: Upsampling,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    stride: Sequence[int],
+    *,
+    kernel_size: int | Sequence[int] | None = None,
+    bias: bool = True,
+    align_corners: bool = False,
+) -> nn.Module:
+    """Return the upsampling called `upsampling`; `"linear"` has no weights and keeps the channels."""
+    if upsampling == "linear":
+        return LinearUpsample(spatial_dims, stride, align_corners)
+    return transposed_convolution(spatial_dims, in_channels, out_channels, stride, kernel_size, bias)

@@ -1,0 +1,190 @@
+"""The plan: every value a bundle needs, as plain data.
+
+A plan holds numbers and names, never code: `medseg.load` builds a network and its preprocessing from a plan without
+evaluating anything, and a bundle's configs take their values from the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from medseg.errors import PlanError
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The values behind one bundle (`configs/plan.json`).
+
+    Args:
+        name: name of the bundle, e.g. `hippocampus_unet3d_segmentation`.
+        spatial_dims: 2 or 3.
+        channels: one `{"name", "modality"}` an input channel.
+        labels: name of each class and its value in label maps; `background` is 0. The order of the values is the
+            order of the network's output channels.
+        orientation: axis codes of the model grid, e.g. `RAS`.
+        spacing: voxel size of the model grid in mm, one an axis; None keeps each scan's own spacing.
+        normalization: one scheme a channel, as `NormalizeIntensityByModality` takes them.
+        patch: training patch in voxels.
+        tile: sliding-window tile in voxels.
+        overlap: fraction of a tile shared with the next, in [0, 1).
+        blending: `gaussian` or `constant` weights of a tile's voxels.
+        activation: `softmax` for exclusive labels, `sigmoid` for overlapping regions.
+        network: `{"name": preset, "arguments": {...}}` for `medseg.networks.create`.
+        crop_ratios: how often a training patch is centred on each class, in the order of the labels' values.
+        mirror_axes: axes the network was trained to mirror; test-time flips are refused along others.
+        description: one sentence for people.
+    """
+
+    name: str
+    spatial_dims: int
+    channels: Sequence[Mapping[str, str]]
+    labels: Mapping[str, int]
+    orientation: str
+    spacing: Sequence[float] | None
+    normalization: Sequence[Mapping[str, Any]]
+    patch: Sequence[int]
+    tile: Sequence[int]
+    network: Mapping[str, Any]
+    overlap: float = 0.5
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    crop_ratios: Sequence[float] | None = None
+    mirror_axes: Sequence[int] = ()
+    description: str = ""
+    schema_version: int = SCHEMA_VERSION
+    source: str = field(default="<plan>", compare=False)
+
+    def __post_init__(self) -> None:
+        for rule, holds in _rules(self):
+            if not holds:
+                raise PlanError(f"{self.source}: {rule}")
+
+    @property
+    def in_channels(self) -> int:
+        """Number of input channels."""
+        return len(self.channels)
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels: every label for softmax, every foreground region for sigmoid."""
+        return len(self.labels) - (self.activation == "sigmoid")
+
+    @property
+    def label_values(self) -> list[int]:
+        """Label values in the order of the output channels, background first."""
+        return sorted(self.labels.values())
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the labels in the order of their values."""
+        return sorted(self.labels, key=self.labels.__getitem__)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan's values, independent of the file's formatting."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain data, without where they were read from."""
+        values = asdict(self)
+        del values["source"]
+        return json.loads(json.dumps(values))
+
+    def create_network(self) -> torch.nn.Module:
+        """Build the network with fresh weights."""
+        from medseg.networks import create
+
+        return create(
+            self.network["name"],
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            **self.network.get("arguments", {}),
+        )
+
+
+def _rules(plan: Plan) -> list[tuple[str, bool]]:
+    """Each rule a plan keeps, worded with the value found, and whether it holds."""
+    dims = plan.spatial_dims
+    values = list(plan.labels.values())
+    rules = [
+        (
+            f"schema_version must be {SCHEMA_VERSION}, found {plan.schema_version!r}",
+            plan.schema_version == SCHEMA_VERSION,
+        ),
+        (f"spatial_dims must be 2 or 3, found {dims!r}", dims in (2, 3)),
+        ("channels must name at least one channel", len(plan.channels) > 0),
+        (f"labels must contain background: 0, found {dict(plan.labels)}", plan.labels.get("background") == 0),
+        (f"labels must be distinct non-negative integers, found {values}", _are_label_values(values)),
+        (
+            f"normalization needs one entry a channel ({len(plan.channels)}), found {len(plan.normalization)}",
+            len(plan.normalization) == len(plan.channels),
+        ),
+        (f"overlap must be in [0, 1), found {plan.overlap!r}", 0 <= plan.overlap < 1),
+        (f"blending must be gaussian or constant, found {plan.blending!r}", plan.blending in ("gaussian", "constant")),
+        (
+            f"activation must be softmax or sigmoid, found {plan.activation!r}",
+            plan.activation in ("softmax", "sigmoid"),
+        ),
+        (f"network must have a name, found {dict(plan.network)}", isinstance(plan.network.get("name"), str)),
+        (
+            f"mirror_axes must lie in 0..{dims - 1}, found {list(plan.mirror_axes)}",
+            all(a in range(dims) for a in plan.mirror_axes),
+        ),
+    ]
+    for key in ("patch", "tile"):
+        size = getattr(plan, key)
+        rules.append((f"{key} needs {dims} positive sizes, found {size}", len(size) == dims and min(size) > 0))
+    if plan.spacing is not None:
+        rules.append(
+            (
+                f"spacing needs {dims} positive values in mm, found {plan.spacing}",
+                len(plan.spacing) == dims and min(plan.spacing) > 0,
+            )
+        )
+    if plan.crop_ratios is not None:
+        rules.append(
+            (
+                f"crop_ratios needs one ratio a label ({len(values)}), found {list(plan.crop_ratios)}",
+                len(plan.crop_ratios) == len(values) and min(plan.crop_ratios) >= 0 and sum(plan.crop_ratios) > 0,
+            )
+        )
+    return rules
+
+
+def _are_label_values(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int) and v >= 0 for v in values) and len(set(values)) == len(values)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan.json and check it.
+
+    Raises:
+        PlanError: the file is absent, not JSON, has unknown or missing keys, or a value breaks a rule.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"{path}: no such plan; a bundle keeps it at configs/plan.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise PlanError(f"{path}: a plan is a JSON object, found {type(values).__name__}")
+    known = {f.name for f in fields(Plan)} - {"source"}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise PlanError(f"{path}: unknown key {unknown[0]!r}; valid keys are {', '.join(sorted(known))}")
+    try:
+        return Plan(**values, source=str(path))
+    except TypeError as error:
+        raise PlanError(f"{path}: {str(error).replace('Plan.__init__() ', '')}") from None

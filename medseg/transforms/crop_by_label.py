@@ -1,0 +1,281 @@
+"""Random training patches centred on chosen labels, at the cost of copying the patch."""
+
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.meta_obj import get_track_meta
+from monai.transforms import MapTransform, Randomizable
+from monai.transforms.traits import MultiSampleTrait
+from monai.utils import ImageMetaKey
+
+from medseg.errors import ShapeError
+from medseg.transforms.voxel_index import VoxelIndex
+
+Ratios = Sequence[float] | Mapping[Any, float] | None
+
+
+class RandCropByLabel(Randomizable, MultiSampleTrait):
+    """Cut `num_samples` patches whose centres fall on a label drawn by `ratios`, uniformly within the label.
+
+    A draw picks label l with probability ratios[l] / Σ ratios, then one of its voxels, each with probability
+    1 / count(l). The patch is centred there (for an even size n, n//2 voxels come before the centre) and shifted, if
+    need be, to lie inside the image, as MONAI does; along an axis shorter than the patch the image is padded on both
+    sides instead. Where the case has no voxel of the label drawn, the centre is uniform over the indexed voxels (over
+    the whole image if there are none): such draws are counted in `num_fallbacks` (a process) and marked in the
+    patch's meta data, `crop_label` = -1; the first of them warns, naming the case.
+
+    With a precomputed index (`LabelVoxelIndexd`) a draw reads nothing but the patch, also from memory-mapped arrays.
+
+    Args:
+        spatial_size: patch in voxels, one number for all axes or one an axis.
+        ratios: how often each label is the centre: one number a label value from 0 on, or {label: number}; numbers ≥ 0
+            with a positive sum. None = every label present in the case equally often.
+        num_samples: patches a call, ≥ 1.
+        padding_value: what surrounds an image smaller than the patch.
+
+    Returns:
+        (call) a list of `num_samples` patches (C, *spatial_size); MetaTensors carry the patch's affine.
+    """
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int] | int,
+        ratios: Ratios = None,
+        num_samples: int = 1,
+        padding_value: float = 0.0,
+    ) -> None:
+        self.spatial_size = spatial_size
+        self.ratios = _checked_ratios(ratios)
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, found {num_samples}")
+        self.num_samples = num_samples
+        self.padding_value = padding_value
+        self.num_fallbacks = 0
+        self.starts: list[tuple[int, ...]] = []
+        self.labels: list[int] = []
+        self.size: tuple[int, ...] = ()
+
+    def randomize(self, index: VoxelIndex, case: str = "") -> None:
+        """Draw the patches: sets `starts` (first voxel, negative where padded), `labels` (-1 = fallback) and `size`."""
+        self.size = _patch_size(self.spatial_size, index.shape)
+        self.starts, self.labels = [], []
+        for _ in range(self.num_samples):
+            label, centre = self._draw(index, case)
+            self.labels.append(label)
+            self.starts.append(
+                tuple(
+                    min(max(c - n // 2, 0), extent - n) if extent >= n else -((n - extent) // 2)
+                    for c, n, extent in zip(centre, self.size, index.shape, strict=True)
+                )
+            )
+
+    def _draw(self, index: VoxelIndex, case: str) -> tuple[int, tuple[int, ...]]:
+        wanted = dict.fromkeys(index.labels, 1.0) if self.ratios is None else self.ratios
+        if wanted:
+            label = _choose(self.R, wanted)
+            if count := index.count(label):
+                return label, index.position(label, int(self.R.randint(count, dtype=np.int64)))
+            if not self.num_fallbacks:
+                warnings.warn(
+                    f"{case or 'a case'} has no voxel of label {label}, which ratios ask for: its patch is centred "
+                    "anywhere instead (warned once; see num_fallbacks and the patches' crop_label)",
+                    stacklevel=2,
+                )
+        self.num_fallbacks += 1
+        counts = {label: float(index.count(label)) for label in index.labels}
+        if counts:
+            label = _choose(self.R, counts)
+            return -1, index.position(label, int(self.R.randint(index.count(label), dtype=np.int64)))
+        return -1, tuple(int(self.R.randint(extent)) for extent in index.shape)
+
+    def __call__(
+        self,
+        img: Any,
+        label: Any = None,
+        index: VoxelIndex | None = None,
+        allowed: Any = None,
+        randomize: bool = True,
+    ) -> list[torch.Tensor]:
+        """Cut the patches out of `img` (C, …), after drawing them from `index` or from `label` (1, …) itself."""
+        if randomize:
+            index = _checked_index(index, img if label is None else label, allowed)
+            self.randomize(index, case_name(img))
+        return [
+            crop_patch(
+                img, start, self.size, self.padding_value, {"crop_label": label_drawn, ImageMetaKey.PATCH_INDEX: i}
+            )
+            for i, (start, label_drawn) in enumerate(zip(self.starts, self.labels, strict=True))
+        ]
+
+
+class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
+    """Dictionary form of `RandCropByLabel`: the same patches of every key, one sample dictionary a patch.
+
+    The index is taken from `index_key` where `LabelVoxelIndexd` put one, else computed from the label map at each
+    call (tens of milliseconds for 256³). Neither it nor the allowed region travels into the samples; other keys are
+    copied into each. Use it with `CacheDataset(copy_cache=False)`: the input is never changed, so copying the cached
+    volume before each draw would be the dearest step.
+
+    Args:
+        keys: what is cropped; all of the label map's spatial shape.
+        label_key: key of the label map, (1, …) integers.
+        spatial_size, ratios, num_samples: see `RandCropByLabel`.
+        index_key: key of the precomputed index, `{label_key}_voxel_index` unless told.
+        allowed_key: key of a (1, …) region in which centres must lie; a precomputed index must have been given it.
+        padding_value: what surrounds an image smaller than the patch; one number, or one a key.
+        allow_missing_keys: skip keys a case lacks.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_key: str,
+        spatial_size: Sequence[int] | int,
+        ratios: Ratios = None,
+        num_samples: int = 1,
+        index_key: str | None = None,
+        allowed_key: str | None = None,
+        padding_value: float | Sequence[float] = 0.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.label_key = label_key
+        self.index_key = index_key or f"{label_key}_voxel_index"
+        self.allowed_key = allowed_key
+        values = [padding_value] * len(self.keys) if isinstance(padding_value, int | float) else list(padding_value)
+        if len(values) != len(self.keys):
+            raise ValueError(f"padding_value needs one number a key ({len(self.keys)}), found {values}")
+        self.padding_values = values
+        self.cropper = RandCropByLabel(spatial_size, ratios, num_samples)
+
+    @property
+    def num_fallbacks(self) -> int:
+        """Draws of this process that found no voxel of the label wanted."""
+        return self.cropper.num_fallbacks
+
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> "RandCropByLabeld":
+        super().set_random_state(seed, state)
+        self.cropper.set_random_state(seed, state)
+        return self
+
+    def randomize(self, data: Mapping[Hashable, Any]) -> None:
+        """Draw the patches of a case."""
+        if self.index_key not in data and self.label_key not in data:
+            raise KeyError(
+                f"RandCropByLabeld needs the label map {self.label_key!r} or its index {self.index_key!r}, "
+                f"found keys {sorted(map(str, data))}"
+            )
+        label = data.get(self.label_key)
+        allowed = None if self.allowed_key is None else data[self.allowed_key]
+        index = _checked_index(data.get(self.index_key), label, allowed)
+        first = next((data[key] for key in self.key_iterator(dict(data))), label)
+        self.cropper.randomize(index, case_name(first))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
+        self.randomize(data)
+        d = {key: value for key, value in data.items() if key not in (self.index_key, self.allowed_key)}
+        if self.allowed_key in self.keys:
+            d[self.allowed_key] = data[self.allowed_key]
+        samples: list[dict[Hashable, Any]] = [
+            {key: None if key in self.keys else deepcopy(value) for key, value in d.items()}
+            for _ in range(self.cropper.num_samples)
+        ]
+        for key, padding_value in self.key_iterator(d, self.padding_values):
+            self.cropper.padding_value = padding_value
+            for sample, patch in zip(samples, self.cropper(d[key], randomize=False), strict=True):
+                sample[key] = patch
+        return samples
+
+
+def crop_patch(
+    image: Any,
+    start: Sequence[int],
+    size: Sequence[int],
+    padding_value: float = 0.0,
+    meta: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """Copy the patch of (C, …) whose first voxel is `start`; voxels outside the image hold `padding_value`.
+
+    Returns:
+        (C, *size), contiguous, never sharing memory with `image`; a MetaTensor (affine moved to the patch's first
+        voxel, `meta` added) unless meta data are not tracked.
+    """
+    extents = tuple(image.shape[1:])
+    if len(extents) != len(size):
+        raise ShapeError(
+            f"image must have {len(size)} spatial axes after the channels, found shape {tuple(image.shape)}"
+        )
+    inside = tuple(slice(max(s, 0), min(s + n, extent)) for s, n, extent in zip(start, size, extents, strict=True))
+    source = image.as_tensor() if isinstance(image, MetaTensor) else image
+    view = source[(slice(None), *inside)]
+    piece = view.clone(memory_format=torch.contiguous_format) if isinstance(view, torch.Tensor) else _as_tensor(view)
+    if tuple(piece.shape[1:]) != tuple(size):
+        padded = piece.new_full((piece.shape[0], *size), padding_value)
+        padded[
+            (slice(None), *(slice(max(-s, 0), max(-s, 0) + n) for s, n in zip(start, piece.shape[1:], strict=True)))
+        ] = piece
+        piece = padded
+    if not get_track_meta():
+        return piece
+    patch = MetaTensor(piece)
+    if isinstance(image, MetaTensor):
+        patch.copy_meta_from(image)
+    affine = patch.affine.clone()
+    affine[:-1, -1] += affine[:-1, : len(size)] @ torch.as_tensor(start, dtype=affine.dtype)
+    patch.affine = affine
+    patch.meta.update(meta or {})
+    return patch
+
+
+def case_name(image: Any) -> str:
+    """The file an image came from, where its meta data say so."""
+    return str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")) if isinstance(image, MetaTensor) else ""
+
+
+def _as_tensor(view: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(view, order="C", subok=False))
+
+
+def _choose(state: np.random.RandomState, odds: Mapping[int, float]) -> int:
+    """One key of `odds`, with probability in proportion to its value."""
+    labels = list(odds)
+    cumulative = np.cumsum(list(odds.values()))
+    return labels[int(cumulative.searchsorted(state.random_sample() * cumulative[-1], side="right"))]
+
+
+def _checked_index(index: VoxelIndex | None, label: Any, allowed: Any) -> VoxelIndex:
+    if index is None:
+        return VoxelIndex.from_label(label, allowed)
+    if allowed is not None and not index.restricted:
+        raise ValueError(
+            "an allowed region is given but the voxel index knows none: give it to LabelVoxelIndexd as well"
+        )
+    return index
+
+
+def _patch_size(spatial_size: Sequence[int] | int, shape: Sequence[int]) -> tuple[int, ...]:
+    size = (spatial_size,) * len(shape) if isinstance(spatial_size, int) else tuple(int(n) for n in spatial_size)
+    if len(size) != len(shape) or min(size) < 1:
+        raise ShapeError(f"spatial_size needs a positive number for each of {len(shape)} axes, found {size}")
+    return size
+
+
+def _checked_ratios(ratios: Ratios) -> dict[int, float] | None:
+    if ratios is None:
+        return None
+    pairs = ratios.items() if isinstance(ratios, Mapping) else enumerate(ratios)
+    checked = {int(label): float(ratio) for label, ratio in pairs}
+    if not checked or min(checked.values()) < 0 or not 0 < sum(checked.values()) < float("inf"):
+        raise ValueError(f"ratios must be non-negative with a positive sum, found {ratios}")
+    return {label: ratio for label, ratio in checked.items() if ratio > 0}
+
+
+RandCropByLabelD = RandCropByLabelDict = RandCropByLabeld

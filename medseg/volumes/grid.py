@@ -1,0 +1,117 @@
+"""The grid of an image: how many voxels, and where each of them lies in the patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from nibabel.affines import obliquity
+from nibabel.orientations import aff2axcodes
+
+from medseg.errors import GeometryError
+
+# Quaternions stored as float32 (NIfTI's qform) turn a straight grid by up to about 3e-4 rad; a real tilt is larger.
+OBLIQUE_RAD = 1e-3
+# Volume of the unit cell relative to a box of the same edges; below this two axes lie on top of each other.
+SINGULAR_RATIO = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Shape and affine of an image in the axis order of its file.
+
+    Args:
+        shape: spatial sizes in voxels along the file's axes (i, j) or (i, j, k), each at least 1.
+        affine: 4×4, voxel index → RAS+ millimetres (nibabel's convention). Two-dimensional grids use it with k = 0.
+
+    Raises:
+        GeometryError: a size below 1, an affine that is not 4×4, not finite, singular, or with a last row other
+            than 0 0 0 1.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(size) for size in self.shape)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise GeometryError(f"a grid needs 2 or 3 sizes of at least 1 voxel, found shape {shape}")
+        affine = np.array(self.affine, dtype=np.float64)
+        _check_affine(affine)
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grid):
+            return NotImplemented
+        return self.shape == other.shape and np.array_equal(self.affine, other.affine)
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return len(self.shape)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between neighbouring voxels along each axis, in mm."""
+        lengths = np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0)
+        return tuple(float(length) for length in lengths)
+
+    @property
+    def voxel_volume_mm3(self) -> float:
+        """Volume of one voxel; of a pixel 1 unit thick along k in two dimensions."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def orientation(self) -> str:
+        """Where each axis points, as "RAS" or "LPI"; two letters in two dimensions."""
+        return "".join(aff2axcodes(self.affine))[: self.spatial_dims]
+
+    @property
+    def is_oblique(self) -> bool:
+        """Whether an axis is turned away from the patient's axes by more than 0.06 degrees."""
+        return bool(np.max(obliquity(self.affine)) > OBLIQUE_RAD)
+
+    def corners_mm(self) -> np.ndarray:
+        """World coordinates of the outer corners (voxel index −½ and n−½), shape (2^spatial_dims, 3)."""
+        ends = [(-0.5, size - 0.5) for size in self.shape] + [(0.0,)] * (3 - self.spatial_dims)
+        index = np.array(list(product(*ends)))
+        return index @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def corner_displacement_mm(self, other: Grid) -> float:
+        """The furthest that any outer corner of this grid lies from the same corner of the other, in mm.
+
+        It bounds the misplacement of every voxel between the two, whatever its cause (shift, turn, spacing, flip).
+
+        Raises:
+            GeometryError: one grid has two axes and the other three.
+        """
+        if self.spatial_dims != other.spatial_dims:
+            raise GeometryError(f"a {self.spatial_dims}D grid cannot be compared with a {other.spatial_dims}D grid")
+        return float(np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1).max())
+
+
+def _check_affine(affine: np.ndarray) -> None:
+    if affine.shape != (4, 4):
+        raise GeometryError(f"the affine must be 4×4, found shape {affine.shape}")
+    if not np.isfinite(affine).all():
+        raise GeometryError(f"the affine must be finite, found {_rows(affine)}; correct the header")
+    if not np.array_equal(affine[3], (0, 0, 0, 1)):
+        raise GeometryError(f"the affine's last row must be 0 0 0 1, found {affine[3].tolist()}; correct the header")
+    # Scale out the spacing first so that neither tiny nor huge (but honest) units look singular or overflow.
+    largest = np.abs(affine[:3, :3]).max(axis=0)
+    if largest.min() > 0:
+        directions = affine[:3, :3] / largest
+        directions = directions / np.linalg.norm(directions, axis=0)
+        if abs(np.linalg.det(directions)) > SINGULAR_RATIO:
+            return
+    raise GeometryError(f"the affine is singular (two voxels share a place): {_rows(affine)}; correct the header")
+
+
+def _rows(affine: np.ndarray) -> str:
+    return "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])

@@ -1,0 +1,103 @@
+"""Reading an image file of any known format into a Volume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from medseg.errors import VolumeError
+from medseg.volumes.formats import check_readable, format_of
+from medseg.volumes.grid import Grid
+from medseg.volumes.nifti import read_nifti, read_nifti_grid
+from medseg.volumes.volume import Volume
+
+
+def read_volume(path: Path | str, spatial_dims: int | None = None, allow_non_finite: bool = False) -> Volume:
+    """Read one image in the axis order of its file.
+
+    Args:
+        path: an image file (NIfTI-1/2; see ``medseg.volumes.formats.SUFFIXES`` for the rest).
+        spatial_dims: 2 or 3 to refuse the other; None takes both.
+        allow_non_finite: keep NaN and infinite voxels instead of refusing them.
+
+    Returns:
+        The volume; its array has the stored type, or float where the file carries a scale.
+
+    Raises:
+        VolumeError: missing, empty, damaged, truncated, not an image, RGB, complex, of the wrong dimension, or holding
+            a voxel that is not finite.
+        GeometryError: an affine that is not finite or is singular.
+    """
+    path = Path(path)
+    volume = _read(path)
+    if spatial_dims is not None and volume.grid.spatial_dims != spatial_dims:
+        raise VolumeError(f"{path}: has shape {volume.grid.shape} where {spatial_dims}D is expected")
+    if not allow_non_finite:
+        check_finite(volume)
+    return volume
+
+
+def read_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
+    """Read a label map: every voxel a whole number, given as an integer array of the smallest type that holds them.
+
+    Raises:
+        VolumeError: as ``read_volume``, and for values that are not whole numbers.
+    """
+    volume = read_volume(path, spatial_dims=spatial_dims)
+    return replace(volume, array=as_integers(volume.array, volume.name))
+
+
+def read_grid(path: Path | str) -> Grid:
+    """The grid of an image file, without reading its voxels where the format allows that."""
+    path = Path(path)
+    check_readable(path)
+    if format_of(path) == "nifti":
+        return read_nifti_grid(path)
+    return _read(path).grid
+
+
+def check_finite(volume: Volume) -> None:
+    """Raise VolumeError if any voxel is NaN or infinite."""
+    array = volume.array
+    # A finite sum proves finite voxels at a tenth of the memory; only an overflow needs the second look.
+    if array.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(array, dtype=np.float64)):
+            return
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise VolumeError(f"{volume.name}: {bad} of {array.size} voxels are NaN or infinite; replace them first")
+
+
+def as_integers(array: np.ndarray, name: str) -> np.ndarray:
+    """Whole numbers as the smallest of uint8, int16, uint16, int32 and int64; integer arrays are kept as they are.
+
+    Raises:
+        VolumeError: a value is not a whole number, or is beyond 64 bits.
+    """
+    if array.dtype.kind in "ui":
+        return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    fractional = array != np.rint(array)
+    if fractional.any():
+        example = array[fractional].flat[0]
+        raise VolumeError(
+            f"{name}: a label map must hold whole numbers, found {example:g} ({int(fractional.sum())} such voxels); "
+            "save it without interpolation or scaling"
+        )
+    low, high = float(array.min()), float(array.max())
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.int64):
+        # float(2**63 - 1) rounds up to 2**63, which int64 cannot hold: hence "below", not "at most".
+        if np.iinfo(dtype).min <= low and high < float(np.iinfo(dtype).max) + (dtype is not np.int64):
+            return array.astype(dtype)
+    raise VolumeError(f"{name}: label values from {low:g} to {high:g} do not fit 64-bit integers")
+
+
+def _read(path: Path) -> Volume:
+    check_readable(path)
+    format_of(path)
+    return read_nifti(path)

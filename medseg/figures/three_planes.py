@@ -1,0 +1,137 @@
+"""A scan and its label map in three planes: the picture to look at before believing a segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import GeometryError
+from medseg.figures.canvas import label_color, new_figure, png_bytes, save_png
+from medseg.figures.planes import Plane, cut_planes
+
+
+def three_planes(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    affine: np.ndarray,
+    labels: Mapping[str, int] | None = None,
+    path: str | Path | None = None,
+    title: str = "",
+    center: tuple[int, ...] | None = None,
+) -> Any:
+    """Draw axial, coronal and sagittal slices with the label map laid over them.
+
+    Slices follow the radiological convention (the patient's right on the left) whatever the file's axes, and pixels
+    keep their true proportions. A two-dimensional image gives one picture.
+
+    Args:
+        image: (i, j, k) or (i, j), any real type; shown between its 1st and 99th percentile.
+        label_map: integers of the same shape, 0 is background.
+        affine: 4×4, voxel index to mm (RAS+).
+        labels: value by name, for the legend; by default the values found.
+        path: where to save a PNG, whole or not at all.
+        title: one line above the planes.
+        center: voxel the planes go through; by default the middle of the labels.
+
+    Returns:
+        The matplotlib figure, or the path where one was given.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        GeometryError: the shapes differ.
+    """
+    figure = draw_three_planes(image, label_map, affine, labels, title, center)
+    return figure if path is None else save_png(figure, path)
+
+
+def three_planes_png(
+    image: np.ndarray, label_map: np.ndarray, affine: np.ndarray, labels: Mapping[str, int] | None = None
+) -> bytes:
+    """The same picture as PNG bytes, for notebooks."""
+    return png_bytes(draw_three_planes(image, label_map, affine, labels), dpi=80)
+
+
+def draw_three_planes(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    affine: np.ndarray,
+    labels: Mapping[str, int] | None = None,
+    title: str = "",
+    center: tuple[int, ...] | None = None,
+) -> Any:
+    """The figure behind `three_planes`."""
+    if image.shape != label_map.shape or image.ndim not in (2, 3):
+        raise GeometryError(f"image {image.shape} and label map {label_map.shape} must have one 2D or 3D shape")
+    if labels is None:
+        labels = {str(int(v)): int(v) for v in np.unique(label_map)}
+    shown = {name: value for name, value in labels.items() if value != 0}
+    planes = cut_planes(image, label_map, affine, center) if image.ndim == 3 else [_flat(image, label_map)]
+    low, high = _window(image)
+    figure = new_figure(3.6 * len(planes) + 0.3, 4.5)
+    figure.set_facecolor("black")
+    widths = [plane.image.shape[1] * plane.pixel_mm[1] for plane in planes]
+    axes = figure.subplots(1, len(planes), squeeze=False, width_ratios=widths)[0]
+    figure.subplots_adjust(left=0.02, right=0.98, top=0.88, bottom=0.13, wspace=0.08)
+    for ax, plane in zip(axes, planes, strict=True):
+        _draw_plane(ax, plane, shown, low, high)
+    figure.suptitle(title, color="white", fontsize=11)
+    _legend(figure, shown, label_map)
+    return figure
+
+
+def _flat(image: np.ndarray, label_map: np.ndarray) -> Plane:
+    return Plane("", image.T, label_map.T, (1.0, 1.0), ("", "", "", ""), (0, 1))
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    step = max(1, image.size // 1_000_000)
+    values = image.ravel()[::step].astype(np.float64)
+    low, high = np.percentile(values[np.isfinite(values)], [1, 99]) if np.isfinite(values).any() else (0.0, 1.0)
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, high: float) -> None:
+    rows, columns = plane.image.shape
+    aspect = plane.pixel_mm[0] / plane.pixel_mm[1]
+    ax.imshow(plane.image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+    overlay = np.zeros((rows, columns, 4), dtype=np.float32)
+    for position, value in enumerate(shown.values()):
+        mask = plane.labels == value
+        if not mask.any():
+            continue
+        color = label_color(position)
+        rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        overlay[mask] = (*rgb, 0.28)
+        # Padded by one pixel so that the outline of a label that touches the border is closed.
+        padded = np.pad(mask, 1).astype(np.float32)
+        grid_x, grid_y = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
+        ax.contour(grid_x, grid_y, padded, levels=[0.5], colors=[color], linewidths=1.3)
+    ax.imshow(overlay, aspect=aspect, interpolation="nearest")
+    ax.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xticks=[], yticks=[], facecolor="black")
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    if plane.name:
+        ax.set_title(f"{plane.name} {plane.index[0] + 1}/{plane.index[1]}", color="#cccccc", fontsize=9)
+    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top"),
+              (0.5, 0.02, "center", "bottom"))  # fmt: skip
+    for letter, (x, y, horizontal, vertical) in zip(plane.letters, places, strict=True):
+        ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=10, ha=horizontal, va=vertical)
+
+
+def _legend(figure: Any, shown: Mapping[str, int], label_map: np.ndarray) -> None:
+    from matplotlib.patches import Patch
+
+    present = set(np.unique(label_map).tolist())
+    handles = [
+        Patch(facecolor=label_color(position), label=name)
+        for position, (name, value) in enumerate(shown.items())
+        if value in present
+    ]
+    if handles:
+        figure.legend(
+            handles=handles[:12], loc="lower center", ncols=min(len(handles), 6), frameon=False, labelcolor="white",
+            fontsize=9,
+        )  # fmt: skip

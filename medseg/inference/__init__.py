@@ -1,0 +1,9 @@
+"""Prediction: tiles, blending, restoring to the scan's own grid, and the Predictor that does all of it."""
+
+from medseg.inference.predict_files import CaseResult, predict_files
+from medseg.inference.predictor import Predictor
+from medseg.inference.preprocessing import preprocessing
+from medseg.inference.segmentation import Segmentation
+from medseg.inference.sliding_window import SlidingWindow
+
+__all__ = ["CaseResult", "Predictor", "Segmentation", "SlidingWindow", "predict_files", "preprocessing"]

@@ -1,0 +1,98 @@
+"""Which cases a list of inputs names: files, folders, globs, and channels by nnU-Net's `_0000` suffixes."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+from medseg.errors import VolumeError
+from medseg.volumes import stem_of, suffix_of
+
+CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to segment.
+
+    Args:
+        name: the output's file name without suffix.
+        paths: one image a channel.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+
+
+def find_cases(inputs: Iterable[str | Path], num_channels: int = 1) -> list[Case]:
+    """Collect the cases that inputs name, in order.
+
+    A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one. A folder stands for the
+    images in it and in the folders directly below; a folder without any (a DICOM series) is one case.
+
+    Args:
+        inputs: files, folders or glob patterns.
+        num_channels: channels a case must have.
+
+    Raises:
+        VolumeError: an input does not exist or matches nothing, two cases have one name, or channels are missing.
+    """
+    files: list[Path] = []
+    for given in inputs:
+        files += _expand(given)
+    channels: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
+    for path in files:
+        match = CHANNEL_SUFFIX.match(stem_of(path)) if suffix_of(path) else None
+        name = match["case"] if match else stem_of(path)
+        number = int(match["channel"]) if match else 0
+        first = channels[path.parent, name].setdefault(number, path)
+        if first.resolve() != path.resolve():
+            raise VolumeError(
+                f"{path}: the same case {name!r} and channel as {first}; rename one or predict them apart"
+            )
+    cases = [_case(name, numbered, num_channels) for (_, name), numbered in channels.items()]
+    seen: dict[str, Case] = {}
+    for case in cases:
+        if case.name in seen:
+            raise VolumeError(
+                f"{case.paths[0]}: would be written under the name of {seen[case.name].paths[0]}; predict them into "
+                "separate folders"
+            )
+        seen[case.name] = case
+    return cases
+
+
+def _expand(given: str | Path) -> list[Path]:
+    path = Path(given)
+    if not path.exists() and has_magic(str(given)):
+        found = sorted(Path(p) for p in glob(str(given), recursive=True))  # noqa: PTH207 - patterns may be absolute
+        if not found:
+            raise VolumeError(f"{given}: the pattern matches no file; check the folder and the quotes around it")
+        return [file for each in found for file in _expand(each)] if found != [path] else found
+    if path.is_dir():
+        return _images_below(path) or [path]
+    return [path]
+
+
+def _images_below(folder: Path) -> list[Path]:
+    below = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    images = [child for child in below if suffix_of(child) and not child.is_dir()]
+    for child in below:
+        if child.is_dir():
+            images += sorted(p for p in child.iterdir() if suffix_of(p) and not p.name.startswith("."))
+    return images
+
+
+def _case(name: str, numbered: dict[int, Path], num_channels: int) -> Case:
+    paths: Sequence[Path] = [numbered[number] for number in sorted(numbered)]
+    if sorted(numbered) != list(range(num_channels)):
+        found = ", ".join(f"{number:04d}" for number in sorted(numbered))
+        raise VolumeError(
+            f"{paths[0]}: the model takes {num_channels} channel(s), named {name}_0000 to "
+            f"{name}_{num_channels - 1:04d}; found channel(s) {found}"
+        )
+    return Case(name, tuple(paths))

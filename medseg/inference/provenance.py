@@ -1,0 +1,61 @@
+"""The record written beside every segmentation."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from medseg.plan import Plan
+
+NOTICE = "Research use only. Not a medical device; not for diagnosis or treatment."
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Where a network's weights came from.
+
+    Args:
+        bundle: name or folder of the bundle.
+        weights_sha256: digest of each weights file, several for an ensemble.
+    """
+
+    bundle: str = ""
+    weights_sha256: tuple[str, ...] = ()
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what computed the result."""
+    versions = {"python": platform.python_version()}
+    for package in ("medseg", "torch", "monai", "numpy", "nibabel", "SimpleITK"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return versions
+
+
+def record(
+    plan: Plan, facts: ModelFacts, settings: Mapping[str, Any], sources: Sequence[str], seconds: Mapping[str, float],
+    warnings: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """How one segmentation was made, as plain data."""
+    return {
+        "schema_version": 1,
+        "notice": NOTICE,
+        "bundle": facts.bundle or plan.name,
+        "weights_sha256": list(facts.weights_sha256),
+        "plan": plan.name,
+        "plan_sha256": plan.digest,
+        "input": list(sources),
+        "labels": dict(plan.labels),
+        **settings,
+        "versions": software_versions(),
+        "machine": platform.machine(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "warnings": list(warnings),
+    }

@@ -1,0 +1,159 @@
+"""What a user may hand in as a scan, and how it becomes a tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from medseg.errors import GeometryError, VolumeError
+from medseg.plan import Plan
+from medseg.volumes import Grid, Volume, check_finite, read_volume
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """The channels of one case.
+
+    Args:
+        channels: one volume a channel, all on one grid.
+    """
+
+    channels: tuple[Volume, ...]
+
+    @property
+    def reference(self) -> Volume:
+        """The volume whose grid and header the segmentation gets."""
+        return self.channels[0]
+
+    @property
+    def name(self) -> str:
+        """What to call the case in a message."""
+        return self.reference.name
+
+    def to_tensor(self) -> MetaTensor:
+        """(C, *native grid) float32 with the metadata that preprocessing and restoring need."""
+        grid = self.reference.grid
+        image = torch.empty((len(self.channels), *grid.shape), dtype=torch.float32)
+        for c, volume in enumerate(self.channels):
+            np.copyto(image[c].numpy(), volume.array, casting="unsafe")
+        affine = torch.from_numpy(grid.affine.copy())
+        meta = {
+            "original_affine": affine.clone(),
+            "spatial_shape": torch.tensor(grid.shape),
+            "space": "RAS",
+            "filename_or_obj": self.name,
+        }
+        return MetaTensor(image, affine=affine, meta=meta)
+
+
+def load_scan(source: Any, plan: Plan) -> Scan:
+    """Read a scan and check it against the plan.
+
+    Args:
+        source: a path, a sequence of paths (one a channel), a nibabel or SimpleITK image, a medseg Volume, or a pair
+            (array, affine) with the array in (i, j, k) order, channels first where the plan has several.
+        plan: how many channels and axes the model takes.
+
+    Raises:
+        VolumeError: the source cannot be read, has another number of channels or axes, or voxels that are not finite.
+        GeometryError: the channels lie on different grids.
+    """
+    volumes = _volumes(source, plan)
+    if len(volumes) != plan.in_channels:
+        names = ", ".join(c.get("name", "?") for c in plan.channels)
+        raise VolumeError(
+            f"{volumes[0].name if volumes else 'scan'}: {plan.name} takes {plan.in_channels} channel(s) ({names}), "
+            f"found {len(volumes)}; give one file a channel in that order"
+        )
+    for volume in volumes:
+        if volume.grid.spatial_dims != plan.spatial_dims:
+            raise VolumeError(
+                f"{volume.name}: {plan.name} takes {plan.spatial_dims}D images, found shape {volume.grid.shape}"
+            )
+    _check_grids(volumes)
+    return Scan(tuple(volumes))
+
+
+def _volumes(source: Any, plan: Plan) -> list[Volume]:
+    if isinstance(source, Volume):
+        return [source]
+    if isinstance(source, str | os.PathLike):
+        return [read_volume(Path(source), spatial_dims=plan.spatial_dims)]
+    if isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], str | os.PathLike | Volume):
+        return _from_array(source[0], source[1], plan)
+    if isinstance(source, Sequence):
+        return [volume for part in source for volume in _volumes(part, plan)]
+    if hasattr(source, "affine") and hasattr(source, "dataobj"):
+        return _from_nibabel(source, plan)
+    if type(source).__module__.partition(".")[0] == "SimpleITK":
+        return _from_simpleitk(source, plan)
+    raise VolumeError(
+        f"{type(source).__name__}: not a scan medseg can read; give a path, a list of paths (one a channel), a nibabel "
+        "or SimpleITK image, or (array, affine)"
+    )
+
+
+def _from_array(array: Any, affine: Any, plan: Plan, header: Any = None, kind: str = "memory") -> list[Volume]:
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        raise VolumeError(f"image in memory: has {values.dtype} voxels where one real number a voxel is expected")
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape == (3, 3) and plan.spatial_dims == 2:
+        matrix = np.block([[matrix[:2, :2], np.zeros((2, 1)), matrix[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
+    parts = list(values) if values.ndim == plan.spatial_dims + 1 else [values]
+    if any(part.ndim != plan.spatial_dims for part in parts):
+        raise VolumeError(f"image in memory: {plan.name} takes {plan.spatial_dims}D images, found shape {values.shape}")
+    volumes = [Volume(part, Grid(part.shape, matrix), None, kind, header) for part in parts]
+    for volume in volumes:
+        check_finite(volume)
+    return volumes
+
+
+def _from_nibabel(image: Any, plan: Plan) -> list[Volume]:
+    data = np.asanyarray(image.dataobj)
+    while data.ndim > plan.spatial_dims and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim == plan.spatial_dims + 1:
+        data = np.moveaxis(data, -1, 0)
+    # Only a NIfTI header can be carried over to a NIfTI file; other nibabel kinds keep their affine.
+    is_nifti = type(image.header).__name__.startswith("Nifti")
+    return _from_array(data, image.affine, plan, image.header if is_nifti else None, "nifti" if is_nifti else "memory")
+
+
+def _from_simpleitk(image: Any, plan: Plan) -> list[Volume]:
+    import SimpleITK as sitk  # noqa: N813
+
+    dims = image.GetDimension()
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        parts = [sitk.VectorIndexSelectionCast(image, c) for c in range(image.GetNumberOfComponentsPerPixel())]
+    else:
+        parts = [image]
+    linear = np.asarray(image.GetDirection()).reshape(dims, dims) * np.asarray(image.GetSpacing())
+    affine = np.eye(4)
+    affine[:dims, :dims] = linear
+    affine[:dims, 3] = image.GetOrigin()
+    affine[:2] *= -1  # ITK's millimetres grow to the left and back (LPS), ours to the right and front (RAS)
+    return [v for part in parts for v in _from_array(sitk.GetArrayFromImage(part).T, affine, plan)]
+
+
+def _check_grids(volumes: Sequence[Volume]) -> None:
+    reference = volumes[0]
+    for other in volumes[1:]:
+        if other.grid.shape != reference.grid.shape:
+            raise GeometryError(
+                f"{other.name}: channels of one case need one grid: shape {other.grid.shape} differs from "
+                f"{reference.grid.shape} of {reference.name}"
+            )
+        moved, allowed = other.grid.corner_displacement_mm(reference.grid), min(reference.grid.spacing) / 2
+        if moved > allowed:
+            raise GeometryError(
+                f"{other.name}: channels of one case need one grid: its corners lie up to {moved:.2f} mm from those of "
+                f"{reference.name} (allowed {allowed:.2f} mm, half a voxel); resample it first"
+            )

@@ -1,0 +1,89 @@
+"""The result of a prediction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import GeometryError
+from medseg.volumes import Volume, replacing, stem_of, write_volume
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Labels on the scan's own grid.
+
+    Args:
+        array: integers in the axis order of the file the scan came from.
+        labels: value of each label by name, background included.
+        scan: the scan's first channel; its grid and header are what a saved file gets.
+        provenance: how the segmentation was made, written beside every saved file.
+    """
+
+    array: np.ndarray
+    labels: Mapping[str, int]
+    scan: Volume
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if tuple(self.array.shape) != self.scan.grid.shape:
+            raise GeometryError(
+                f"{self.scan.name}: segmentation of shape {self.array.shape} is not on the scan's grid "
+                f"{self.scan.grid.shape}"
+            )
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel index to mm (RAS+), the scan's own."""
+        return self.scan.grid.affine
+
+    def volumes_ml(self) -> dict[str, float]:
+        """Volume of each label but the background, in millilitres; 0 where a label is absent."""
+        counts = np.bincount(self.array.ravel(), minlength=max(self.labels.values()) + 1)
+        voxel_ml = self.scan.grid.voxel_volume_mm3 / 1000
+        return {name: float(counts[value] * voxel_ml) for name, value in self.labels.items() if value != 0}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the segmentation with the scan's geometry, and how it was made in a `.json` beside it.
+
+        Args:
+            path: the suffix chooses the format.
+
+        Raises:
+            VolumeError: the file cannot be written; nothing half-written is left.
+        """
+        path = Path(path)
+        write_volume(path, self.array, like=self.scan)
+        write_provenance(provenance_path(path), {**self.provenance, "volumes_ml": self.volumes_ml()})
+        return path
+
+    def show(self, path: str | Path | None = None) -> Any:
+        """Draw three planes through the middle of the segmentation; return the figure, or save it to `path`."""
+        from medseg.figures import three_planes
+
+        return three_planes(self.scan.array, self.array, self.affine, labels=self.labels, path=path)
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture a notebook shows; None where matplotlib is not installed."""
+        from medseg.figures import three_planes_png
+
+        try:
+            return three_planes_png(self.scan.array, self.array, self.affine, labels=self.labels)
+        except ImportError:
+            return None
+
+
+def provenance_path(path: str | Path) -> Path:
+    """Where the record of a saved segmentation lies: beside it, with .json for its image suffix."""
+    return Path(path).with_name(stem_of(path) + ".json")
+
+
+def write_provenance(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

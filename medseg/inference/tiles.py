@@ -1,0 +1,99 @@
+"""Where the tiles of a sliding window lie and in which order they are visited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch.nn import functional as F
+
+from medseg.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles over one image, at the positions of `monai.inferers.sliding_window_inference`.
+
+    Args:
+        image_shape: spatial shape of the image in voxels.
+        tile: spatial shape of a tile in voxels.
+        starts: for each axis the first voxel of its tiles, ascending, in the padded image.
+        pad_before: voxels of padding before each axis; only axes shorter than the tile are padded.
+    """
+
+    image_shape: tuple[int, ...]
+    tile: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
+    pad_before: tuple[int, ...]
+
+    @property
+    def padded_shape(self) -> tuple[int, ...]:
+        """Shape of the image after padding to at least one tile."""
+        return tuple(max(n, t) for n, t in zip(self.image_shape, self.tile, strict=True))
+
+    @property
+    def num_tiles(self) -> int:
+        """How many tiles there are."""
+        return prod(len(s) for s in self.starts)
+
+    @property
+    def axis_order(self) -> tuple[int, ...]:
+        """Axes from the longest to the shortest: the order of visiting, which makes unfinished slabs smallest."""
+        return tuple(sorted(range(len(self.tile)), key=lambda axis: (-self.padded_shape[axis], axis)))
+
+    def visit(self) -> Iterator[tuple[int, ...]]:
+        """Index of every tile a axis, in `axis_order`: the first of them slowest."""
+        counts = [len(self.starts[axis]) for axis in self.axis_order]
+        for flat in range(self.num_tiles):
+            index = []
+            for count in reversed(counts):
+                flat, i = divmod(flat, count)
+                index.append(i)
+            yield tuple(reversed(index))
+
+    def extract(self, image: torch.Tensor, index: Sequence[int], pad_value: float = 0.0) -> torch.Tensor:
+        """Cut the tile at `index` (in `axis_order`) from an image (C, *image_shape), padded where it is too short."""
+        begin = [0] * len(self.tile)
+        for axis, i in zip(self.axis_order, index, strict=True):
+            begin[axis] = self.starts[axis][i]
+        part = image[(slice(None), *(slice(b, b + t) for b, t in zip(begin, self.tile, strict=True)))]
+        padding: list[int] = []
+        for axis in reversed(range(len(self.tile))):
+            missing = self.tile[axis] - part.shape[axis + 1]
+            padding += [self.pad_before[axis], missing - self.pad_before[axis]]
+        return F.pad(part, padding, value=pad_value) if any(padding) else part
+
+
+def lay_tiles(image_shape: Sequence[int], tile: Sequence[int], overlap: float | Sequence[float]) -> TileGrid:
+    """Lay tiles over an image as MONAI does: a step of ⌊tile · (1 − overlap)⌋, the last tile moved back inside.
+
+    Args:
+        image_shape: spatial shape in voxels.
+        tile: tile shape in voxels; 0 or less takes the image's size along that axis.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1), one for all axes or one an axis.
+
+    Raises:
+        ShapeError: the numbers of axes differ, an axis of the image is empty, or the overlap is out of range.
+    """
+    dims = len(image_shape)
+    if len(tile) != dims:
+        raise ShapeError(
+            f"a tile of {len(tile)} sizes {tuple(tile)} cannot cover an image of shape {tuple(image_shape)}"
+        )
+    if min(image_shape) < 1:
+        raise ShapeError(f"an image must have at least one voxel along every axis, found shape {tuple(image_shape)}")
+    overlaps = [float(overlap)] * dims if isinstance(overlap, int | float) else [float(o) for o in overlap]
+    if len(overlaps) != dims or not all(0 <= o < 1 for o in overlaps):
+        raise ShapeError(f"overlap must be one number, or one an axis, in [0, 1), found {overlap}")
+    size = tuple(int(t) if t and t > 0 else int(n) for n, t in zip(image_shape, tile, strict=True))
+    starts = tuple(_starts(max(n, t), t, o) for n, t, o in zip(image_shape, size, overlaps, strict=True))
+    before = tuple(max(t - n, 0) // 2 for n, t in zip(image_shape, size, strict=True))
+    return TileGrid(tuple(int(n) for n in image_shape), size, starts, before)
+
+
+def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
+    step = max(int(tile * (1 - overlap)), 1)
+    last = length - tile
+    return (*range(0, last, step), last)

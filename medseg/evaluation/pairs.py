@@ -1,0 +1,141 @@
+"""Which prediction belongs to which reference, and everything that is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg.errors import EvaluationError, MedsegError
+from medseg.evaluation.confusion import present_values
+from medseg.volumes import Grid, Volume, read_label_map, stem_of, suffix_of
+
+Source = str | Path | Mapping[str, str | Path] | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that keeps a case from being evaluated.
+
+    Args:
+        case: its id.
+        rule: which rule is broken, in two or three words.
+        found: the file and the value found.
+        way_out: what to do.
+    """
+
+    case: str
+    rule: str
+    found: str
+    way_out: str
+
+
+def label_maps(source: Source, role: str) -> dict[str, Path]:
+    """Case id → path of the label maps that a folder, one file, several files or a mapping name.
+
+    The id is the file's name without its image suffix, or the mapping's key.
+
+    Raises:
+        EvaluationError: nothing is there, or two files have one id.
+    """
+    if isinstance(source, Mapping):
+        return {str(case): Path(path) for case, path in source.items()}
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.exists():
+            raise EvaluationError(f"{path}: no such {role}; name a folder of label maps or one file")
+        files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [file for file in files if suffix_of(file) and not file.name.startswith(".")]
+    else:
+        files = [Path(item) for item in source]
+    found: dict[str, Path] = {}
+    for file in files:
+        case = stem_of(file)
+        if case in found:
+            raise EvaluationError(
+                f"case {case}: two {role} files, {found[case].name} and {file.name}; keep one of them"
+            )
+        found[case] = file
+    if not found:
+        raise EvaluationError(f"{source}: no {role} with an image suffix (.nii.gz, .nrrd, .mha, .png, …) inside")
+    return found
+
+
+def missing_problems(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> list[Problem]:
+    """The cases that only one side has."""
+    problems = []
+    for case in sorted(set(references) - set(predictions)):
+        problems.append(Problem(case, "prediction missing", f"only {references[case]}", "predict this case"))
+    for case in sorted(set(predictions) - set(references)):
+        problems.append(Problem(case, "reference missing", f"only {predictions[case]}", "add its reference"))
+    return problems
+
+
+def read_pair(
+    case: str, prediction: Path, reference: Path, known: Mapping[int, str] | None
+) -> tuple[tuple[Volume, Volume] | None, list[Problem]]:
+    """Both label maps of a case, or None and all that is wrong with them.
+
+    Args:
+        case: its id.
+        prediction, reference: the files.
+        known: the label values that may occur and their names, background included; None allows any.
+    """
+    problems, volumes = [], []
+    for path in (prediction, reference):
+        try:
+            volume = read_label_map(path)
+        except MedsegError as error:
+            problems.append(_unreadable(case, path, error))
+            continue
+        volumes.append(volume)
+        problems += _unknown_labels(case, path, volume, known)
+    if len(volumes) == 2:
+        problems += _grid_problems(case, prediction, volumes[0].grid, volumes[1].grid)
+    return (None if problems else (volumes[0], volumes[1])), problems
+
+
+def _unreadable(case: str, path: Path, error: MedsegError) -> Problem:
+    found, _, way_out = str(error).partition(";")
+    return Problem(case, "unreadable file", found, way_out.strip() or f"replace {path.name}")
+
+
+def _unknown_labels(case: str, path: Path, volume: Volume, known: Mapping[int, str] | None) -> list[Problem]:
+    if known is None:
+        return []
+    unknown = [int(value) for value in present_values(volume.array.ravel(order="K")) if int(value) not in known]
+    if not unknown:
+        return []
+    voxels = [int(np.count_nonzero(volume.array == value)) for value in unknown[:5]]
+    shown = ", ".join(f"{value} ({count} voxels)" for value, count in zip(unknown, voxels, strict=False))
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return [
+        Problem(
+            case, "unknown label", f"{path}: {shown}{more}", f"known are {sorted(known)}; correct the file or labels"
+        )
+    ]
+
+
+def _grid_problems(case: str, path: Path, prediction: Grid, reference: Grid) -> list[Problem]:
+    if prediction.shape != reference.shape:
+        found = f"{path}: shape {prediction.shape}, reference {reference.shape}"
+        return [Problem(case, "different grid", found, "resample to the reference's grid")]
+    displacement_mm = prediction.corner_displacement_mm(reference)
+    limit_mm = 0.5 * min(reference.spacing)
+    if displacement_mm <= limit_mm:
+        return []
+    found = f"{path}: corners {displacement_mm:.3g} mm from the reference's, at most {limit_mm:.3g} mm (half a voxel)"
+    return [Problem(case, "different grid", found, "correct the header or resample to the reference's grid")]
+
+
+def problem_text(problems: Sequence[Problem], num_cases: int) -> str:
+    """All problems as lines of plain text under a count of them."""
+    cases = len({problem.case for problem in problems})
+    head = (
+        f"{len(problems)} problems in {cases} of {num_cases} cases, nothing evaluated; --allow-missing leaves them out"
+    )
+    widths = [max(len(getattr(problem, column)) for problem in problems) for column in ("case", "rule")]
+    lines = [f"  {p.case:<{widths[0]}}  {p.rule:<{widths[1]}}  {p.found}; {p.way_out}" for p in problems]
+    return "\n".join([head, *lines])

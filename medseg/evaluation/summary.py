@@ -1,0 +1,123 @@
+"""summary.json: per case, then per class, then the unweighted class mean."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medseg.evaluation.case import LabelScore
+from medseg.evaluation.metrics import DICE, Metric
+from medseg.evaluation.policy import Outcome
+from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, median
+
+SCHEMA_VERSION = 1
+DISTANCES = ("hd95_mm", "assd_mm")
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+def summarise(rows: Sequence[LabelScore], metrics: Sequence[Metric], bootstrap: ClusterBootstrap) -> dict[str, Any]:
+    """The statistics part of summary.json: `labels`, `class_mean`, `outcomes`, `cases` and `percentile_cases`."""
+    by_label: dict[str, list[LabelScore]] = {}
+    for row in rows:
+        by_label.setdefault(row.label, []).append(row)
+    return {
+        "metrics": [
+            {"name": metric.name, "title": metric.title, "unit": metric.unit, "better": metric.better}
+            for metric in metrics
+        ],
+        "interval_level": LEVEL,
+        "outcomes": outcome_counts(rows),
+        "class_mean": {metric.name: estimate_json(class_mean(by_label, metric, bootstrap)) for metric in metrics},
+        "labels": {label: _label_summary(members, metrics, bootstrap) for label, members in by_label.items()},
+        "cases": worst_first(rows),
+        "percentile_cases": percentile_cases(rows),
+    }
+
+
+def class_mean(by_label: Mapping[str, Sequence[LabelScore]], metric: Metric, bootstrap: ClusterBootstrap) -> Estimate:
+    """Unweighted mean over labels of each label's mean over cases."""
+    return bootstrap.mean_of_means([columns(members, metric.name) for members in by_label.values()])
+
+
+def columns(rows: Sequence[LabelScore], metric: str) -> tuple[list[float], list[str]]:
+    """A metric's counted values and the patients they are of."""
+    return [row.values[metric] for row in rows], [row.patient for row in rows]
+
+
+def outcome_counts(rows: Sequence[LabelScore]) -> dict[str, int]:
+    """How often each outcome occurred, zeros included."""
+    counts = Counter(row.outcome for row in rows)
+    return {outcome.value: counts[outcome] for outcome in Outcome}
+
+
+def _label_summary(
+    rows: Sequence[LabelScore], metrics: Sequence[Metric], bootstrap: ClusterBootstrap
+) -> dict[str, Any]:
+    summary: dict[str, Any] = {"outcomes": outcome_counts(rows)}
+    for metric in metrics:
+        values, patients = columns(rows, metric.name)
+        summary[metric.name] = {
+            "mean": estimate_json(bootstrap.mean(values, patients)),
+            "median": estimate_json(median(values, patients)),
+        }
+        if metric.name in DISTANCES:
+            detected = [row for row in rows if row.outcome in (Outcome.DETECTED, Outcome.DISJOINT)]
+            summary[metric.name]["median_detected"] = estimate_json(median(*columns(detected, metric.name)))
+    return summary
+
+
+def estimate_json(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as JSON: null where there is no number."""
+    return {
+        "value": number(estimate.value),
+        "low": number(estimate.low),
+        "high": number(estimate.high),
+        "n": estimate.n,
+        "patients": estimate.patients,
+        "few": estimate.is_few,
+    }
+
+
+def number(value: float) -> float | None:
+    """A finite number as it is, anything else as null, which is what JSON has for it."""
+    return float(value) if math.isfinite(value) else None
+
+
+def case_dice_means(rows: Sequence[LabelScore]) -> dict[str, float]:
+    """Each case's mean Dice over its labels that count; NaN where all of them are correct absences."""
+    grouped: dict[str, list[float]] = {}
+    for row in rows:
+        grouped.setdefault(row.case, []).append(row.values[DICE.name])
+    return {
+        case: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan for case, values in grouped.items()
+    }
+
+
+def worst_first(rows: Sequence[LabelScore]) -> list[dict[str, Any]]:
+    """Every case with its mean Dice, misses and false alarms: cases with misses first, then by Dice, worst on top."""
+    missed = Counter(row.case for row in rows if row.outcome in (Outcome.MISSED, Outcome.DISJOINT))
+    spurious = Counter(row.case for row in rows if row.outcome is Outcome.SPURIOUS)
+    patients = {row.case: row.patient for row in rows}
+    cases = [
+        {
+            "case": case,
+            "patient": patients[case],
+            "dice": number(mean),
+            "missed": missed[case],
+            "spurious": spurious[case],
+        }
+        for case, mean in case_dice_means(rows).items()
+    ]
+    return sorted(cases, key=lambda c: (-c["missed"], math.inf if c["dice"] is None else c["dice"], c["case"]))
+
+
+def percentile_cases(rows: Sequence[LabelScore]) -> dict[str, str]:
+    """The cases that lie at the 5th, 25th, 50th, 75th and 95th percentile of mean Dice."""
+    ranked = sorted((mean, case) for case, mean in case_dice_means(rows).items() if math.isfinite(mean))
+    if not ranked:
+        return {}
+    return {str(percent): ranked[round(percent / 100 * (len(ranked) - 1))][1] for percent in PERCENTILES}

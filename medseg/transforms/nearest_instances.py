@@ -53,7 +53,7 @@ class _Code:
 
 
 def two_nearest_distances(
-    instances: np.ndarray, where: np.ndarray, sampling: Sequence[float], reach: float
+    instances: np.ndarray, where: np.ndarray, sampling: Sequence[float] | np.ndarray, reach: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distance from chosen voxels to the nearest and the second-nearest instance, voxel centre to voxel centre.
 
@@ -199,11 +199,11 @@ def _shift_at(
     sources = [
         np.pad(np.moveaxis(a, axis, -1), margin, constant_values=code.nothing).reshape(-1) for a in (first, second)
     ]
-    number = np.full(where.shape, -1)
-    number[where] = np.arange(np.count_nonzero(where))
-    number = np.moveaxis(number, axis, -1).reshape(-1)
-    chosen = np.flatnonzero(number >= 0)
-    number = number[chosen]  # place in the result
+    numbered: np.ndarray = np.full(where.shape, -1)
+    numbered[where] = np.arange(np.count_nonzero(where))
+    numbered = np.moveaxis(numbered, axis, -1).reshape(-1)
+    chosen = np.flatnonzero(numbered >= 0)
+    number = numbered[chosen]  # place in the result
     address = chosen + (2 * (chosen // size) + 1) * num_offsets  # place in the padded sources
     results = [np.empty(len(chosen), code.dtype) for _ in sources]
     half_reach = (radius / 2) ** 2 * code.scale * 2**code.bits
@@ -223,7 +223,8 @@ def _shift_at(
                     break
             scratch = np.empty_like(into[0])
             for neighbour in (at + offset, at - offset):
-                _merge(*into, *(np.take(source, neighbour) + cost for source in sources), code, scratch)
+                other_first, other_second = (np.take(source, neighbour) + cost for source in sources)
+                _merge(into[0], into[1], other_first, other_second, code, scratch)
         for result, value in zip(results, into, strict=True):
             result[place] = value
     return results[0], results[1]

@@ -94,9 +94,14 @@ class Blender:
         starts = self.starts[0]
         return (starts[slab + 1] if slab + 1 < len(starts) else self.shape[0]) - starts[slab]
 
-    def _finish(self, slab: int, row: int) -> FinishedBlock:
+    def _held(self, row: int) -> torch.Tensor:
         block = self.blocks[row]
-        assert block is not None  # the tile just added touched it
+        if block is None:
+            raise RuntimeError(f"tiles were not added in the grid's order: row {row} is finished before it was begun")
+        return block
+
+    def _finish(self, slab: int, row: int) -> FinishedBlock:
+        block = self._held(row)
         planes = self._finished_planes(slab)
         values = block[:-1, :planes].div_(block[-1:, :planes])
         begins = [self.starts[0][slab], self.row_cuts[row], *([0] * (len(self.shape) - 2))]
@@ -113,8 +118,7 @@ class Blender:
 
     def _carry(self, slab: int, row: int) -> None:
         """Keep only the planes that the next slab still adds to."""
-        block = self.blocks[row]
-        assert block is not None  # set when the block was finished
+        block = self._held(row)
         rest = block[:, self._finished_planes(slab) :]
         self.blocks[row] = rest.clone() if rest.shape[1] else None
         self.is_current[row] = False

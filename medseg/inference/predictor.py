@@ -5,18 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from medseg.inference.backend import Precision, TorchBackend
 from medseg.inference.device import choose_device
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.provenance import ModelFacts, record
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
-from medseg.inference.sliding_window import SlidingWindow
+from medseg.inference.streaming import Window, predict_labels
 from medseg.plan import Plan
-from medseg.transforms.restore import RestoreToNative
+from medseg.transforms.label_decision import LabelDecision
 
 
 class Predictor:
@@ -26,8 +27,10 @@ class Predictor:
         network: logits (B, K, *tile) of tiles (B, C, *tile).
         plan: the values the network was trained with.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a torch device.
+        precision: "fp32" or "bf16".
         overlap: fraction of a tile shared with its neighbour; None takes the plan's.
         batch_size: tiles given to the network at once.
+        interpolation: of logits on the way to the native grid, "linear" or "cubic".
         bundle: the bundle's name, for the record beside each result.
         weights_sha256: digests of the weights, for the record.
         on_tiles: called with (tiles done, tiles in all) of the current scan.
@@ -39,22 +42,22 @@ class Predictor:
         plan: Plan,
         device: str | torch.device = "auto",
         *,
+        precision: Precision = "fp32",
         overlap: float | None = None,
         batch_size: int = 1,
+        interpolation: Literal["linear", "cubic"] = "linear",
         bundle: str = "",
         weights_sha256: Sequence[str] = (),
         on_tiles: Callable[[int, int], None] | None = None,
     ) -> None:
         self.plan = plan
-        self.device = choose_device(device)
-        self.network = network.to(self.device).eval()
+        self.backend = TorchBackend(network, choose_device(device), precision)
         self.facts = ModelFacts(bundle, tuple(weights_sha256))
-        self.overlap = plan.overlap if overlap is None else overlap
-        self.inferer = SlidingWindow(
-            plan.tile, self.overlap, plan.blending, batch_size, sw_device=self.device, device="cpu"
+        self.window = Window(
+            tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation
         )
+        self.decision = LabelDecision(plan.label_values, plan.activation)
         self.preprocess = preprocessing(plan)
-        self.restore = RestoreToNative(plan.label_values, plan.activation)
         self.on_tiles = on_tiles
 
     def predict(self, source: Any) -> Segmentation:
@@ -82,18 +85,14 @@ class Predictor:
             image = self.preprocess(scan.to_tensor())
         notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         prepared = perf_counter()
-        with torch.inference_mode():
-            logits = self.inferer(image[None], self.network)[0]
-            predicted = perf_counter()
-            labels = self.restore(logits, image.meta)
-        seconds = {
-            "read": read_seconds,
-            "preprocess": prepared - started,
-            "predict": predicted - prepared,
-            "restore": perf_counter() - predicted,
-        }
+        grid = scan.reference.grid
+        labels = predict_labels(
+            image.as_tensor(), image.affine, grid.affine, grid.shape, self.backend, self.decision, self.window,
+            self.backend.head_weight, self.backend.head_bias, on_tiles=self.on_tiles,
+        )  # fmt: skip
+        seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
         provenance = record(self.plan, self.facts, self._settings(), [v.name for v in scan.channels], seconds, notes)
-        return Segmentation(labels[0].numpy(), dict(self.plan.labels), scan.reference, provenance)
+        return Segmentation(labels.numpy(), dict(self.plan.labels), scan.reference, provenance)
 
     def identity(self, sources: Sequence[str]) -> dict[str, Any]:
         """The part of a result's record that must be equal for the result to be taken as finished."""
@@ -106,11 +105,11 @@ class Predictor:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "backend": "torch",
-            "device": str(self.device),
-            "precision": "fp32",
-            "tile": list(self.plan.tile),
-            "overlap": self.overlap,
-            "blending": self.plan.blending,
-            "interpolation": "linear",
+            "backend": self.backend.name,
+            "device": str(self.backend.device),
+            "precision": self.backend.precision,
+            "tile": list(self.window.tile),
+            "overlap": self.window.overlap,
+            "blending": self.window.blending,
+            "interpolation": self.window.interpolation,
         }

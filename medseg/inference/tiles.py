@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from medseg.errors import ShapeError
+from medseg.transforms.resample import longest_first
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TileGrid:
     @property
     def axis_order(self) -> tuple[int, ...]:
         """Axes from the longest to the shortest: the order of visiting, which makes unfinished slabs smallest."""
-        return tuple(sorted(range(len(self.tile)), key=lambda axis: (-self.padded_shape[axis], axis)))
+        return longest_first(self.image_shape)
 
     def visit(self) -> Iterator[tuple[int, ...]]:
         """Index of every tile a axis, in `axis_order`: the first of them slowest."""

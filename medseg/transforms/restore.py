@@ -16,65 +16,12 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import MetaKeys
 
-from medseg.errors import GeometryError, ShapeError
+from medseg.errors import GeometryError
 from medseg.transforms.grid_map import map_grids
-from medseg.transforms.resample import Resampler, SeparableResampler, ShearedResampler
-
-SLAB_VOXELS = 1 << 20
-
-
-class LabelDecision:
-    """Turns logits into label values, one class at a time: no array of classes × voxels is needed.
-
-    softmax: the label of the largest logit, the first of equals. sigmoid: the label of the last region whose
-    logit is positive (probability above one half), background elsewhere; regions come in the order of the labels.
-
-    Args:
-        label_values: value of each label in label maps, background first.
-        activation: "softmax" (one logit a label) or "sigmoid" (one logit a label but the background).
-    """
-
-    def __init__(self, label_values: Sequence[int], activation: Literal["softmax", "sigmoid"] = "softmax") -> None:
-        if activation not in ("softmax", "sigmoid"):
-            raise ValueError(f"activation must be softmax or sigmoid, found {activation!r}")
-        self.label_values = [int(v) for v in label_values]
-        self.activation = activation
-        self.dtype = smallest_label_dtype(max(self.label_values))
-
-    @property
-    def num_channels(self) -> int:
-        """How many logits a voxel the decision needs."""
-        return len(self.label_values) - (self.activation == "sigmoid")
-
-    def check(self, num_channels: int) -> None:
-        """Raise ShapeError where the network has another number of channels."""
-        if num_channels != self.num_channels:
-            raise ShapeError(
-                f"{len(self.label_values)} label values with {self.activation} need {self.num_channels} channels of "
-                f"logits, found {num_channels}"
-            )
-
-    def start(self, shape: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The labels and the best logit so far, before any class was seen."""
-        return torch.full(tuple(shape), self.label_values[0], dtype=self.dtype, device=device), None
-
-    def see(
-        self, state: tuple[torch.Tensor, torch.Tensor | None], channel: int, logits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Take one class's logits (same shape as the labels) into account."""
-        labels, best = state
-        if self.activation == "sigmoid":
-            labels.masked_fill_(logits > 0, self.label_values[channel + 1])
-            return labels, None
-        if best is None:
-            return labels, logits.clone()
-        labels.masked_fill_(logits > best, self.label_values[channel])
-        return labels, torch.maximum(best, logits, out=best)
-
-
-def smallest_label_dtype(largest: int) -> torch.dtype:
-    """The smallest integer type that holds labels up to `largest`."""
-    return torch.uint8 if largest < 2**8 else torch.int16 if largest < 2**15 else torch.int32
+from medseg.transforms.label_decision import LabelDecision
+from medseg.transforms.label_tail import LabelTail
+from medseg.transforms.resample import INTERPOLATIONS, SeparableResampler
+from medseg.transforms.sheared import restore_sheared
 
 
 class RestoreToNative(Transform):
@@ -107,6 +54,9 @@ class RestoreToNative(Transform):
         self.interpolation = interpolation
         self.native_affine_key = native_affine_key
         self.native_shape_key = native_shape_key
+        LabelDecision(label_values or [0], activation)  # refuse wrong values before any work is done
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be linear or cubic, found {interpolation!r}")
 
     def __call__(self, logits: torch.Tensor, meta: Mapping[str, Any] | None = None) -> torch.Tensor:
         """Restore one case.
@@ -191,33 +141,17 @@ def restore_labels(
     interpolation: Literal["linear", "cubic"] = "linear",
 ) -> torch.Tensor:
     """Labels (native shape) of logits (C, *model grid), decided a slab at a time."""
-    resampler = resampler_between(model_affine, logits.shape[1:], native_affine, native_shape, interpolation)
-    labels = torch.empty(tuple(native_shape), dtype=decision.dtype, device=logits.device)
-    plane = max(1, labels.numel() // max(1, labels.shape[resampler.slab_axis]))
-    thickness = max(1, SLAB_VOXELS // plane)
-    origin = (0,) * (logits.ndim - 1)
-    for start in range(0, labels.shape[resampler.slab_axis], thickness):
-        region = [slice(0, n) for n in native_shape]
-        region[resampler.slab_axis] = slice(start, min(start + thickness, labels.shape[resampler.slab_axis]))
-        state = decision.start([r.stop - r.start for r in region], logits.device)
-        for channel in range(logits.shape[0]):
-            state = decision.see(state, channel, resampler(logits[channel : channel + 1], origin, region)[0])
-        labels[tuple(region)] = state[0]
-    return labels
-
-
-def resampler_between(
-    model_affine: Any,
-    model_shape: Sequence[int],
-    native_affine: Any,
-    native_shape: Sequence[int],
-    interpolation: Literal["linear", "cubic"] = "linear",
-) -> Resampler:
-    """The cheapest exact way from the model grid to the native grid."""
-    grid_map = map_grids(model_affine, model_shape, native_affine, native_shape)
+    decision.check(logits.shape[0])
+    logits = logits.float()
+    grid_map = map_grids(model_affine, logits.shape[1:], native_affine, native_shape)
     if grid_map is None:
-        return ShearedResampler(model_affine, model_shape, native_affine, native_shape)
-    return SeparableResampler(grid_map, interpolation)
+        return restore_sheared(logits, model_affine, native_affine, native_shape, decision)
+    resampler = SeparableResampler(grid_map, interpolation)
+    labels = torch.empty(tuple(native_shape), dtype=decision.dtype, device=logits.device)
+    block = logits.permute(0, *(axis + 1 for axis in resampler.axis_order))
+    region = [slice(0, native_shape[axis]) for axis in resampler.native_axes]
+    LabelTail(resampler, decision)(block, (0,) * len(region), region, labels)
+    return labels
 
 
 RestoreToNativeD = RestoreToNativeDict = RestoreToNatived

@@ -1,0 +1,109 @@
+"""Predict, blend and restore in one sweep: native labels without classes × volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from medseg.errors import ShapeError
+from medseg.inference.blending import importance_map
+from medseg.inference.merging import merge_tiles
+from medseg.inference.native_assembly import NativeAssembly
+from medseg.inference.tiles import TileGrid, lay_tiles
+from medseg.transforms.grid_map import map_grids
+from medseg.transforms.label_decision import LabelDecision
+from medseg.transforms.label_tail import LabelTail, Observer, apply_head
+from medseg.transforms.resample import SeparableResampler
+from medseg.transforms.sheared import restore_sheared
+
+
+@dataclass(frozen=True)
+class Window:
+    """How an image is cut into tiles and put together again.
+
+    Args:
+        tile: in voxels, one size an axis.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1).
+        blending: weights of a tile's voxels.
+        batch_size: tiles given to the network at once.
+        interpolation: from the model grid to the native grid.
+        device: where tiles are blended and restored.
+    """
+
+    tile: tuple[int, ...]
+    overlap: float = 0.5
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    batch_size: int = 1
+    interpolation: Literal["linear", "cubic"] = "linear"
+    device: str = "cpu"
+
+    def over(self, shape: Sequence[int]) -> TileGrid:
+        """The tiles over an image of that shape."""
+        return lay_tiles(shape, self.tile, self.overlap)
+
+
+def predict_labels(
+    image: torch.Tensor,
+    model_affine: Any,
+    native_affine: Any,
+    native_shape: Sequence[int],
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    decision: LabelDecision,
+    window: Window,
+    head_weight: torch.Tensor | None = None,
+    head_bias: torch.Tensor | None = None,
+    observers: Sequence[Observer] = (),
+    on_tiles: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
+    """Labels on the native grid of an image on the model grid.
+
+    Args:
+        image: (C, *model grid).
+        model_affine: voxel index to mm of the model grid.
+        native_affine: voxel index to mm of the native grid.
+        native_shape: its shape.
+        predict: tiles (B, C, *tile) to values (B, K, *tile).
+        decision: from logits to label values.
+        window: tiles and blending.
+        head_weight: (classes, K) still to be applied to the values; None where they are logits.
+        head_bias: (classes,) of the head.
+        observers: see every logit on the native grid.
+        on_tiles: called with (tiles done, tiles in all).
+
+    Returns:
+        (*native shape) integers on the CPU.
+    """
+    grid = window.over(image.shape[1:])
+    weight = importance_map(grid.tile, window.blending, torch.device(window.device))
+    done = 0
+
+    def count(tiles: int) -> None:
+        nonlocal done
+        done += tiles
+        if on_tiles is not None:
+            on_tiles(done, grid.num_tiles)
+
+    blocks = merge_tiles(image, grid, weight, predict, window.batch_size, on_tiles=count)
+    grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
+    head = [None if part is None else part.to(window.device) for part in (head_weight, head_bias)]
+    if grid_map is None:
+        if observers:
+            raise ShapeError("probabilities and uncertainty are not offered for sheared scans (gantry tilt)")
+        logits: torch.Tensor | None = None
+        for block in blocks:
+            values = block.values if head[0] is None else apply_head(block.values, head[0], head[1])
+            if logits is None:
+                logits = values.new_empty(values.shape[0], *grid.image_shape)
+            logits[(slice(None), *block.region)] = values
+        assert logits is not None  # there is always at least one tile
+        decision.check(logits.shape[0])
+        return restore_sheared(logits, model_affine, native_affine, native_shape, decision).cpu()
+    resampler = SeparableResampler(grid_map, window.interpolation)
+    out = torch.empty(tuple(native_shape), dtype=decision.dtype)
+    assembly = NativeAssembly(LabelTail(resampler, decision, *head, observers=observers), out)
+    for block in blocks:
+        assembly.add(block)
+    return out

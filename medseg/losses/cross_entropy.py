@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from medseg.errors import ShapeError
-from medseg.losses.target import Regions, check_shapes, class_index, membership, plain, voxel_weight
+from medseg.losses.target import Regions, checked_label, class_index, membership, plain, voxel_weight
 
 
 class WeightedCrossEntropyLoss(nn.Module):
@@ -59,14 +59,13 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.denominator = denominator
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        logits, label = plain(logits), plain(label)
-        check_shapes(logits, label, self.regions)
+        logits, label = plain(logits), checked_label(logits, label, self.regions)
         if self.class_weight is not None and len(self.class_weight) != logits.shape[1]:
             raise ShapeError(
                 f"class_weight has {len(self.class_weight)} numbers, logits have {logits.shape[1]} channels"
             )
         with torch.autocast(logits.device.type, enabled=False):
-            weights = voxel_weight(label, None if weight is None else plain(weight), self.ignore_label)
+            weights = voxel_weight(label, weight, self.ignore_label)
             errors, weights = self._errors(logits.float(), label, weights)
             axes = tuple(range(1, errors.ndim))
             sums = (errors * weights).sum(axes)
@@ -81,7 +80,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         """Unweighted errors and their weights, of one shape: (B, …), or (B, regions, …)."""
         per_class = None if self.class_weight is None else self.class_weight.to(logits.device)
         if self.regions is None:
-            index = class_index(label, logits.shape[1], self.ignore_label)[:, 0]
+            index = class_index(label, weights, logits.shape[1])[:, 0]
             weights = weights[:, 0] if per_class is None else weights[:, 0] * per_class[index]
             return F.cross_entropy(logits, index, reduction="none"), weights
         target = membership(label, logits.shape[1], self.regions).to(logits.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from medseg.losses.cross_entropy import WeightedCrossEntropyLoss
-from medseg.losses.target import Regions, check_shapes, class_index, membership, plain, voxel_weight
+from medseg.losses.target import Regions, checked_label, class_index, membership, plain, voxel_weight
 
 
 class WeightedDiceCELoss(nn.Module):
@@ -57,14 +57,14 @@ class WeightedDiceCELoss(nn.Module):
 
     def dice(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """The Dice term alone."""
-        logits, label = plain(logits), plain(label)
         regions, ignore_label = self.cross_entropy.regions, self.cross_entropy.ignore_label
-        check_shapes(logits, label, regions)
+        logits, label = plain(logits), checked_label(logits, label, regions)
         with torch.autocast(logits.device.type, enabled=False):
-            mask = voxel_weight(label, None if weight is None else plain(weight), ignore_label) > 0
+            weights = voxel_weight(label, weight, ignore_label)
+            mask = weights > 0
             if regions is None:
                 probabilities = logits.float().softmax(1)
-                label = class_index(label, logits.shape[1], ignore_label)
+                label = class_index(label, weights, logits.shape[1])
             else:
                 probabilities = logits.float().sigmoid()
             target = (membership(label, logits.shape[1], regions) & mask).to(probabilities.dtype)

@@ -17,7 +17,7 @@ _HOMES = {
 } | {
     "VoxelIndex": "voxel_index",
     "boundary_weight_map": "boundary_weight",
-    "normalization_for_modality": "intensity",
+    "normalization_for_modality": "intensity_scheme",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,20 +1,23 @@
 """Random training patches centred on chosen labels, at the cost of copying the patch."""
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.meta_obj import get_track_meta
 from monai.transforms import MapTransform, Randomizable
 from monai.transforms.traits import MultiSampleTrait
 from monai.utils import ImageMetaKey
 
 from medseg.errors import ShapeError
+from medseg.transforms.case import case_name
+from medseg.transforms.patch import crop_patch
 from medseg.transforms.voxel_index import VoxelIndex
 
 Ratios = Sequence[float] | Mapping[Any, float] | None
@@ -60,13 +63,17 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
         self.starts: list[tuple[int, ...]] = []
         self.labels: list[int] = []
         self.size: tuple[int, ...] = ()
+        self.shape: tuple[int, ...] = ()
 
-    def randomize(self, index: VoxelIndex, case: str = "") -> None:
-        """Draw the patches: sets `starts` (first voxel, negative where padded), `labels` (-1 = fallback) and `size`."""
-        self.size = _patch_size(self.spatial_size, index.shape)
+    def randomize(self, index: VoxelIndex, img: Any = None) -> None:
+        """Draw the patches: sets `starts` (first voxel, negative where padded), `labels` (-1 = fallback) and `size`.
+
+        `img` only names the case in a warning.
+        """
+        self.shape, self.size = index.shape, _patch_size(self.spatial_size, index.shape)
         self.starts, self.labels = [], []
         for _ in range(self.num_samples):
-            label, centre = self._draw(index, case)
+            label, centre = self._draw(index, img)
             self.labels.append(label)
             self.starts.append(
                 tuple(
@@ -75,7 +82,7 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
                 )
             )
 
-    def _draw(self, index: VoxelIndex, case: str) -> tuple[int, tuple[int, ...]]:
+    def _draw(self, index: VoxelIndex, img: Any) -> tuple[int, tuple[int, ...]]:
         wanted = dict.fromkeys(index.labels, 1.0) if self.ratios is None else self.ratios
         if wanted:
             label = _choose(self.R, wanted)
@@ -83,8 +90,8 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
                 return label, index.position(label, int(self.R.randint(count, dtype=np.int64)))
             if not self.num_fallbacks:
                 warnings.warn(
-                    f"{case or 'a case'} has no voxel of label {label}, which ratios ask for: its patch is centred "
-                    "anywhere instead (warned once; see num_fallbacks and the patches' crop_label)",
+                    f"{case_name(img) or 'a case'} has no voxel of label {label}, which ratios ask for: its patch is "
+                    "centred anywhere instead (warned once; see num_fallbacks and the patches' crop_label)",
                     stacklevel=2,
                 )
         self.num_fallbacks += 1
@@ -105,12 +112,18 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
         """Cut the patches out of `img` (C, …), after drawing them from `index` or from `label` (1, …) itself."""
         if randomize:
             index = _checked_index(index, img if label is None else label, allowed)
-            self.randomize(index, case_name(img))
+            self.randomize(index, img)
+        return self.cut(img, self.padding_value)
+
+    def cut(self, img: Any, padding_value: float) -> list[torch.Tensor]:
+        """The patches drawn last, of `img`."""
+        shape = tuple((img.as_tensor() if isinstance(img, MetaTensor) else img).shape[1:])
+        if shape != self.shape:
+            where = case_name(img) or "image"
+            raise ShapeError(f"{where} must have the label map's spatial shape {self.shape}, found {shape}")
         return [
-            crop_patch(
-                img, start, self.size, self.padding_value, {"crop_label": label_drawn, ImageMetaKey.PATCH_INDEX: i}
-            )
-            for i, (start, label_drawn) in enumerate(zip(self.starts, self.labels, strict=True))
+            crop_patch(img, start, self.size, padding_value, {"crop_label": label, ImageMetaKey.PATCH_INDEX: i})
+            for i, (start, label) in enumerate(zip(self.starts, self.labels, strict=True))
         ]
 
 
@@ -176,8 +189,7 @@ class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
         label = data.get(self.label_key)
         allowed = None if self.allowed_key is None else data[self.allowed_key]
         index = _checked_index(data.get(self.index_key), label, allowed)
-        first = next((data[key] for key in self.key_iterator(dict(data))), label)
-        self.cropper.randomize(index, case_name(first))
+        self.cropper.randomize(index, next((data[key] for key in self.keys if key in data), label))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         self.randomize(data)
@@ -185,70 +197,20 @@ class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
         if self.allowed_key in self.keys:
             d[self.allowed_key] = data[self.allowed_key]
         samples: list[dict[Hashable, Any]] = [
-            {key: None if key in self.keys else deepcopy(value) for key, value in d.items()}
+            {key: value if key in self.keys else deepcopy(value) for key, value in d.items()}
             for _ in range(self.cropper.num_samples)
         ]
         for key, padding_value in self.key_iterator(d, self.padding_values):
-            self.cropper.padding_value = padding_value
-            for sample, patch in zip(samples, self.cropper(d[key], randomize=False), strict=True):
+            for sample, patch in zip(samples, self.cropper.cut(d[key], padding_value), strict=True):
                 sample[key] = patch
         return samples
 
 
-def crop_patch(
-    image: Any,
-    start: Sequence[int],
-    size: Sequence[int],
-    padding_value: float = 0.0,
-    meta: Mapping[str, Any] | None = None,
-) -> torch.Tensor:
-    """Copy the patch of (C, …) whose first voxel is `start`; voxels outside the image hold `padding_value`.
-
-    Returns:
-        (C, *size), contiguous, never sharing memory with `image`; a MetaTensor (affine moved to the patch's first
-        voxel, `meta` added) unless meta data are not tracked.
-    """
-    extents = tuple(image.shape[1:])
-    if len(extents) != len(size):
-        raise ShapeError(
-            f"image must have {len(size)} spatial axes after the channels, found shape {tuple(image.shape)}"
-        )
-    inside = tuple(slice(max(s, 0), min(s + n, extent)) for s, n, extent in zip(start, size, extents, strict=True))
-    source = image.as_tensor() if isinstance(image, MetaTensor) else image
-    view = source[(slice(None), *inside)]
-    piece = view.clone(memory_format=torch.contiguous_format) if isinstance(view, torch.Tensor) else _as_tensor(view)
-    if tuple(piece.shape[1:]) != tuple(size):
-        padded = piece.new_full((piece.shape[0], *size), padding_value)
-        padded[
-            (slice(None), *(slice(max(-s, 0), max(-s, 0) + n) for s, n in zip(start, piece.shape[1:], strict=True)))
-        ] = piece
-        piece = padded
-    if not get_track_meta():
-        return piece
-    patch = MetaTensor(piece)
-    if isinstance(image, MetaTensor):
-        patch.copy_meta_from(image)
-    affine = patch.affine.clone()
-    affine[:-1, -1] += affine[:-1, : len(size)] @ torch.as_tensor(start, dtype=affine.dtype)
-    patch.affine = affine
-    patch.meta.update(meta or {})
-    return patch
-
-
-def case_name(image: Any) -> str:
-    """The file an image came from, where its meta data say so."""
-    return str(image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")) if isinstance(image, MetaTensor) else ""
-
-
-def _as_tensor(view: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(view, order="C", subok=False))
-
-
 def _choose(state: np.random.RandomState, odds: Mapping[int, float]) -> int:
-    """One key of `odds`, with probability in proportion to its value."""
-    labels = list(odds)
-    cumulative = np.cumsum(list(odds.values()))
-    return labels[int(cumulative.searchsorted(state.random_sample() * cumulative[-1], side="right"))]
+    """One key of `odds`, with probability in proportion to its value (all positive)."""
+    cumulative = list(accumulate(odds.values()))
+    rank = bisect_right(cumulative, state.random_sample() * cumulative[-1])
+    return list(odds)[min(rank, len(cumulative) - 1)]  # rounding may reach the very end
 
 
 def _checked_index(index: VoxelIndex | None, label: Any, allowed: Any) -> VoxelIndex:

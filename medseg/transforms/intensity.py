@@ -3,42 +3,20 @@
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
 from monai.transforms import InvertibleTransform, MapTransform
-from monai.utils import ImageMetaKey, TraceKeys, convert_to_tensor
+from monai.utils import TraceKeys, convert_to_tensor
 
-from medseg.errors import PlanError, ShapeError
-
-# scheme → (required parameters, optional parameters with their defaults)
-_SCHEMES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "z_score": ((), {"mean": None, "std": None, "foreground": "all"}),
-    "ct": (("lower", "upper", "mean", "std"), {}),
-    "percentile": (
-        (),
-        {"lower": 0.5, "upper": 99.5, "out_min": 0.0, "out_max": 1.0, "clip": True, "foreground": "all"},
-    ),
-    "window": (("lower", "upper"), {"out_min": 0.0, "out_max": 1.0, "clip": True}),
-    "none": ((), {}),
-}
+from medseg.errors import ShapeError
+from medseg.transforms.case import case_name
+from medseg.transforms.intensity_scheme import ChannelScaling, checked_scheme, scaling_of
 
 Normalization = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class ChannelScaling:
-    """y = (min(max(x, lower), upper) − shift) / scale: what a scheme comes to for one channel of one image."""
-
-    shift: float = 0.0
-    scale: float = 1.0
-    lower: float = -math.inf
-    upper: float = math.inf
 
 
 class NormalizeIntensityByModality(InvertibleTransform):
@@ -56,9 +34,9 @@ class NormalizeIntensityByModality(InvertibleTransform):
     * `window`: the fixed window [`lower`, `upper`] becomes [`out_min`, `out_max`]; `clip` = true.
     * `none`: nothing but the conversion to float32.
 
-    A constant channel comes out as zeros (`percentile`: `out_min`). Voxels that are NaN take no part in statistics and
-    become the considered voxels' mean; ±inf become the largest and smallest finite voxel. Both are said in a warning
-    that names the file.
+    A constant channel comes out as zeros (`percentile`: `out_min`). NaN and ±inf take no part in statistics; NaN
+    becomes the mean (`z_score`), the lower bound (`ct`, `percentile`, `window`) or 0 (`none`), ±inf the largest and
+    smallest finite voxel. A warning that names the file says so.
 
     `inverse` undoes the affine part; clipped voxels come back as the bounds.
 
@@ -73,25 +51,26 @@ class NormalizeIntensityByModality(InvertibleTransform):
     def __init__(self, normalization: Normalization) -> None:
         self.is_shared = isinstance(normalization, Mapping)
         entries = [normalization] if isinstance(normalization, Mapping) else list(normalization)
-        self.normalization = [_checked_scheme(entry, channel) for channel, entry in enumerate(entries)]
+        self.normalization = [checked_scheme(entry, channel) for channel, entry in enumerate(entries)]
 
     def scalings(self, img: torch.Tensor, mask: torch.Tensor | None = None, case: str = "") -> list[ChannelScaling]:
         """The scaling of every channel of (C, …), before NaN and inf are replaced."""
         entries = self.normalization * img.shape[0] if self.is_shared else self.normalization
         if len(entries) != img.shape[0]:
             raise ShapeError(
-                f"{case or 'image'}: normalization is given for {len(entries)} channels, found {img.shape[0]}"
+                f"{case or 'image'}: normalization is given for {len(entries)} channels, found {tuple(img.shape)}: "
+                "the channel axis comes first"
             )
-        return [_scaling(img[c], entry, mask, f"{case or 'image'} channel {c}") for c, entry in enumerate(entries)]
+        return [scaling_of(img[c], entry, mask, f"{case or 'image'} channel {c}") for c, entry in enumerate(entries)]
 
     def __call__(self, img: Any, mask: Any = None) -> torch.Tensor:
         """Normalise (C, …); `mask` (1, …), non-zero inside, for schemes whose foreground is `mask`."""
-        case = str(img.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")) if isinstance(img, MetaTensor) else ""
+        case = case_name(img)
         source = _plain(img).to(torch.float32)
         scalings = self.scalings(source, None if mask is None else _plain(mask)[0], case)
         channels = []
         for c, scaling in enumerate(scalings):
-            x = _finite(source[c], scaling.shift, f"{case or 'image'} channel {c}")
+            x = _finite(source[c], scaling.fill, f"{case or 'image'} channel {c}")
             if math.isfinite(scaling.lower) or math.isfinite(scaling.upper):
                 x = x.clamp(scaling.lower, scaling.upper)
             channels.append((x - scaling.shift) / scaling.scale)
@@ -149,110 +128,8 @@ class NormalizeIntensityByModalityd(MapTransform, InvertibleTransform):
         return d
 
 
-def normalization_for_modality(modality: str, fingerprint: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The scheme a modality is normalised with when nobody says otherwise.
-
-    Args:
-        modality: `CT` (any case) takes the data set's values; `probability` and `mask` stay as they are; all else,
-            MR included, is z-scored image by image.
-        fingerprint: for CT, the data set's foreground `percentile_00_5`, `percentile_99_5`, `mean` and `std` in HU.
-
-    Raises:
-        PlanError: CT without these values.
-    """
-    if modality.strip().lower() in ("ct", "cbct"):
-        needed = {"lower": "percentile_00_5", "upper": "percentile_99_5", "mean": "mean", "std": "std"}
-        missing = [name for name in needed.values() if name not in (fingerprint or {})]
-        if fingerprint is None or missing:
-            raise PlanError(
-                f"CT is normalised with its data set's values, missing {missing}: compute a fingerprint first"
-            )
-        return {"scheme": "ct", **{ours: float(fingerprint[theirs]) for ours, theirs in needed.items()}}
-    if modality.strip().lower() in ("probability", "mask", "none"):
-        return {"scheme": "none"}
-    return {"scheme": "z_score"}
-
-
 def _plain(array: Any) -> torch.Tensor:
     return array.as_tensor() if isinstance(array, MetaTensor) else convert_to_tensor(array)
-
-
-def _checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
-    """The entry with its defaults, or an error that says what is wrong with it."""
-    where = f"normalization of channel {channel}"
-    parameters = dict(entry)
-    scheme = parameters.pop("scheme", None)
-    if scheme not in _SCHEMES:
-        raise PlanError(f"{where}: scheme must be one of {', '.join(_SCHEMES)}, found {scheme!r}")
-    required, defaults = _SCHEMES[scheme]
-    missing = [name for name in required if parameters.get(name) is None]
-    unknown = sorted(set(parameters) - set(required) - set(defaults))
-    if missing or unknown:
-        raise PlanError(f"{where}: {scheme} takes {[*required, *defaults]}; missing {missing}, unknown {unknown}")
-    checked = {**defaults, **parameters}
-    if "lower" in checked and not checked["lower"] < checked["upper"]:
-        raise PlanError(f"{where}: lower must be below upper, found {checked['lower']} and {checked['upper']}")
-    if checked.get("std") is not None and not checked["std"] > 0:
-        raise PlanError(f"{where}: std must be positive, found {checked['std']}")
-    if (checked.get("mean") is None) != (checked.get("std") is None):
-        raise PlanError(f"{where}: give mean and std together, or neither")
-    if checked.get("foreground", "all") not in ("all", "nonzero", "mask"):
-        raise PlanError(f"{where}: foreground must be all, nonzero or mask, found {checked['foreground']!r}")
-    return {"scheme": scheme, **checked}
-
-
-def _scaling(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | None, where: str) -> ChannelScaling:
-    scheme = entry["scheme"]
-    if scheme == "none":
-        return ChannelScaling()
-    if scheme == "ct":
-        return ChannelScaling(entry["mean"], entry["std"], entry["lower"], entry["upper"])
-    if scheme == "window":
-        return _rescaling(entry["lower"], entry["upper"], entry)
-    if scheme == "z_score" and entry["mean"] is not None:
-        return ChannelScaling(entry["mean"], entry["std"])
-    considered = _considered(x, entry["foreground"], mask, where)
-    if considered.numel() == 0:
-        warnings.warn(
-            f"{where}: no finite voxel in the foreground ({entry['foreground']}), left unscaled", stacklevel=4
-        )
-        return ChannelScaling()
-    if scheme == "percentile":
-        levels = np.percentile(considered.cpu().numpy(), [entry["lower"], entry["upper"]])
-        shift, spread = float(levels[0]), float(levels[1] - levels[0])
-        if spread > 0:
-            return _rescaling(float(levels[0]), float(levels[1]), entry)
-        shift -= entry["out_min"]
-    else:
-        variance, mean = torch.var_mean(considered, correction=0)
-        shift, spread = float(mean), math.sqrt(float(variance))
-        # rounding gives a constant image a tiny spread that would blow its noise up to unit variance
-        if spread > 1e-6 * max(abs(shift), 1e-30):
-            return ChannelScaling(shift, spread)
-    warnings.warn(f"{where}: constant intensity {float(considered.flatten()[0]):g}, set to zero", stacklevel=4)
-    return ChannelScaling(shift)
-
-
-def _rescaling(lower: float, upper: float, entry: Mapping[str, Any]) -> ChannelScaling:
-    """[lower, upper] → [out_min, out_max]."""
-    scale = (upper - lower) / (entry["out_max"] - entry["out_min"])
-    bounds = (lower, upper) if entry["clip"] else (-math.inf, math.inf)
-    return ChannelScaling(lower - entry["out_min"] * scale, scale, *bounds)
-
-
-def _considered(x: torch.Tensor, foreground: str, mask: torch.Tensor | None, where: str) -> torch.Tensor:
-    """The finite voxels that statistics are taken over."""
-    keep = torch.isfinite(x)
-    if foreground == "nonzero":
-        keep &= x != 0
-    elif foreground == "mask":
-        if mask is None or mask.shape != x.shape:
-            found = "none" if mask is None else tuple(mask.shape)
-            raise ShapeError(
-                f"{where}: foreground is mask, so a mask of shape {tuple(x.shape)} is needed, found {found}"
-            )
-        keep &= mask != 0
-    return x if bool(keep.all()) else x[keep]
 
 
 def _finite(x: torch.Tensor, replacement: float, where: str) -> torch.Tensor:

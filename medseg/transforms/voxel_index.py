@@ -102,7 +102,11 @@ class VoxelIndex:
             ends = cumulative.numpy()
             run = int(ends.searchsorted(rank, side="right"))
             flat = int(starts[run]) + rank - (int(ends[run - 1]) if run else 0)
-        return tuple(int(i) for i in np.unravel_index(flat, self.shape))
+        place = []
+        for extent in reversed(self.shape):
+            flat, coordinate = divmod(flat, extent)
+            place.append(coordinate)
+        return tuple(reversed(place))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VoxelIndex":
         return self

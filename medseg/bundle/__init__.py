@@ -1,0 +1,8 @@
+"""Bundles: loading without running their code, promoting weights, verifying."""
+
+from medseg.bundle.folder import BundleFolder
+from medseg.bundle.loading import load, load_network
+from medseg.bundle.promote import promote
+from medseg.bundle.verify import verify
+
+__all__ = ["BundleFolder", "load", "load_network", "promote", "verify"]

@@ -1,0 +1,63 @@
+"""Loading a bundle from its plan, metadata and weights alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg import weights as weight_files
+from medseg.bundle.folder import BundleFolder
+from medseg.inference import Predictor
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(
+    path: str | Path, weights: str | Path | Sequence[str | Path] | None = None, device: str = "auto", **options: Any
+) -> Predictor:
+    """Load a bundle for prediction; nothing in the bundle is evaluated.
+
+    Args:
+        path: the bundle's folder.
+        weights: another weights file than the promoted one.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        **options: further arguments of `medseg.inference.Predictor`, e.g. `overlap`, `batch_size`.
+
+    Returns:
+        A predictor: `load(path).predict("scan.nii.gz")`.
+
+    Raises:
+        BundleError, PlanError: the folder is not a loadable bundle.
+        WeightsError: weights are absent, altered or do not fit the plan's network.
+    """
+    bundle = BundleFolder(Path(path))
+    if bundle.inference_differs_from_template():
+        warnings.warn(
+            f"{bundle.path}/configs/inference.json differs from medseg's template, so `monai.bundle run` on it may "
+            "give other labels than this predictor",
+            stacklevel=2,
+        )
+    network, sha256 = _network(bundle, weights)
+    return Predictor(network, bundle.plan, device, bundle=bundle.name, weights_sha256=[sha256], **options)
+
+
+def load_network(path: str | Path, weights: str | Path | None = None) -> torch.nn.Module:
+    """Load a bundle's network as a plain `torch.nn.Module` in eval mode on the CPU.
+
+    Raises: as `load`.
+    """
+    return _network(BundleFolder(Path(path)), weights)[0]
+
+
+def _network(bundle: BundleFolder, weights: Any) -> tuple[torch.nn.Module, str]:
+    if weights is None:
+        file, sha256 = bundle.checked_weights()
+    else:
+        file = Path(weights)
+        sha256 = weight_files.sha256(file)
+    network = bundle.plan.create_network()
+    weight_files.load_into(network, file)
+    return network.eval(), sha256

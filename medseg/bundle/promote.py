@@ -1,0 +1,61 @@
+"""Making a run's weights the bundle's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from medseg import weights
+from medseg.bundle.folder import WEIGHTS, BundleFolder
+from medseg.errors import BundleError, WeightsError
+from medseg.volumes import atomic
+
+RECORD = "models/model.json"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What was promoted: the weights' place, size and checksum."""
+
+    weights: Path
+    sha256: str
+    megabytes: float
+
+
+def promote(bundle: str | Path, run: str | Path) -> Promotion:
+    """Copy a run's final weights and record into a bundle's `models/`, and note their sha256 in large_files.yml.
+
+    Args:
+        bundle: the bundle's folder.
+        run: the `output_dir` of a finished training (`model.pt`, `training.json`).
+
+    Raises:
+        BundleError: the run is unfinished or was trained with another plan.
+        WeightsError: the weights do not fit the bundle's network, or are not those the record was written for.
+    """
+    folder, run = BundleFolder(Path(bundle)), Path(run)
+    source, record_file = run / "model.pt", run / "training.json"
+    for file in (source, record_file):
+        if not file.is_file():
+            raise BundleError(f"{run}: {file.name} is missing, so this is not the output_dir of a finished training")
+    record = json.loads(record_file.read_text(encoding="utf-8"))
+    if record["plan_digest"] != folder.plan.digest:
+        raise BundleError(
+            f"{run}: was trained with another plan than {folder.plan.source}; train again, or restore the plan"
+        )
+    digest = weights.sha256(source)
+    if digest != record["weights_sha256"]:
+        raise WeightsError(f"{source}: is not the file its record {record_file.name} was written for; train again")
+    weights.load_into(folder.plan.create_network(), source)  # refuses what does not fit, before anything is replaced
+    listing = {"large_files": [{"path": WEIGHTS, "hash_type": "sha256", "hash_val": digest}]}
+    with atomic.replacing(folder.path / WEIGHTS) as temporary:
+        shutil.copyfile(source, temporary)
+    with atomic.replacing(folder.path / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with atomic.replacing(folder.path / "large_files.yml") as temporary:
+        temporary.write_text(yaml.safe_dump(listing, sort_keys=False), encoding="utf-8")
+    return Promotion(folder.path / WEIGHTS, digest, source.stat().st_size / 1e6)

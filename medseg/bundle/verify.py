@@ -1,0 +1,118 @@
+"""Checking that a bundle keeps its promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigWorkflow
+
+from medseg.bundle.folder import BundleFolder
+from medseg.bundle.loading import load_network
+from medseg.errors import MedsegError
+
+REQUIRED_METADATA = (
+    "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+    "description", "authors", "copyright", "network_data_format", "name", "changelog", "intended_use", "references",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise, whether it is kept, and what was found."""
+
+    name: str
+    passed: bool
+    message: str
+
+
+def verify(path: str | Path) -> list[Check]:
+    """Check a bundle's files against each other and run its network once.
+
+    The configs are parsed, not run. Checks: the plan, the metadata against MONAI's schema and the plan, the properties
+    MONAI requires of training and inference configs, inference.json against the template, the weights' sha256 and
+    fit, and the network's output on a tile.
+
+    Raises:
+        BundleError: the folder is not a bundle at all.
+    """
+    folder = BundleFolder(Path(path))
+    return [_run(name, check, folder) for name, check in _checks()]
+
+
+def _checks() -> Iterator[tuple[str, Callable[[BundleFolder], str]]]:
+    yield "plan", lambda folder: f"{folder.plan.name}, digest {folder.plan.digest[:12]}"
+    yield "metadata", _check_metadata
+    yield "inference.json", _check_template
+    yield "training properties", lambda folder: _check_properties(folder, "train")
+    yield "inference properties", lambda folder: _check_properties(folder, "inference")
+    yield "weights", lambda folder: f"sha256 {folder.checked_weights()[1][:12]}"
+    yield "network", _check_network
+
+
+def _run(name: str, check: Callable[[BundleFolder], str], folder: BundleFolder) -> Check:
+    try:
+        return Check(name, True, check(folder))
+    except (MedsegError, _BrokenPromiseError) as error:
+        return Check(name, False, str(error))
+
+
+class _BrokenPromiseError(Exception):
+    pass
+
+
+def _check_metadata(folder: BundleFolder) -> str:
+    metadata, plan = folder.metadata, folder.plan
+    missing = [key for key in REQUIRED_METADATA if key not in metadata]
+    if missing:
+        raise _BrokenPromiseError(f"metadata.json lacks {', '.join(missing)}")
+    if metadata["version"] not in metadata["changelog"]:
+        raise _BrokenPromiseError(f"metadata.json: changelog has no entry for version {metadata['version']}")
+    formats = metadata["network_data_format"]
+    declared = formats["inputs"]["image"]["num_channels"], formats["outputs"]["pred"]["num_channels"]
+    if declared != (plan.in_channels, plan.out_channels):
+        raise _BrokenPromiseError(
+            f"metadata.json declares {declared[0]} → {declared[1]} channels, "
+            f"the plan {plan.in_channels} → {plan.out_channels}"
+        )
+    names = list(formats["outputs"]["pred"]["channel_def"].values())
+    if plan.activation == "softmax" and names != plan.label_names:
+        raise _BrokenPromiseError(f"metadata.json names the output channels {names}, the plan {plan.label_names}")
+    return f"version {metadata['version']}"
+
+
+def _check_template(folder: BundleFolder) -> str:
+    if folder.inference_differs_from_template():
+        raise _BrokenPromiseError(
+            "differs from medseg's template, so `monai.bundle run` and `medseg predict` may differ"
+        )
+    return "equals the template"
+
+
+def _check_properties(folder: BundleFolder, kind: str) -> str:
+    configs = folder.path / "configs"
+    workflow = ConfigWorkflow(
+        config_file=str(configs / f"{kind}.json"),
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(folder.path),
+    )
+    wrong = workflow.check_properties() or []
+    if wrong:
+        raise _BrokenPromiseError(f"{kind}.json lacks or misplaces {', '.join(wrong)}")
+    return f"all that MONAI requires of {kind}.json"
+
+
+def _check_network(folder: BundleFolder) -> str:
+    plan = folder.plan
+    network = load_network(folder.path)
+    tile = torch.zeros(1, plan.in_channels, *plan.tile)
+    with torch.inference_mode():
+        found = tuple(network(tile).shape)
+    wanted = (1, plan.out_channels, *plan.tile)
+    if found != wanted:
+        raise _BrokenPromiseError(f"a tile {tuple(tile.shape)} gave logits {found}, expected {wanted}")
+    return f"{tuple(tile.shape)} → {found}"

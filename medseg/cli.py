@@ -1,0 +1,159 @@
+"""The `medseg` command: one thin function a command; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.errors import MedsegError
+
+app = typer.Typer(
+    name="medseg",
+    help="Medical volumetric segmentation on MONAI. Research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Get or adopt a dataset and verify it.", no_args_is_help=True, rich_markup_mode=None)
+bundle = typer.Typer(help="Promote weights into a bundle, verify it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+app.add_typer(bundle, name="bundle")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    pass  # `main` reads --debug itself, so that it works behind a command as well
+
+
+@app.command(epilog="Example: medseg predict bundles/hippocampus_unet3d_segmentation scans/ --out predictions")
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    inputs: Annotated[list[str], typer.Argument(help="Scans: files, folders, globs.", metavar="INPUT...")],
+    out: Annotated[Path, typer.Option(help="Folder the segmentations go to.")],
+    weights: Annotated[list[Path] | None, typer.Option(help="Weights to use instead of the bundle's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    overlap: Annotated[float | None, typer.Option(help="Overlap of tiles in [0, 1); the plan's by default.")] = None,
+    format: Annotated[str, typer.Option(help="same, nifti, nrrd, mha, png or tiff.")] = "same",
+    overwrite: Annotated[bool, typer.Option(help="Predict again what is finished already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Segment scans on their own grids."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    import medseg
+    from medseg.inference import predict_files
+
+    predictor = medseg.load(bundle, weights=weights, device=device, overlap=overlap)
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("predicting", total=None)
+        results = predict_files(
+            predictor,
+            inputs,
+            out,
+            format=format,  # type: ignore[arg-type]
+            overwrite=overwrite,
+            on_case=lambda result, number, total: bar.update(task, completed=number + 1, total=total),
+        )
+    if as_json:
+        print(json.dumps([result.to_dict() for result in results], indent=2))
+    else:
+        for result in results:
+            detail = result.message or " ".join(f"{k} {v:.2f} ml" for k, v in result.volumes_ml.items())
+            print(f"{result.status:8}{result.case}  {detail}")
+    failed = sum(result.status == "failed" for result in results)
+    if failed:
+        raise MedsegError(f"{failed} of {len(results)} scans failed; the others are in {out}")
+
+
+@app.command(epilog="Example: medseg evaluate predictions references --out evaluation --labels hippocampus")
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
+    references: Annotated[Path, typer.Argument(help="Folder of reference label maps.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.csv and summary.json.")],
+    labels: Annotated[str | None, typer.Option(help="Manifest whose labels are compared.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Second folder of predictions to compare with.")] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Go on when cases are missing on either side.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare predictions with references."""
+    from medseg.evaluation import evaluate as run
+
+    result = run(predictions, references, out=out, labels=labels, against=against, allow_missing=allow_missing)
+    print(json.dumps(result.summary, indent=2) if as_json else result.table())
+
+
+@data.command("prepare", epilog="Example: medseg data prepare hippocampus --root data/hippocampus")
+def prepare(
+    name: Annotated[str, typer.Argument(help="Name of a shipped manifest, or a manifest file.")],
+    root: Annotated[Path, typer.Option(help="Folder the dataset goes to.")],
+    source: Annotated[Path | None, typer.Option("--from", help="Adopt this folder instead of downloading.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Download, adopt or generate a dataset and verify every case."""
+    from medseg.datasets import prepare as run
+
+    report = run(name, root, source=source)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+
+
+@bundle.command(
+    "promote", epilog="Example: medseg bundle promote bundles/hippocampus_unet3d_segmentation --from runs/a"
+)
+def promote(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    run: Annotated[Path, typer.Option("--from", help="output_dir of a finished training.")],
+) -> None:
+    """Make a run's weights the bundle's own."""
+    from medseg.bundle import promote as promote_run
+
+    promoted = promote_run(bundle, run)
+    print(f"{promoted.weights}  {promoted.megabytes:.1f} MB  sha256 {promoted.sha256}")
+
+
+@bundle.command("verify", epilog="Example: medseg bundle verify bundles/hippocampus_unet3d_segmentation")
+def verify(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")], as_json: Json = False) -> None:
+    """Check a bundle's files against each other and run its network once."""
+    from medseg.bundle import verify as verify_bundle
+
+    checks = verify_bundle(bundle)
+    if as_json:
+        print(json.dumps([vars(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{'ok' if check.passed else 'FAILED':8}{check.name}: {check.message}")
+    if not all(check.passed for check in checks):
+        raise MedsegError(f"{bundle}: {sum(not c.passed for c in checks)} of {len(checks)} checks failed")
+
+
+@app.command(epilog="Example: medseg demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training; fewer are faster and worse.")] = None,
+) -> None:
+    """Generate data, train, predict, evaluate: the whole pipeline on this machine."""
+    from medseg.demo import run
+
+    run(out, epochs=epochs)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: errors of the user's input become one line and exit code 1."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        app([a for a in given if a != "--debug"], standalone_mode=True)
+    except MedsegError as error:
+        if debug:
+            raise
+        print(f"medseg: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from None

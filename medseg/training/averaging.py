@@ -1,0 +1,45 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from ignite.engine import Engine, Events
+from torch.optim.swa_utils import AveragedModel
+
+
+class AveragedNetwork(AveragedModel):
+    """A copy of a network whose parameters follow an exponential moving average, as a training handler.
+
+    w̄ ← d·w̄ + (1 − d)·w after every optimiser step, with d = min(decay, (1 + n) / (10 + n)) after n steps: the warm-up
+    keeps the random first weights out of short trainings. Buffers (running statistics) are copied.
+
+    Args:
+        network: the network that is trained.
+        decay: d once warm, in [0, 1).
+
+    `module` is the averaged network: validate it, promote it.
+    """
+
+    def __init__(self, network: torch.nn.Module, decay: float = 0.998) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), found {decay!r}")
+        super().__init__(network, multi_avg_fn=_warm_average(decay))
+        self._followed = [network]  # in a list: registering it as a child would save it twice
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the network after every iteration of `engine`."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
+
+    def _follow(self) -> None:
+        self.update_parameters(self._followed[0])
+
+
+def _warm_average(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor], torch.Tensor | int], None]:
+    @torch.no_grad()
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor | int) -> None:
+        warm = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(averaged, current, 1 - warm)
+
+    return average

@@ -1,0 +1,96 @@
+"""One training or validation step for MONAI's supervised engines, with voxel weights and CPU bf16.
+
+MONAI's own step calls `loss(pred, label)` and knows mixed precision on CUDA alone; these two hand the voxel weights
+on and use autocast on whichever device the engine has. They fire the same events, so every MONAI handler works.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+
+from medseg.training.precision import autocast, resolve_precision
+
+
+def _moved(batch: dict[str, Any], key: str, engine: Any) -> torch.Tensor:
+    return batch[key].to(engine.state.device, non_blocking=engine.non_blocking)
+
+
+class TrainingUpdate:
+    """`iteration_update` of a `monai.engines.SupervisedTrainer`: `loss(logits, label, weight)` and one optimiser step.
+
+    The batch holds `image` (B, C, …) and `label` (B, 1, …), and may hold `weight` (B, 1, …), a voxel weight map that
+    reaches the loss as its third argument.
+
+    Args:
+        precision: `auto`, `fp32` or `bf16` (see `resolve_precision`). The loss is computed in fp32 in any case.
+        channels_last: lay images out channels last, which CPUs' and GPUs' convolutions prefer.
+        max_grad_norm: clip the gradient's norm to this value; None leaves it alone.
+
+    Returns (the call): `image, label, pred, loss` as MONAI's step does.
+    """
+
+    def __init__(self, precision: str = "auto", channels_last: bool = True, max_grad_norm: float | None = None) -> None:
+        self.precision = precision
+        self.channels_last = channels_last
+        self.max_grad_norm = max_grad_norm
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+        image, label = _moved(batch, Keys.IMAGE, engine), _moved(batch, Keys.LABEL, engine)
+        # the loss needs numbers, not geometry: plain tensors spare MetaTensor's bookkeeping at every operation
+        inputs = as_network_input(image, self.channels_last)
+        targets = label.as_tensor() if hasattr(label, "as_tensor") else label
+        weight = [_moved(batch, "weight", engine).as_subclass(torch.Tensor)] if "weight" in batch else []
+        engine.state.output = {Keys.IMAGE: image, Keys.LABEL: label}
+
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        with autocast(resolve_precision(self.precision, engine.state.device), engine.state.device):
+            engine.state.output[Keys.PRED] = engine.inferer(inputs, engine.network)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.state.output[Keys.LOSS] = engine.loss_function(engine.state.output[Keys.PRED], targets, *weight)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        engine.state.output[Keys.LOSS].backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
+        engine.optimizer.step()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+class EvaluationUpdate:
+    """`iteration_update` of a `monai.engines.SupervisedEvaluator` with autocast on CPUs as well.
+
+    The prediction carries the image's geometry, so that it can be restored to the scan's native grid.
+
+    Args:
+        precision: `auto`, `fp32` or `bf16` (see `resolve_precision`).
+    """
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.precision = precision
+
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
+        image = _moved(batch, Keys.IMAGE, engine)
+        engine.state.output = {Keys.IMAGE: image}
+        if Keys.LABEL in batch:
+            engine.state.output[Keys.LABEL] = _moved(batch, Keys.LABEL, engine)
+        precision = resolve_precision(self.precision, engine.state.device)
+        with engine.mode(engine.network), autocast(precision, engine.state.device):
+            engine.state.output[Keys.PRED] = engine.inferer(image, engine.network)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+def as_network_input(image: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """A plain tensor in the wanted memory format, from a tensor or MetaTensor of (B, C, H, W[, D])."""
+    plain = image.as_subclass(torch.Tensor)
+    if not channels_last:
+        return plain
+    return plain.contiguous(memory_format=torch.channels_last_3d if plain.ndim == 5 else torch.channels_last)

@@ -1,0 +1,131 @@
+"""What a training leaves behind: its final weights and how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+import medseg
+from medseg.plan import Plan
+from medseg.training.precision import resolve_precision
+from medseg.volumes import atomic
+
+RECORD_NAME = "training.json"
+WEIGHTS_NAME = "model.pt"
+
+
+class TrainingRecord:
+    """At the end of a training, write `model.pt` (a plain state dict) and `training.json` (its record) to `output_dir`.
+
+    Args:
+        output_dir: the run's folder.
+        network: whose weights are the result; the averaged network where there is one.
+        plan: the plan trained with; copied beside the weights.
+        cases: the training cases, dictionaries of file names; their contents make the data checksum.
+        settings: the run's seed, fold and whatever else a reader needs to repeat it.
+        evaluator: validation engine whose last metrics belong to the record.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: torch.nn.Module,
+        plan: Plan,
+        cases: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Any],
+        evaluator: Engine | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.plan = plan
+        self.cases = list(cases)
+        self.settings = dict(settings)
+        self.evaluator = evaluator
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Record the training `engine` runs."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+
+    def _write(self, engine: Engine) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        with atomic.replacing(self.output_dir / WEIGHTS_NAME) as temporary:
+            torch.save(state, temporary)
+        record = self._record(engine)
+        for name, value in ((RECORD_NAME, record), ("plan.json", self.plan.to_dict())):
+            with atomic.replacing(self.output_dir / name) as temporary:
+                Path(temporary).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+    def _record(self, engine: Engine) -> dict[str, Any]:
+        device = engine.state.device
+        metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
+        return {
+            "bundle": self.plan.name,
+            "plan_digest": self.plan.digest,
+            "weights_sha256": hashlib.sha256((self.output_dir / WEIGHTS_NAME).read_bytes()).hexdigest(),
+            "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
+            "settings": self.settings,
+            "epochs": engine.state.epoch,
+            "steps": engine.state.iteration,
+            "cases": len(self.cases),
+            "data_sha256": data_checksum(self.cases),
+            "validation": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
+            "minutes": round((time.monotonic() - self._started) / 60, 1),
+            "precision": resolve_precision(str(self.settings.get("precision", "fp32")), device),
+            "machine": machine(device),
+            "versions": versions(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+
+def data_checksum(cases: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 over the contents of every file of the cases, in the order of their names."""
+    files = sorted({Path(name) for case in cases for name in _file_names(case)}, key=lambda file: file.name)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_names(case: Mapping[str, Any]) -> list[str]:
+    values = [case[key] for key in ("image", "label", "instances") if key in case]
+    return [str(name) for value in values for name in (value if isinstance(value, list | tuple) else [value])]
+
+
+def machine(device: torch.device) -> str:
+    """The processor or GPU a training ran on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the result."""
+    import monai
+    import numpy
+
+    return {
+        "medseg": medseg.__version__,
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }

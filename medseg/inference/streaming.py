@@ -88,13 +88,13 @@ def predict_labels(
 
     blocks = merge_tiles(image, grid, weight, predict, window.batch_size, on_tiles=count)
     grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
-    head = [None if part is None else part.to(window.device) for part in (head_weight, head_bias)]
+    head_weight, head_bias = (None if part is None else part.to(window.device) for part in (head_weight, head_bias))
     if grid_map is None:
         if observers:
             raise ShapeError("probabilities and uncertainty are not offered for sheared scans (gantry tilt)")
         logits: torch.Tensor | None = None
         for block in blocks:
-            values = block.values if head[0] is None else apply_head(block.values, head[0], head[1])
+            values = block.values if head_weight is None else apply_head(block.values, head_weight, head_bias)
             if logits is None:
                 logits = values.new_empty(values.shape[0], *grid.image_shape)
             logits[(slice(None), *block.region)] = values
@@ -103,7 +103,7 @@ def predict_labels(
         return restore_sheared(logits, model_affine, native_affine, native_shape, decision).cpu()
     resampler = SeparableResampler(grid_map, window.interpolation)
     out = torch.empty(tuple(native_shape), dtype=decision.dtype)
-    assembly = NativeAssembly(LabelTail(resampler, decision, *head, observers=observers), out)
+    assembly = NativeAssembly(LabelTail(resampler, decision, head_weight, head_bias, observers), out)
     for block in blocks:
         assembly.add(block)
     return out

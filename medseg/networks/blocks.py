@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import NetworkError
+from medseg.networks.normalization import Norm, make_norm
 
-Norm = Literal["batch", "batch_current", "instance", "group", "none"]
 Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "none"]
 Padding = Literal["same", "valid"]
 Upsampling = Literal["transposed", "linear"]
@@ -25,8 +25,6 @@ CONVOLUTION: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE_POOL: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-_BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_INSTANCE_NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
 
@@ -40,35 +38,18 @@ def per_axis(value: int | Sequence[int], spatial_dims: int, name: str) -> tuple[
     return values
 
 
-def make_norm(norm: Norm, spatial_dims: int, channels: int, affine: bool = True, num_groups: int = 8) -> nn.Module:
-    """Return the normalisation layer called `norm`; `"batch_current"` uses the current batch at test time as well.
+def make_activation(activation: Activation, channels: int, inplace: bool = True) -> nn.Module:
+    """Return the activation called `activation`; `"prelu"` has one slope a channel.
 
-    Çiçek et al. 2016 normalise with the statistics of the current batch at test time too, so no running statistics are
-    kept.
+    Raises:
+        NetworkError: the name is unknown.
     """
-    if norm == "none":
-        return nn.Identity()
-    if norm == "batch":
-        return _BATCH_NORM[spatial_dims](channels, affine=affine)
-    if norm == "batch_current":
-        return _BATCH_NORM[spatial_dims](channels, affine=affine, track_running_stats=False)
-    if norm == "instance":
-        return _INSTANCE_NORM[spatial_dims](channels, affine=affine)
-    if norm == "group":
-        if channels % num_groups:
-            raise NetworkError(f"norm='group': {channels} channels cannot be split into {num_groups} groups")
-        return nn.GroupNorm(num_groups, channels, affine=affine)
-    raise NetworkError(f"norm={norm!r} is not one of batch, batch_current, instance, group, none")
-
-
-def make_activation(activation: Activation, channels: int) -> nn.Module:
-    """Return the activation called `activation`; `"prelu"` has one slope a channel."""
     if activation == "none":
         return nn.Identity()
     if activation == "relu":
-        return nn.ReLU(inplace=True)
+        return nn.ReLU(inplace=inplace)
     if activation == "leaky_relu":
-        return nn.LeakyReLU(0.01, inplace=True)
+        return nn.LeakyReLU(0.01, inplace=inplace)
     if activation == "prelu":
         return nn.PReLU(channels)
     if activation == "gelu":
@@ -116,10 +97,12 @@ class ConvBlock(nn.Sequential):
         margin = tuple(k // 2 for k in kernel) if padding == "same" else (0,) * spatial_dims
         steps = per_axis(stride, spatial_dims, "stride")
         normed = in_channels if order == "norm_act_conv" else out_channels
+        # without a norm in between, an in-place activation in front would overwrite the caller's tensor
+        inplace = order != "norm_act_conv" or norm != "none"
         layers = {
             "conv": CONVOLUTION[spatial_dims](in_channels, out_channels, kernel, steps, margin, bias=bias),
             "norm": make_norm(norm, spatial_dims, normed, norm_affine, num_groups),
-            "act": make_activation(activation, normed),
+            "act": make_activation(activation, normed, inplace),
         }
         if order not in ("conv_norm_act", "conv_act_norm", "norm_act_conv"):
             raise NetworkError(f"order={order!r} is not one of conv_norm_act, conv_act_norm, norm_act_conv")

@@ -40,15 +40,31 @@ class StageGeometry:
         kernels = _spell_out(kernel_sizes, len(widths), spatial_dims, "kernel_sizes", "one a stage, len(channels)")
         return cls(spatial_dims, widths, steps, kernels)
 
-    def axes(self, convolutions: int | Sequence[int], padded: bool, pads_odd: bool = False) -> list[AxisSizes]:
-        """Return the size arithmetic of every axis; `convolutions` is their number in each stage."""
+    def per_stage(self, value: int | Sequence[int], count: int, name: str) -> tuple[int, ...]:
+        """Return `count` positive integers, finest stage first, from one number or that many."""
+        values = (value,) * count if isinstance(value, int) else tuple(value)
+        if len(values) != count or any(not isinstance(v, int) or v < 1 for v in values):
+            raise NetworkError(f"{name}={value!r}: expected a positive integer or {count} of them, one a stage")
+        return values
+
+    def axes(
+        self,
+        convolutions: Sequence[int] | int,
+        padded: bool,
+        pads_odd: bool = False,
+        decoder_convolutions: Sequence[int] | int | None = None,
+    ) -> list[AxisSizes]:
+        """Return the size arithmetic of every axis, from the number of convolutions of each stage."""
         stages = len(self.channels)
-        counts = (convolutions,) * stages if isinstance(convolutions, int) else tuple(convolutions)
+        down = self.per_stage(convolutions, stages, "convolutions")
+        up = down[:-1]
+        if decoder_convolutions is not None:
+            up = self.per_stage(decoder_convolutions, stages - 1, "decoder_convolutions")
         return [
             AxisSizes(
                 strides=tuple(step[axis] for step in self.strides),
-                encoder_loss=stage_losses(self.kernels, counts, axis, padded),
-                decoder_loss=stage_losses(self.kernels[-2::-1], counts[-2::-1], axis, padded),
+                encoder_loss=stage_losses(self.kernels, down, axis, padded),
+                decoder_loss=stage_losses(self.kernels[-2::-1], up[::-1], axis, padded),
                 pads_odd=pads_odd,
             )
             for axis in range(self.spatial_dims)

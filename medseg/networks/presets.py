@@ -5,9 +5,67 @@ from typing import Any
 from torch import nn
 
 from medseg.errors import NetworkError
+from medseg.networks.unet import UNet
 from medseg.networks.unet3d import UNet3D
+from medseg.networks.unet_plus_plus import UNetPlusPlus
+from medseg.networks.unetr import UNETR
 
 _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    # Ronneberger et al. 2015, Figure 1: 31,030,658 parameters at 1 → 2 channels
+    "unet_ronneberger2015": (
+        UNet,
+        {
+            "channels": (64, 128, 256, 512, 1024),
+            "norm": "none",
+            "padding": "valid",
+            "dropout": 0.5,
+            "initialization": "he_normal",
+        },
+    ),
+    # the padded re-implementation with batch normalisation: 31,036,546 parameters at 1 → 2 channels
+    "unet_padded": (
+        UNet,
+        {"channels": (64, 128, 256, 512, 1024), "norm": "batch", "conv_bias": False, "odd_sizes": "pad"},
+    ),
+    # the same with bilinear upsampling: 17,261,890 parameters at 1 → 2 channels
+    "unet_padded_bilinear": (
+        UNet,
+        {
+            "channels": (64, 128, 256, 512, 512),
+            "norm": "batch",
+            "conv_bias": False,
+            "upsampling": "linear",
+            "align_corners": True,
+            "odd_sizes": "pad",
+        },
+    ),
+    # the re-implementation with three poolings: 8,563,078 parameters at 1 → 2 channels; its logits pass ReLU and BN
+    "unet_shallow": (
+        UNet,
+        {
+            "channels": (64, 128, 256, 512),
+            "norm": "batch",
+            "order": "conv_act_norm",
+            "padding": "valid",
+            "upsampling_kernel_size": 3,
+            "head": "conv_act_norm",
+            "head_kernel_size": 3,
+        },
+    ),
+    # the residual-encoder U-Net of nnU-Net (Isensee et al. 2024, arXiv:2404.09556), its default 3D stages:
+    # 102,348,226 parameters at 1 → 2 channels (nnU-Net builds 1,544 more, heads for deep supervision)
+    "unet_residual_encoder": (
+        UNet,
+        {
+            "spatial_dims": 3,
+            "channels": (32, 64, 128, 256, 320, 320),
+            "convolutions_per_stage": (1, 3, 4, 6, 6, 6),
+            "decoder_convolutions": 1,
+            "norm": "instance",
+            "activation": "leaky_relu",
+            "residual": True,
+        },
+    ),
     # Çiçek et al. 2016, Figure 2 and Section 3: 19,069,955 parameters at 3 → 3 channels
     "unet3d_cicek2016": (
         UNet3D,
@@ -24,6 +82,48 @@ _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "unet3d_prelu": (
         UNet3D,
         {"channels": (64, 128, 256, 512), "norm": "batch", "activation": "prelu", "padding": "same"},
+    ),
+    # Zhou et al. 2018 with one head: 9,042,177 parameters at 3 → 1 channels (heads="all": 9,042,276)
+    "unetplusplus_zhou2018": (UNetPlusPlus, {"channels": (32, 64, 128, 256, 512), "norm": "none"}),
+    # the pre-activation re-implementation, its four heads included: 47,195,340 parameters at 3 → 3 channels
+    "unetplusplus_preactivation": (
+        UNetPlusPlus,
+        {
+            "channels": (64, 128, 256, 512, 1024),
+            "norm": "batch",
+            "node_order": "norm_act_conv",
+            "upsampling_kernel_size": 4,
+            "head": "norm_act_conv",
+            "head_kernel_size": 3,
+            "heads": "all",
+        },
+    ),
+    # Hatamizadeh et al. 2021 with the authors' decoder, 1 → 14 channels at 96³: 92,579,758 parameters in convolutions
+    # and linear layers (the 92.58 M the authors publish), 92,784,046 in all
+    "unetr_hatamizadeh2021": (UNETR, {"image_size": 96, "taps": (3, 6, 9, 12)}),
+    # the same as MONAI builds it, whose skips leave the transformer one block later
+    "unetr_monai": (UNETR, {"image_size": 96, "taps": (4, 7, 10, 12)}),
+    # the plain re-implementation: 148,955,299 parameters at 4 → 3 channels and 128³ voxels
+    "unetr_relu": (
+        UNETR,
+        {
+            "image_size": 128,
+            "channels": (64, 128, 256, 512),
+            "mlp_channels": 2048,
+            "mlp_activation": "relu",
+            "qkv_bias": True,
+            "taps": (3, 6, 9, 12),
+            "encoder_norm": "unused",
+            "norm_eps": 1e-6,
+            "position_std": 0.0,
+            "norm": "batch",
+            "norm_affine": True,
+            "activation": "relu",
+            "conv_bias": True,
+            "upsampling_bias": True,
+            "residual": False,
+            "dropout": 0.1,
+        },
     ),
 }
 

@@ -1,21 +1,21 @@
 """The shared body of the U-shaped networks: encoder → decoder → head."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from medseg.networks import sizes
-from medseg.networks.stages import DecoderStage, EncoderStage
+from medseg.networks.blocks import CONVOLUTION
+from medseg.networks.recompute import run
+from medseg.networks.stages import DecoderStage
 
 
 class UShape(nn.Module):
-    """Encoder → decoder → head, run from lists of stages; `UNet` and `UNet3D` fill the lists.
+    """Encoder → decoder → head, run from stages; `UNet`, `UNet3D` and `UNETR` fill them in.
 
     Attributes:
-        encoder: stages, finest first.
+        encoder: stages, finest first (UNETR: the transformer).
         decoder: stages, coarsest first.
         head: the 1×1×1 convolution from features to logits.
         intermediate_channels: channels of each map `intermediate_features` returns.
@@ -25,7 +25,7 @@ class UShape(nn.Module):
 
     def __init__(
         self,
-        encoder: Sequence[EncoderStage],
+        encoder: nn.Module,
         decoder: Sequence[DecoderStage],
         *,
         in_channels: int,
@@ -42,7 +42,7 @@ class UShape(nn.Module):
         self.axes = tuple(axes)
         self.activation_checkpointing = activation_checkpointing
         self.intermediate_channels = tuple(reversed(decoder_channels))
-        self.encoder = nn.ModuleList(encoder)
+        self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.ModuleList(decoder)
 
@@ -52,37 +52,49 @@ class UShape(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the decoder's finest map, which `head` turns into logits."""
-        return self.intermediate_features(x)[0]
+        return self._decode(self.encode(x), keep_all=False)[0]
 
     def intermediate_features(self, x: Tensor) -> list[Tensor]:
         """Return the maps of every decoder stage, finest first; deep supervision puts a head on each."""
-        return self.decode(self.encode(x))
+        return self._decode(self.encode(x), keep_all=True)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Return the map of every encoder stage, finest first; dropout falls on the last one."""
-        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            sizes.check_input(type(self).__name__, x.shape, self.in_channels, self.axes)
-        maps = []
-        for stage in self.encoder:
+        self.check_input(x)
+        maps: list[Tensor] = []
+        for stage in self.encoder.children():
             x = self._run(stage, x)
             maps.append(x)
         maps[-1] = self.dropout(maps[-1])
         return maps
 
-    def decode(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the map of every decoder stage, finest first, from the encoder's maps."""
-        x = maps[-1]
-        decoded: list[Tensor] = []
-        for stage, skip in zip(self.decoder, reversed(maps[:-1]), strict=True):
-            x = self._run(stage, x, skip)
-            decoded.insert(0, x)
-        return decoded
+    def intermediate_heads(self) -> nn.ModuleList:
+        """Return heads for `intermediate_features`: the network's own first, new 1×1×1 convolutions for the others."""
+        convolution = CONVOLUTION[self.spatial_dims]
+        extra = (convolution(width, self.out_channels, 1) for width in self.intermediate_channels[1:])
+        return nn.ModuleList([self.head, *extra])
+
+    def unused_parameters(self) -> tuple[str, ...]:
+        """Return the names of parameters the forward pass does not use: none."""
+        return ()
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ShapeError, naming the nearest valid sizes, unless `x` can be used; silent while tracing."""
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            sizes.check_input(type(self).__name__, x.shape, self.in_channels, self.axes)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial shape of the logits for a spatial input `shape`, or raise ShapeError."""
         return sizes.output_shape(type(self).__name__, shape, self.axes)
 
-    def _run(self, stage: nn.Module, *inputs: Tensor) -> Any:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)
+    def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
+        return run(stage, *inputs, recompute=self.activation_checkpointing)
+
+    def _decode(self, maps: list[Tensor], keep_all: bool) -> list[Tensor]:
+        # maps is consumed, so that without gradients each skip is freed once it has been joined
+        x = maps.pop()
+        decoded: list[Tensor] = []
+        for stage in self.decoder:
+            x = self._run(stage, x, maps.pop())
+            decoded = [x, *decoded] if keep_all else [x]
+        return decoded

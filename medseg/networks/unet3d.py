@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
-from medseg.networks.blocks import CONVOLUTION, Activation, Norm, Padding, Upsampling
+from torch import nn
+
+from medseg.networks.blocks import CONVOLUTION, Activation, Padding, Upsampling
 from medseg.networks.geometry import StageGeometry
 from medseg.networks.initialization import Initialization, initialize
+from medseg.networks.normalization import Norm
 from medseg.networks.stages import DecoderStage, EncoderStage, convolutions, make_upsample, max_pool
 from medseg.networks.u_shape import UShape
 
@@ -79,7 +82,7 @@ class UNet3D(UShape):
             decoder.append(DecoderStage(up, body))
             width = c
         super().__init__(
-            encoder,
+            nn.ModuleList(encoder),
             decoder,
             in_channels=in_channels,
             out_channels=out_channels,

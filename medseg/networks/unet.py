@@ -1,0 +1,165 @@
+"""U-Net (Ronneberger, Fischer and Brox 2015, arXiv:1505.04597), in 2D and 3D, with its common variants."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from medseg.errors import NetworkError
+from medseg.networks.blocks import Activation, ConvBlock, Order, Padding, Upsampling
+from medseg.networks.geometry import StageGeometry
+from medseg.networks.heads import HeadKind, make_head
+from medseg.networks.initialization import Initialization, initialize
+from medseg.networks.normalization import Norm
+from medseg.networks.residual import residual_chain
+from medseg.networks.stages import DecoderStage, EncoderStage, convolutions, make_upsample, max_pool
+from medseg.networks.u_shape import UShape
+
+
+class UNet(UShape):
+    """The U-Net: every stage's convolutions make its channels, upsampling halves them, the skip is joined first.
+
+    Figure 1 of Ronneberger et al. 2015. The preset `unet_ronneberger2015` is the paper to the digit; the class defaults
+    differ from it in padded convolutions. `residual=True` is the residual encoder of nnU-Net (Isensee et al. 2024,
+    arXiv:2404.09556).
+
+    Args:
+        in_channels: channels of the input (B, in_channels, …).
+        out_channels: channels of the logits.
+        spatial_dims: 2 or 3.
+        channels: output channels of each encoder stage, finest first.
+        strides: step from each stage to the next, a number or one an axis; one for all, or `len(channels) - 1` of them.
+        kernel_sizes: convolution kernel of each stage, a number or one an axis; one for all, or one a stage.
+        convolutions_per_stage: convolutions (residual: blocks) of each encoder stage, one for all or one a stage.
+        decoder_convolutions: convolutions of each decoder stage, one for all or one a stage, finest first.
+        norm: "batch", "batch_current" (current statistics at test time too), "instance", "group", "none".
+        norm_affine: whether the normalisation learns a scale and a shift.
+        activation: "relu", "leaky_relu", "prelu", "gelu".
+        order: of each convolution block: "conv_norm_act", "conv_act_norm", "norm_act_conv".
+        padding: "same" (output size = input size) or "valid" (the paper's; output = input − 184 at five stages).
+        downsampling: "max_pool" or "strided" (the stage's first convolution); a residual encoder is always strided.
+        upsampling: "transposed" or "linear". Linear upsampling has no weights to change the channels, so each decoder
+            stage's last convolution makes those of the next finer stage.
+        upsampling_kernel_size: kernel of the transposed convolutions; None for that of the stride.
+        upsampling_bias: whether the transposed convolutions have a bias.
+        align_corners: of linear upsampling.
+        conv_bias: whether the convolutions have a bias.
+        residual: residual encoder: a stem convolution, then stages of residual blocks.
+        odd_sizes: "error", or "pad": any size is taken, odd maps are floored by pooling and padded again at the skip.
+        head: "conv" (a 1×1×1 convolution) or "conv_act_norm" (for compatibility: its logits pass ReLU and norm).
+        head_kernel_size: odd.
+        dropout: probability, on the coarsest map (the end of the contracting path).
+        activation_checkpointing: recompute activations in the backward pass instead of keeping them.
+        initialization: "default" (PyTorch's) or "he_normal" (the paper's N(0, √(2/fan_in))).
+
+    Raises:
+        NetworkError: an argument cannot be used.
+        ShapeError: (forward) the input's shape cannot be used; the message names the nearest valid sizes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        spatial_dims: int = 2,
+        channels: Sequence[int] = (64, 128, 256, 512, 1024),
+        strides: Sequence[int | Sequence[int]] | int = 2,
+        kernel_sizes: Sequence[int | Sequence[int]] | int = 3,
+        convolutions_per_stage: Sequence[int] | int = 2,
+        decoder_convolutions: Sequence[int] | int = 2,
+        norm: Norm = "none",
+        norm_affine: bool = True,
+        activation: Activation = "relu",
+        order: Order = "conv_norm_act",
+        padding: Padding = "same",
+        downsampling: Literal["max_pool", "strided"] = "max_pool",
+        upsampling: Upsampling = "transposed",
+        upsampling_kernel_size: int | Sequence[int] | None = None,
+        upsampling_bias: bool = True,
+        align_corners: bool = False,
+        conv_bias: bool = True,
+        residual: bool = False,
+        odd_sizes: Literal["error", "pad"] = "error",
+        head: HeadKind = "conv",
+        head_kernel_size: int = 1,
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+        initialization: Initialization = "default",
+    ) -> None:
+        shape = StageGeometry.build(spatial_dims, channels, strides, kernel_sizes)
+        down_counts = shape.per_stage(convolutions_per_stage, len(shape.channels), "convolutions_per_stage")
+        up_counts = shape.per_stage(decoder_convolutions, len(shape.strides), "decoder_convolutions")
+        self._check(padding, downsampling, residual, odd_sizes)
+        conv = {"norm": norm, "norm_affine": norm_affine, "activation": activation, "bias": conv_bias}
+        block = {**conv, "padding": padding, "order": order}
+        encoder, width = [], in_channels
+        for i, (c, count) in enumerate(zip(shape.channels, down_counts, strict=True)):
+            if residual:
+                encoder.append(_residual_stage(shape, i, width, count, conv))
+            else:
+                encoder.append(_plain_stage(shape, i, width, count, downsampling == "strided", block))
+            width = c
+        decoder, decoder_channels = [], []
+        for i in reversed(range(len(shape.strides))):
+            c = shape.channels[i]
+            up = make_upsample(
+                upsampling,
+                spatial_dims,
+                width,
+                c,
+                shape.strides[i],
+                kernel_size=upsampling_kernel_size,
+                bias=upsampling_bias,
+                align_corners=align_corners,
+            )
+            joined = c + (width if upsampling == "linear" else c)
+            width = shape.channels[max(i - 1, 0)] if upsampling == "linear" else c
+            widths = (c,) * (up_counts[i] - 1) + (width,)
+            body = convolutions(spatial_dims, joined, widths, shape.kernels[i], **block)
+            decoder.append(DecoderStage(up, body, pads_odd=odd_sizes == "pad"))
+            decoder_channels.append(width)
+        super().__init__(
+            nn.ModuleList(encoder),
+            decoder,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            decoder_channels=decoder_channels,
+            axes=shape.axes(down_counts, padding == "same", odd_sizes == "pad", decoder_convolutions=up_counts),
+            dropout=dropout,
+            activation_checkpointing=activation_checkpointing,
+        )
+        self.head = make_head(head, spatial_dims, width, out_channels, head_kernel_size)
+        initialize(self, initialization)
+
+    @staticmethod
+    def _check(padding: str, downsampling: str, residual: bool, odd_sizes: str) -> None:
+        if downsampling not in ("max_pool", "strided"):
+            raise NetworkError(f"downsampling={downsampling!r} is not one of max_pool, strided")
+        if odd_sizes not in ("error", "pad"):
+            raise NetworkError(f"odd_sizes={odd_sizes!r} is not one of error, pad")
+        if padding == "valid" and (residual or downsampling == "strided" or odd_sizes == "pad"):
+            raise NetworkError(
+                "padding='valid' works with max_pool, a plain encoder and odd_sizes='error' only: use padding='same'"
+            )
+
+
+def _plain_stage(
+    shape: StageGeometry, i: int, in_channels: int, count: int, strided: bool, block: dict[str, Any]
+) -> EncoderStage:
+    dims, c, kernel = shape.spatial_dims, shape.channels[i], shape.kernels[i]
+    stride = shape.strides[i - 1] if i else (1,) * dims
+    if strided and i:
+        first: nn.Module = ConvBlock(dims, in_channels, c, kernel, stride, **block)
+        rest = convolutions(dims, c, (c,) * (count - 1), kernel, **block)
+        return EncoderStage(None, nn.Sequential(first, *rest))
+    pool = max_pool(dims, stride) if i else None
+    return EncoderStage(pool, convolutions(dims, in_channels, (c,) * count, kernel, **block))
+
+
+def _residual_stage(shape: StageGeometry, i: int, in_channels: int, count: int, conv: dict[str, Any]) -> EncoderStage:
+    dims, c, kernel = shape.spatial_dims, shape.channels[i], shape.kernels[i]
+    if i:
+        return EncoderStage(None, residual_chain(dims, in_channels, c, count, kernel, shape.strides[i - 1], **conv))
+    stem = ConvBlock(dims, in_channels, c, kernel, **conv)
+    return EncoderStage(None, nn.Sequential(stem, residual_chain(dims, c, c, count, kernel, (1,) * dims, **conv)))

@@ -1,0 +1,219 @@
+"""UNet++ (Zhou et al. 2018, arXiv:1807.10165)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import NetworkError
+from medseg.networks import sizes
+from medseg.networks.blocks import Activation, Order, Upsampling
+from medseg.networks.geometry import StageGeometry
+from medseg.networks.heads import HeadKind, make_head
+from medseg.networks.initialization import Initialization, initialize
+from medseg.networks.normalization import Norm
+from medseg.networks.recompute import run
+from medseg.networks.stages import EncoderStage, convolutions, make_upsample, max_pool
+
+
+class NestedNode(nn.Module):
+    """x_{i,j} = H([Up(x_{i+1,j−1}), x_{i,0}, …, x_{i,j−1}])."""
+
+    def __init__(self, upsample: nn.Module, convolutions: nn.Module) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.convolutions = convolutions
+
+    def forward(self, coarser: Tensor, *same_level: Tensor) -> Tensor:
+        """Return the node's map at the resolution of `same_level`."""
+        return self.convolutions(torch.cat([self.upsample(coarser), *same_level], dim=1))
+
+
+class UNetPlusPlus(nn.Module):
+    """UNet++: nested dense skip pathways, x_{i,j} = H([x_{i,0} … x_{i,j−1}, Up(x_{i+1,j−1})]).
+
+    Eq. 1 of Zhou et al. 2018; the concatenation puts the upsampled map first. The defaults are the paper's channels
+    with one head. Each x_{0,j} is a full-resolution map, so a head on it is a smaller network: see `prune`.
+
+    Args:
+        in_channels: channels of the input (B, in_channels, …).
+        out_channels: channels of the logits.
+        spatial_dims: 2 or 3.
+        channels: output channels of each stage, finest first.
+        strides: step from each stage to the next, a number or one an axis; one for all, or `len(channels) - 1` of them.
+        kernel_sizes: convolution kernel of each stage, one for all or one a stage; a number or one an axis.
+        norm: "batch", "batch_current" (current statistics at test time too), "instance", "group", "none".
+        norm_affine: whether the normalisation learns a scale and a shift.
+        activation: "relu", "leaky_relu", "prelu", "gelu".
+        node_order: order of the blocks of the nested nodes; "norm_act_conv" is the pre-activation re-implementation's.
+        upsampling: "transposed" or "linear".
+        upsampling_kernel_size: kernel of the transposed convolutions; None for that of the stride.
+        conv_bias: whether the convolutions have a bias.
+        head: "conv" (1×1×1) or "norm_act_conv" (the pre-activation re-implementation's).
+        head_kernel_size: odd.
+        heads: "last", or "all" for one on each x_{0,1} … x_{0,L}. The forward pass uses the last alone; deep
+            supervision trains all (without it the others get no gradient: see `unused_parameters`).
+        dropout: probability, on the coarsest encoder map.
+        activation_checkpointing: recompute activations in the backward pass instead of keeping them.
+        initialization: "default" (PyTorch's) or "he_normal" (N(0, √(2/fan_in))).
+
+    Raises:
+        NetworkError: an argument cannot be used.
+        ShapeError: (forward) the input's shape cannot be used; the message names the nearest valid sizes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        spatial_dims: int = 2,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        strides: Sequence[int | Sequence[int]] | int = 2,
+        kernel_sizes: Sequence[int | Sequence[int]] | int = 3,
+        norm: Norm = "none",
+        norm_affine: bool = True,
+        activation: Activation = "relu",
+        node_order: Order = "conv_norm_act",
+        upsampling: Upsampling = "transposed",
+        upsampling_kernel_size: int | Sequence[int] | None = None,
+        conv_bias: bool = True,
+        head: HeadKind = "conv",
+        head_kernel_size: int = 1,
+        heads: Literal["last", "all"] = "last",
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+        initialization: Initialization = "default",
+    ) -> None:
+        super().__init__()
+        # everything prune() needs to build the same network with fewer stages
+        self._arguments: dict[str, Any] = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
+        if heads not in ("last", "all"):
+            raise NetworkError(f"heads={heads!r} is not one of last, all")
+        shape = StageGeometry.build(spatial_dims, channels, strides, kernel_sizes)
+        self._geometry = shape
+        self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
+        self.depth = len(shape.channels) - 1
+        self.axes = tuple(shape.axes(2, padded=True))
+        self.activation_checkpointing = activation_checkpointing
+        self.intermediate_channels = (shape.channels[0],) * self.depth
+        block = {"norm": norm, "norm_affine": norm_affine, "activation": activation, "bias": conv_bias}
+        widths = (in_channels, *shape.channels)
+        self.encoder = nn.ModuleList(
+            EncoderStage(
+                max_pool(spatial_dims, shape.strides[i - 1]) if i else None,
+                convolutions(spatial_dims, widths[i], (c, c), shape.kernels[i], **block),
+            )
+            for i, c in enumerate(shape.channels)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.nodes = nn.ModuleDict()
+        for j in range(1, self.depth + 1):
+            for i in range(self.depth + 1 - j):
+                c, coarser = shape.channels[i], shape.channels[i + 1]
+                up = make_upsample(
+                    upsampling, spatial_dims, coarser, c, shape.strides[i], kernel_size=upsampling_kernel_size
+                )
+                joined = j * c + (coarser if upsampling == "linear" else c)
+                body = convolutions(spatial_dims, joined, (c, c), shape.kernels[i], order=node_order, **block)
+                self.nodes[f"{i}_{j}"] = NestedNode(up, body)
+        first = 1 if heads == "all" else self.depth
+        self.heads = nn.ModuleDict(
+            {
+                str(j): make_head(
+                    head, spatial_dims, shape.channels[0], out_channels, head_kernel_size, activation=activation
+                )
+                for j in range(first, self.depth + 1)
+            }
+        )
+        initialize(self, initialization)
+
+    @property
+    def head(self) -> nn.Module:
+        """The head on x_{0,L}, the deepest map."""
+        return self.heads[str(self.depth)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (B, out_channels, …) of `x` (B, in_channels, …), from the last head."""
+        return self.head(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return x_{0,L}, which `head` turns into logits."""
+        return self.intermediate_features(x)[0]
+
+    def intermediate_features(self, x: Tensor) -> list[Tensor]:
+        """Return x_{0,L} … x_{0,1}, all at full resolution, deepest first; deep supervision puts a head on each."""
+        rows = [[encoded] for encoded in self.encode(x)]
+        for j in range(1, self.depth + 1):
+            for i in range(self.depth + 1 - j):
+                rows[i].append(self._run(self.nodes[f"{i}_{j}"], rows[i + 1][j - 1], *rows[i]))
+            rows.pop()  # the next column does not reach this row: without gradients its maps are freed here
+        return rows[0][:0:-1]
+
+    def intermediate_heads(self) -> nn.ModuleList:
+        """Return the heads for `intermediate_features`, the last one of the network first.
+
+        Raises:
+            NetworkError: the network was built with one head.
+        """
+        if len(self.heads) < self.depth:
+            raise NetworkError("this UNet++ has one head: build it with heads='all' for deep supervision")
+        return nn.ModuleList(self.heads[str(j)] for j in range(self.depth, 0, -1))
+
+    def unused_parameters(self) -> tuple[str, ...]:
+        """Return the names of parameters the plain forward pass does not use: those of the shallower heads."""
+        last = f"heads.{self.depth}."
+        return tuple(n for n, _ in self.named_parameters() if n.startswith("heads.") and not n.startswith(last))
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Return x_{0,0} … x_{L,0}; dropout falls on the last one."""
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            sizes.check_input(type(self).__name__, x.shape, self.in_channels, self.axes)
+        maps = []
+        for stage in self.encoder:
+            x = self._run(stage, x)
+            maps.append(x)
+        maps[-1] = self.dropout(maps[-1])
+        return maps
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the spatial shape of the logits for a spatial input `shape`, or raise ShapeError."""
+        return sizes.output_shape(type(self).__name__, shape, self.axes)
+
+    def prune(self, depth: int) -> "UNetPlusPlus":
+        """Return a smaller network, equal to the head of x_{0,depth} of this one (Section 3.2 of Zhou et al. 2018).
+
+        Keeps the nodes with i + j ≤ depth and that one head; weights are copied, the training mode is kept. In eval
+        mode the two give the same numbers exactly.
+
+        Args:
+            depth: 1 … the depth of this network.
+
+        Raises:
+            NetworkError: `depth` is out of range, or there is no head at this depth.
+        """
+        if not 1 <= depth <= self.depth:
+            raise NetworkError(f"depth={depth}: this UNet++ can be pruned to 1 … {self.depth}")
+        if str(depth) not in self.heads:
+            raise NetworkError(f"depth={depth}: there is no head at this depth; build and train it with heads='all'")
+        shape = self._geometry
+        smaller = {
+            "channels": shape.channels[: depth + 1],
+            "strides": shape.strides[:depth],
+            "kernel_sizes": shape.kernels[: depth + 1],
+            "heads": "last",
+            "initialization": "default",
+        }
+        reference = next(self.parameters())
+        with reference.device:
+            pruned = UNetPlusPlus(**{**self._arguments, **smaller})
+        pruned = pruned.to(reference.dtype)
+        state = self.state_dict()
+        pruned.load_state_dict({key: state[key] for key in pruned.state_dict()})
+        return pruned.train(self.training)
+
+    def _run(self, stage: nn.Module, *inputs: Tensor) -> Tensor:
+        return run(stage, *inputs, recompute=self.activation_checkpointing)

@@ -1,0 +1,189 @@
+"""UNETR (Hatamizadeh et al. 2021, arXiv:2103.10504)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import NetworkError
+from medseg.networks import sizes
+from medseg.networks.blocks import CONVOLUTION, Activation, per_axis, transposed_convolution
+from medseg.networks.initialization import Initialization, initialize
+from medseg.networks.normalization import Norm
+from medseg.networks.residual import residual_chain
+from medseg.networks.stages import DecoderStage, convolutions
+from medseg.networks.transformer import EncoderNorm, VisionTransformer
+from medseg.networks.u_shape import UShape
+
+
+class UNETR(UShape):
+    """A vision transformer as encoder, its tapped tokens as skips of a convolutional decoder.
+
+    Figure 2 of Hatamizadeh et al. 2021. With `residual=True` (the default) the decoder is the authors' published one
+    (residual blocks, constant widths on the way up); `residual=False` is the plain decoder of the re-implementation
+    `unetr_relu`. Any image size divisible by the patch is taken: the position embedding is resized by interpolation.
+
+    Args:
+        in_channels: channels of the input (B, in_channels, …).
+        out_channels: channels of the logits.
+        spatial_dims: 2 or 3.
+        image_size: the size the position embedding is made for, a number or one an axis; a multiple of the patch.
+        channels: of the decoder's stages, finest first; a patch has 2**len(channels) voxels an axis.
+        embedding_channels: of a token.
+        num_heads: attention heads.
+        mlp_channels: of the hidden layer of a transformer block.
+        mlp_activation: "gelu" or "relu".
+        qkv_bias: whether query, key and value have biases.
+        taps: blocks (from 1) whose tokens are used, finest skip first; the last is the number of blocks.
+        encoder_norm: layer norm on the last tap: "applied", "none", or "unused" (frozen, to load published weights).
+        norm_eps: of the layer norms.
+        position_std: of the initial position embedding (0: zeros).
+        norm, norm_affine, activation: of the decoder.
+        conv_bias, upsampling_bias: of the decoder's convolutions and transposed convolutions.
+        residual: which decoder.
+        dropout: probability, in the transformer.
+        activation_checkpointing: recompute activations in the backward pass instead of keeping them.
+        initialization: of the convolutions, "default" or "he_normal".
+
+    Raises:
+        NetworkError: an argument cannot be used.
+        ShapeError: (forward) the input's shape cannot be used; the message names the nearest valid sizes.
+    """
+
+    encoder: VisionTransformer
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        spatial_dims: int = 3,
+        image_size: int | Sequence[int] = 96,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        embedding_channels: int = 768,
+        num_heads: int = 12,
+        mlp_channels: int = 3072,
+        mlp_activation: Activation = "gelu",
+        qkv_bias: bool = False,
+        taps: Sequence[int] = (3, 6, 9, 12),
+        encoder_norm: EncoderNorm = "applied",
+        norm_eps: float = 1e-5,
+        position_std: float = 0.02,
+        norm: Norm = "instance",
+        norm_affine: bool = False,
+        activation: Activation = "leaky_relu",
+        conv_bias: bool = False,
+        upsampling_bias: bool = False,
+        residual: bool = True,
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+        initialization: Initialization = "default",
+    ) -> None:
+        if spatial_dims not in (2, 3):
+            raise NetworkError(f"spatial_dims={spatial_dims!r}: expected 2 or 3")
+        levels = len(channels)
+        if len(taps) != levels:
+            raise NetworkError(f"taps={tuple(taps)}: expected one a stage, len(channels) = {levels}")
+        image = per_axis(image_size, spatial_dims, "image_size")
+        patch = (2**levels,) * spatial_dims
+        if any(size % patch[0] for size in image):
+            raise NetworkError(f"image_size={image} is not divisible by the patch of {patch[0]} voxels")
+        block = {"norm": norm, "norm_affine": norm_affine, "activation": activation, "bias": conv_bias}
+        layers = _DecoderLayers(spatial_dims, residual, upsampling_bias, block)
+        decoder, width = [], embedding_channels
+        for c in reversed(channels):
+            decoder.append(DecoderStage(layers.upsample(width, c), layers.fuse(2 * c, c)))
+            width = c
+        encoder = VisionTransformer(
+            spatial_dims,
+            in_channels,
+            tuple(size // p for size, p in zip(image, patch, strict=True)),
+            patch,
+            embedding_channels,
+            taps,
+            num_heads=num_heads,
+            mlp_channels=mlp_channels,
+            mlp_activation=mlp_activation,
+            qkv_bias=qkv_bias,
+            dropout=dropout,
+            norm_eps=norm_eps,
+            encoder_norm=encoder_norm,
+            position_std=position_std,
+            activation_checkpointing=activation_checkpointing,
+        )
+        axis = sizes.AxisSizes((2,) * levels, (0,) * (levels + 1), (0,) * levels)
+        super().__init__(
+            encoder,
+            decoder,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            decoder_channels=tuple(reversed(channels)),
+            axes=(axis,) * spatial_dims,
+            activation_checkpointing=activation_checkpointing,
+        )
+        self.stem = layers.stem(in_channels, channels[0])
+        self.projections = nn.ModuleList(
+            layers.project(embedding_channels, channels, level) for level in range(1, levels)
+        )
+        self.head = CONVOLUTION[spatial_dims](width, out_channels, 1)
+        initialize(self, initialization)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Return the skips, finest first, and the last tap's tokens as the coarsest map."""
+        self.check_input(x)
+        stem = self._run(self.stem, x)
+        taps = [_in_format_of(stem, tap) for tap in self.encoder(x)]
+        skips = [self._run(project, tap) for project, tap in zip(self.projections, taps[:-1], strict=True)]
+        return [stem, *skips, taps[-1]]
+
+
+class _DecoderLayers:
+    """The two published decoders, layer by layer."""
+
+    def __init__(self, spatial_dims: int, residual: bool, upsampling_bias: bool, block: dict[str, Any]) -> None:
+        self.spatial_dims = spatial_dims
+        self.residual = residual
+        self.upsampling_bias = upsampling_bias
+        self.block = block
+        self.ones = (1,) * spatial_dims
+        self.threes = (3,) * spatial_dims
+
+    def upsample(self, in_channels: int, out_channels: int) -> nn.Module:
+        stride = (2,) * self.spatial_dims
+        return transposed_convolution(self.spatial_dims, in_channels, out_channels, stride, bias=self.upsampling_bias)
+
+    def convolve(self, in_channels: int, widths: Sequence[int]) -> nn.Sequential:
+        if self.residual:
+            out = widths[-1]
+            return residual_chain(self.spatial_dims, in_channels, out, 1, self.threes, self.ones, **self.block)
+        return convolutions(self.spatial_dims, in_channels, widths, self.threes, **self.block)
+
+    def stem(self, in_channels: int, c: int) -> nn.Sequential:
+        return self.convolve(in_channels, (max(c // 2, 1), c))
+
+    def fuse(self, in_channels: int, c: int) -> nn.Sequential:
+        return self.convolve(in_channels, (c, c))
+
+    def project(self, in_channels: int, channels: Sequence[int], level: int) -> nn.Sequential:
+        """From tokens to the skip of `level`, one doubling a step.
+
+        The authors' keep one width and leave out the convolutions of the first step; the plain ones take the width of
+        each level they pass and convolve at every step.
+        """
+        steps: list[nn.Module] = []
+        for passed in reversed(range(level, len(channels))):
+            c = channels[level] if self.residual else channels[passed]
+            step = [self.upsample(in_channels, c)]
+            if steps or not self.residual:
+                step.append(self.convolve(c, (c,)))
+            steps.append(nn.Sequential(*step))
+            in_channels = c
+        return nn.Sequential(*steps)
+
+
+def _in_format_of(reference: Tensor, tap: Tensor) -> Tensor:
+    # tokens viewed as a map have their channels last; the decoder needs the memory format of the stem's map
+    if reference.is_contiguous() or torch.jit.is_tracing():
+        return tap.contiguous()
+    return tap.contiguous(memory_format=torch.channels_last if tap.dim() == 4 else torch.channels_last_3d)

@@ -1,6 +1,33 @@
 """Data sets: manifests, folds, preparing and checking them, and generated phantoms."""
 
+from medseg.datasets.catalogue import list_manifests, manifest_folder, read_manifest
+from medseg.datasets.checks import case_problems, check_case, check_same_grid
+from medseg.datasets.folds import case_files, fold_cases, split_by_presence
+from medseg.datasets.manifest import Case, Channel, FilePatterns, Manifest, Source
 from medseg.datasets.phantom_cells import PhantomCase, make_phantom_case
 from medseg.datasets.phantoms import generate_phantoms, phantom_case, phantom_id
+from medseg.datasets.prepare import PreparationReport, prepare
 
-__all__ = ["PhantomCase", "generate_phantoms", "make_phantom_case", "phantom_case", "phantom_id"]
+__all__ = [
+    "Case",
+    "Channel",
+    "FilePatterns",
+    "Manifest",
+    "PhantomCase",
+    "PreparationReport",
+    "Source",
+    "case_files",
+    "case_problems",
+    "check_case",
+    "check_same_grid",
+    "fold_cases",
+    "generate_phantoms",
+    "list_manifests",
+    "make_phantom_case",
+    "manifest_folder",
+    "phantom_case",
+    "phantom_id",
+    "prepare",
+    "read_manifest",
+    "split_by_presence",
+]

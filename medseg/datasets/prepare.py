@@ -1,0 +1,187 @@
+"""Getting a data set ready: download, adopt or generate it, then verify every case."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from medseg.datasets.adopt import find_layout, install
+from medseg.datasets.archive import STAGING, download_archive
+from medseg.datasets.catalogue import read_manifest
+from medseg.datasets.checks import case_problems
+from medseg.datasets.folds import split_by_presence
+from medseg.datasets.manifest import FilePatterns, Manifest
+from medseg.datasets.phantoms import generate_phantoms
+from medseg.errors import ManifestError, VolumeError
+
+Method = Literal["downloaded", "adopted", "linked", "generated", "verified"]
+
+
+@dataclass(frozen=True)
+class PreparationReport:
+    """What is in place after ``prepare``.
+
+    Attributes:
+        name: the data set.
+        root: its folder.
+        method: how the files came; "verified" if all of them were there before.
+        present: ids of cases in place and verified.
+        absent: ids of cases that the manifest lists and nobody has.
+        problems: one line for each thing wrong with a case that is there; such a case is not put in place.
+        num_written: files written by this run.
+        licence: of the data.
+        citations: what a publication must cite.
+    """
+
+    name: str
+    root: str
+    method: Method
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+    problems: tuple[str, ...]
+    num_written: int
+    licence: str
+    citations: tuple[str, ...]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether at least one case is in place and none is broken."""
+        return bool(self.present) and not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"is_usable": self.is_usable}
+
+    def lines(self) -> list[str]:
+        """The report in words."""
+        total = len(self.present) + len(self.absent) + len(_cases_of(self.problems))
+        text = [f"{self.name}: {len(self.present)} of {total} cases {self.method} and verified under {self.root}"]
+        if self.absent:
+            text.append(f"absent ({len(self.absent)}): {', '.join(self.absent)}")
+        text += [f"problem: {problem}" for problem in self.problems]
+        if self.licence:
+            text.append(f"licence of the data: {self.licence}")
+        return text + [f"please cite: {citation}" for citation in self.citations]
+
+
+def prepare(
+    name_or_path: Path | str,
+    root: Path | str,
+    source: Path | str | None = None,
+    link: bool = False,
+    progress: bool = False,
+    on_case: Callable[[str, int, int], None] | None = None,
+) -> PreparationReport:
+    """Get a data set, verify every case, and say what is there.
+
+    It may be run again at any time: what is in place is verified and kept, what is missing is fetched, and every file
+    appears whole or not at all. Files of ``source`` are only read.
+
+    Args:
+        name_or_path: a shipped manifest's name or a manifest file.
+        root: the folder to fill. It may be the same as ``source``: then the files stay where they are.
+        source: a folder to take the files from, laid out as the manifest or the original archive names them; a part
+            of the cases is enough.
+        link: link to the files of ``source`` instead of copying them. A copy, the default, outlives its source.
+        progress: show a bar while downloading.
+        on_case: called before each case with its id, its number from 0 and the number of cases.
+
+    Returns:
+        The report. Cases with problems are listed, not raised, so that one bad case does not hide the others.
+
+    Raises:
+        ManifestError: the manifest, the folder or the download cannot be used, or there is no way to get the files.
+    """
+    manifest, root = read_manifest(name_or_path), Path(root)
+    _make_folder(root)
+    base, patterns, method = _obtain(manifest, root, None if source is None else Path(source), link, progress)
+    present: list[str] = []
+    absent: list[str] = []
+    problems: list[str] = []
+    num_written = 0
+    for number, case_id in enumerate(manifest.case_ids):
+        if on_case is not None:
+            on_case(case_id, number, len(manifest.case_ids))
+        targets = manifest.files.paths(root, case_id)
+        origin = _origin(patterns.paths(base, case_id), targets)
+        if origin is None:
+            absent.append(case_id)
+            continue
+        found = case_problems(manifest, origin, case_id)
+        problems += found
+        if not found:
+            pairs = [pair for role in targets for pair in zip(origin[role], targets[role], strict=True)]
+            num_written += sum(install(file, target, link=link) for file, target in pairs)
+            present.append(case_id)
+    if not problems:
+        shutil.rmtree(root / STAGING, ignore_errors=True)
+    return PreparationReport(
+        name=manifest.name,
+        root=str(root),
+        method=method,
+        present=tuple(present),
+        absent=tuple(absent),
+        problems=tuple(problems),
+        num_written=num_written,
+        licence=manifest.licence,
+        citations=manifest.citations,
+    )
+
+
+def _obtain(
+    manifest: Manifest, root: Path, source: Path | None, link: bool, progress: bool
+) -> tuple[Path, FilePatterns, Method]:
+    """Where the files can be read now, and how they came there."""
+    if source is not None:
+        base, patterns = find_layout(manifest, source)
+        return base, patterns, "linked" if link else "adopted"
+    absent = split_by_presence(manifest, root, manifest.case_ids)[1]
+    if not absent:
+        return root, manifest.files, "verified"
+    if manifest.source.generator is not None:
+        _generate(manifest, root)
+        return root, manifest.files, "generated"
+    if manifest.source.url is not None:
+        base, patterns = find_layout(manifest, download_archive(manifest, root, progress))
+        return base, patterns, "downloaded"
+    if len(absent) < len(manifest.case_ids):
+        return root, manifest.files, "verified"
+    page = f" (how to get them: {manifest.source.page})" if manifest.source.page else ""
+    raise ManifestError(f"{manifest.name}: cannot be downloaded{page}; give a folder that has the files with --from")
+
+
+def _generate(manifest: Manifest, root: Path) -> None:
+    if manifest.source.generator != "phantom_cells":
+        raise ManifestError(f"{manifest.path}: source.generator {manifest.source.generator!r} is not phantom_cells")
+    arguments = dict(manifest.source.arguments)
+    try:
+        arguments["shape"] = tuple(arguments.get("shape", (64, 64, 32)))
+        written = generate_phantoms(root, num_cases=len(manifest.cases), **arguments)
+    except TypeError as error:
+        raise ManifestError(f"{manifest.path}: source.arguments do not fit the generator: {error}") from error
+    if tuple(written) != manifest.case_ids:
+        raise ManifestError(f"{manifest.path}: the generator makes {written[0]} … {written[-1]}; name the cases so")
+
+
+def _origin(files: dict[str, list[Path]], targets: dict[str, list[Path]]) -> dict[str, list[Path]] | None:
+    """The case's files in the source or, if it is not whole there, in place already; None if it is in neither."""
+    for candidate in (files, targets):
+        if all(path.is_file() for role in targets for path in candidate.get(role, [Path()])):
+            return candidate
+    return None
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VolumeError(
+            f"{root}: cannot be used as the data set's folder: {error.strerror}; choose another"
+        ) from error
+
+
+def _cases_of(problems: tuple[str, ...]) -> set[str]:
+    return {problem.removeprefix("case ").split(":")[0] for problem in problems}

@@ -1,26 +1,45 @@
 """Evaluation that cannot flatter: metrics a case and label, their statistics, and one policy for empty masks."""
 
+from medseg.evaluation.brats import LesionwiseScore, brats_score
 from medseg.evaluation.case import LabelScore, score_case
+from medseg.evaluation.comparison import PairedDifference, compare, holm
 from medseg.evaluation.confusion import Confusion, confusion
+from medseg.evaluation.em import EMScore, em_score, partition_scores
 from medseg.evaluation.evaluation import Evaluation, evaluate
+from medseg.evaluation.instances import InstanceScore, connected_components, instance_score
 from medseg.evaluation.mean_case_dice import MeanCaseDice
 from medseg.evaluation.overlap import case_dice
 from medseg.evaluation.pairs import Problem
 from medseg.evaluation.policy import POLICY, Outcome
+from medseg.evaluation.statistics import ClusterBootstrap, Estimate, median
 from medseg.evaluation.surface import SurfaceDistances, surface_distances
 
 __all__ = [
     "POLICY",
+    "ClusterBootstrap",
     "Confusion",
+    "EMScore",
+    "Estimate",
     "Evaluation",
+    "InstanceScore",
     "LabelScore",
+    "LesionwiseScore",
     "MeanCaseDice",
     "Outcome",
+    "PairedDifference",
     "Problem",
     "SurfaceDistances",
+    "brats_score",
     "case_dice",
+    "compare",
     "confusion",
+    "connected_components",
+    "em_score",
     "evaluate",
+    "holm",
+    "instance_score",
+    "median",
+    "partition_scores",
     "score_case",
     "surface_distances",
 ]

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from medseg.errors import EvaluationError
+from medseg.evaluation.boxes import LabelBoxes, union
 from medseg.evaluation.confusion import Confusion, confusion, label_regions
-from medseg.evaluation.metrics import metrics_for
+from medseg.evaluation.instances import InstanceScore
+from medseg.evaluation.metrics import Instances, metrics_for
+from medseg.evaluation.objects import object_values
 from medseg.evaluation.overlap import dice, precision, recall, size_difference
 from medseg.evaluation.policy import REASONS, Outcome, counted_values, image_diagonal_mm, outcome_of
 from medseg.evaluation.surface import surface_distances
@@ -32,6 +35,7 @@ class LabelScore:
         reference_size, predicted_size: the same in ml (3D) or mm² (2D).
         values: what enters the means, by metric name; NaN where nothing does.
         raw: as computed; infinite or NaN where an empty mask leaves it undefined.
+        objects: the objects found and missed, where they were asked for.
     """
 
     case: str
@@ -45,6 +49,7 @@ class LabelScore:
     predicted_size: float
     values: dict[str, float] = field(default_factory=dict)
     raw: dict[str, float] = field(default_factory=dict)
+    objects: InstanceScore | None = None
 
 
 def score_case(
@@ -56,6 +61,7 @@ def score_case(
     case: str = "",
     patient: str = "",
     tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
+    instances: Instances | None = None,
     counts: Confusion | None = None,
 ) -> list[LabelScore]:
     """Dice, NSD, HD95, ASSD, size difference, precision and recall of every label of one case.
@@ -67,6 +73,8 @@ def score_case(
         labels: each structure's value, or the values whose union it is.
         case, patient: written into the rows; patient defaults to the case.
         tolerance_mm: of the NSD; one number, or one a label.
+        instances: a set of object metrics to add: "components" (F1, sensitivity, false positives, RQ, SQ, PQ),
+            "brats" or "em".
         counts: their confusion, where the caller has it already.
 
     Returns:
@@ -79,7 +87,8 @@ def score_case(
     tolerances = tolerance_of(tolerance_mm, regions)
     counts = counts or confusion(prediction, reference)
     prediction, reference, spacing = _squeezed(prediction, reference, spacing)
-    metrics = metrics_for(reference.ndim)
+    metrics = metrics_for(reference.ndim, instances)
+    both_boxes = LabelBoxes(prediction), LabelBoxes(reference)
     diagonal_mm = image_diagonal_mm(reference.shape, spacing)
     voxel_size = math.prod(spacing) / (1000 if reference.ndim == 3 else 1)
     rows = []
@@ -89,26 +98,26 @@ def score_case(
         difference, percent = size_difference(reference_voxels, predicted_voxels, voxel_size)
         nsd, hd95, assd = math.nan, math.nan, math.nan
         if outcome in (Outcome.DETECTED, Outcome.DISJOINT):
-            surfaces = surface_distances(_mask(prediction, values), _mask(reference, values), spacing)
+            box = union(reference.ndim, (boxes.region(values) for boxes in both_boxes))
+            surfaces = surface_distances(_mask(prediction[box], values), _mask(reference[box], values), spacing)
             nsd, hd95, assd = surfaces.nsd(tolerances[name]), surfaces.hausdorff(95), surfaces.assd()
         elif outcome is not Outcome.ABSENT:
             nsd, hd95, assd = 0.0, math.inf, math.inf
-        raw = dict(
-            zip(
-                [metric.name for metric in metrics],
-                [
-                    dice(reference_voxels, predicted_voxels, shared),
-                    nsd,
-                    hd95,
-                    assd,
-                    difference,
-                    percent,
-                    precision(predicted_voxels, shared),
-                    recall(reference_voxels, shared),
-                ],
-                strict=True,
-            )
-        )
+        computed = [
+            dice(reference_voxels, predicted_voxels, shared),
+            nsd,
+            hd95,
+            assd,
+            difference,
+            percent,
+            precision(predicted_voxels, shared),
+            recall(reference_voxels, shared),
+        ]
+        objects = None
+        if instances is not None:
+            extra, objects = object_values(instances, _mask(prediction, values), _mask(reference, values), spacing)
+            computed += extra
+        raw = dict(zip([metric.name for metric in metrics], computed, strict=True))
         rows.append(
             LabelScore(
                 case=case,
@@ -122,6 +131,7 @@ def score_case(
                 predicted_size=predicted_voxels * voxel_size,
                 values=counted_values(raw, metrics, outcome, diagonal_mm),
                 raw=raw,
+                objects=objects,
             )
         )
     return rows

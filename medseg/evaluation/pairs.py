@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import EvaluationError, MedsegError
-from medseg.evaluation.confusion import present_values
-from medseg.volumes import Grid, Volume, read_label_map, stem_of, suffix_of
+from medseg.evaluation.structures import Structures
+from medseg.volumes import Grid, read_label_map, stem_of, suffix_of
 
 Source = str | Path | Mapping[str, str | Path] | Sequence[str | Path]
 
@@ -74,27 +74,34 @@ def missing_problems(predictions: Mapping[str, Path], references: Mapping[str, P
 
 
 def read_pair(
-    case: str, prediction: Path, reference: Path, known: Mapping[int, str] | None
-) -> tuple[tuple[Volume, Volume] | None, list[Problem]]:
-    """Both label maps of a case, or None and all that is wrong with them.
+    case: str, prediction: Path, reference: Path, structures: Structures
+) -> tuple[tuple[np.ndarray, np.ndarray, Grid] | None, list[Problem]]:
+    """Both label maps of a case in the structures' values and their grid, or None and all that is wrong with them.
 
     Args:
         case: its id.
         prediction, reference: the files.
-        known: the label values that may occur and their names, background included; None allows any.
+        structures: what their values mean.
     """
-    problems, volumes = [], []
-    for path in (prediction, reference):
+    problems: list[Problem] = []
+    arrays: list[np.ndarray] = []
+    grids: list[Grid] = []
+    for role, path in (("prediction", prediction), ("reference", reference)):
         try:
             volume = read_label_map(path)
         except MedsegError as error:
             problems.append(_unreadable(case, path, error))
             continue
-        volumes.append(volume)
-        problems += _unknown_labels(case, path, volume, known)
-    if len(volumes) == 2:
-        problems += _grid_problems(case, prediction, volumes[0].grid, volumes[1].grid)
-    return (None if problems else (volumes[0], volumes[1])), problems
+        array, unknown = structures.translated(volume.array, role)
+        if unknown:
+            problems.append(_unknown_labels(case, path, array, unknown, structures))
+        arrays.append(array)
+        grids.append(volume.grid)
+    if len(grids) == 2:
+        problems += _grid_problems(case, prediction, grids[0], grids[1])
+    if problems:
+        return None, problems
+    return (*structures.without_ignored(arrays[0], arrays[1]), grids[1]), []
 
 
 def _unreadable(case: str, path: Path, error: MedsegError) -> Problem:
@@ -102,20 +109,14 @@ def _unreadable(case: str, path: Path, error: MedsegError) -> Problem:
     return Problem(case, "unreadable file", found, way_out.strip() or f"replace {path.name}")
 
 
-def _unknown_labels(case: str, path: Path, volume: Volume, known: Mapping[int, str] | None) -> list[Problem]:
-    if known is None:
-        return []
-    unknown = [int(value) for value in present_values(volume.array.ravel(order="K")) if int(value) not in known]
-    if not unknown:
-        return []
-    voxels = [int(np.count_nonzero(volume.array == value)) for value in unknown[:5]]
+def _unknown_labels(
+    case: str, path: Path, label_map: np.ndarray, unknown: Sequence[int], structures: Structures
+) -> Problem:
+    voxels = [int(np.count_nonzero(label_map == value)) for value in unknown[:5]]
     shown = ", ".join(f"{value} ({count} voxels)" for value, count in zip(unknown, voxels, strict=False))
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return [
-        Problem(
-            case, "unknown label", f"{path}: {shown}{more}", f"known are {sorted(known)}; correct the file or labels"
-        )
-    ]
+    way_out = f"known are {sorted(structures.known or ())}; correct the file or the labels"
+    return Problem(case, "unknown label", f"{path}: {shown}{more}", way_out)
 
 
 def _grid_problems(case: str, path: Path, prediction: Grid, reference: Grid) -> list[Problem]:

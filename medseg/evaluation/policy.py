@@ -58,9 +58,9 @@ def counted_values(
         diagonal_mm: extent of the image from corner to corner, the largest distance it can hold.
     """
     if outcome is Outcome.ABSENT:
-        return {metric.name: math.nan for metric in metrics}
+        return {metric.name: metric.absent for metric in metrics}
     if outcome in (Outcome.MISSED, Outcome.SPURIOUS):
-        penalty = {"zero": 0.0, "diagonal": diagonal_mm}
+        penalty = {"zero": 0.0, "one": 1.0, "diagonal": diagonal_mm}
         return {metric.name: penalty.get(metric.one_empty, raw[metric.name]) for metric in metrics}
     return {metric.name: raw[metric.name] for metric in metrics}
 

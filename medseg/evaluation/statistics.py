@@ -22,7 +22,7 @@ class Estimate:
     Args:
         value: the estimate; NaN where n is 0.
         low, high: ends of the interval; NaN where none can be given.
-        n: how many cases entered.
+        n: how many values entered, one a case (for a mean over classes, one a case and class).
         patients: how many independent patients they are of.
     """
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from medseg.evaluation.case import LabelScore
+from medseg.evaluation.comparison import PairedDifference
 from medseg.evaluation.metrics import DICE, Metric
 from medseg.evaluation.policy import Outcome
 from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, median
@@ -17,6 +20,8 @@ from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, medi
 SCHEMA_VERSION = 1
 DISTANCES = ("hd95_mm", "assd_mm")
 PERCENTILES = (5, 25, 50, 75, 95)
+# Edges of the size bins of objects, in ml (3D) and mm² (2D).
+SIZE_EDGES = {3: (0.1, 1.0, 10.0), 2: (10.0, 100.0, 1000.0)}
 
 
 def summarise(rows: Sequence[LabelScore], metrics: Sequence[Metric], bootstrap: ClusterBootstrap) -> dict[str, Any]:
@@ -39,8 +44,10 @@ def summarise(rows: Sequence[LabelScore], metrics: Sequence[Metric], bootstrap: 
 
 
 def class_mean(by_label: Mapping[str, Sequence[LabelScore]], metric: Metric, bootstrap: ClusterBootstrap) -> Estimate:
-    """Unweighted mean over labels of each label's mean over cases."""
-    return bootstrap.mean_of_means([columns(members, metric.name) for members in by_label.values()])
+    """Unweighted mean over labels of each label's mean over cases; n is the cases of which any label counts."""
+    estimate = bootstrap.mean_of_means([columns(members, metric.name) for members in by_label.values()])
+    rows = [row for members in by_label.values() for row in members]
+    return replace(estimate, n=len({row.case for row in rows if math.isfinite(row.values[metric.name])}))
 
 
 def columns(rows: Sequence[LabelScore], metric: str) -> tuple[list[float], list[str]]:
@@ -67,7 +74,38 @@ def _label_summary(
         if metric.name in DISTANCES:
             detected = [row for row in rows if row.outcome in (Outcome.DETECTED, Outcome.DISJOINT)]
             summary[metric.name]["median_detected"] = estimate_json(median(*columns(detected, metric.name)))
+    if any(row.objects is not None for row in rows):
+        spatial_dims = 3 if any(metric.name == "volume_difference_ml" for metric in metrics) else 2
+        summary["sensitivity_by_size"] = sensitivity_by_size(rows, spatial_dims)
     return summary
+
+
+def sensitivity_by_size(rows: Sequence[LabelScore], spatial_dims: int) -> list[dict[str, Any]]:
+    """Objects of all cases by size, and how many of each size a prediction touches.
+
+    Sizes are in ml (3D) or mm² (2D); a bin holds sizes from its lower edge up to, not including, its upper one.
+    """
+    scored = [row for row in rows if row.objects is not None and row.reference_voxels]
+    voxel_sizes = [row.reference_size / row.reference_voxels for row in scored]
+    sizes = [row.objects.reference_voxels * size for row, size in zip(scored, voxel_sizes, strict=True) if row.objects]
+    found = [row.objects.found for row in scored if row.objects]
+    all_sizes, all_found = np.concatenate([[], *sizes]), np.concatenate([np.zeros(0, bool), *found])
+    bins = []
+    for low, high in pairwise((0.0, *SIZE_EDGES[spatial_dims], math.inf)):
+        inside = (all_sizes >= low) & (all_sizes < high)
+        n, num_found = int(inside.sum()), int(all_found[inside].sum())
+        bins.append(
+            {"from": low, "to": number(high), "n": n, "found": num_found, "sensitivity": num_found / n if n else None}
+        )
+    return bins
+
+
+def comparison_json(differences: Sequence[PairedDifference]) -> list[dict[str, Any]]:
+    """Paired differences as JSON."""
+    return [
+        vars(d) | {"this": number(d.this), "other": number(d.other), "difference": estimate_json(d.difference)}
+        for d in differences
+    ]
 
 
 def estimate_json(estimate: Estimate) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from itertools import product
 import numpy as np
 from monai.metrics.utils import get_code_to_measure_table
 
+from medseg.evaluation.boxes import bounding_box
 from medseg.evaluation.nearest import nearest_distances_mm
 
 
@@ -44,8 +45,8 @@ class SurfaceDistances:
         total = self.reference_area.sum() + self.predicted_area.sum()
         if total == 0:
             return math.nan
-        # A distance that equals the tolerance is within it, whatever the last bit of the square root says.
-        limit = tolerance_mm * (1 + 1e-9)
+        # A distance that equals the tolerance is within it, whatever the rounding of its square root says.
+        limit = tolerance_mm * (1 + 1e-6)
         near = (
             self.reference_area[self.reference_mm <= limit].sum()
             + self.predicted_area[self.predicted_mm <= limit].sum()
@@ -96,15 +97,6 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
         reference_area=areas[reference_code[reference_surface]],
         predicted_area=areas[predicted_code[predicted]],
     )
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all true elements; empty slices where there is none."""
-    box = []
-    for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1) if occupied.size else slice(0, 0))
-    return tuple(box)
 
 
 def neighbour_codes(mask: np.ndarray) -> np.ndarray:

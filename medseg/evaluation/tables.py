@@ -11,11 +11,24 @@ from typing import Any
 from rich.table import Table
 
 from medseg.evaluation.case import LabelScore
+from medseg.evaluation.comparison import PairedDifference
 from medseg.evaluation.metrics import Metric
 from medseg.evaluation.pairs import Problem
+from medseg.evaluation.summary import estimate_json
 
 WORST_SHOWN = 10
-SHOWN_METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
+SHOWN_METRICS = (
+    "dice",
+    "nsd",
+    "hd95_mm",
+    "assd_mm",
+    "object_f1",
+    "pq",
+    "brats_dice",
+    "brats_hd95_mm",
+    "v_rand",
+    "v_info",
+)
 
 
 def metrics_csv(rows: Sequence[LabelScore], metrics: Sequence[Metric], size_unit: str) -> str:
@@ -85,13 +98,25 @@ def problem_table(problems: Sequence[Problem]) -> Table:
     return table
 
 
-def estimate_text(estimate: Mapping[str, Any]) -> str:
+def comparison_table(differences: Sequence[PairedDifference]) -> Table:
+    """Differences to the other predictions; a winner only where the interval leaves zero out."""
+    table = Table(title="paired comparison, this minus the other")
+    for column in ("label", "metric", "this", "other", "difference", "p (Holm)", "verdict"):
+        table.add_column(column, justify="left" if column in ("label", "metric", "verdict") else "right")
+    for d in differences:
+        difference = estimate_text(estimate_json(d.difference), signed=True)
+        table.add_row(d.label, d.metric, f"{d.this:.4f}", f"{d.other:.4f}", difference, f"{d.p_holm:.3g}", d.verdict)
+    return table
+
+
+def estimate_text(estimate: Mapping[str, Any], signed: bool = False) -> str:
     """ "0.893 [0.881, 0.904] n=52", with "few" where fewer than 20 patients stand behind it."""
     if estimate["value"] is None:
         return "– n=0"
+    form = "+.4f" if signed else ".3f"
     low, high = estimate["low"], estimate["high"]
-    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{estimate['value']:.3f}{interval} n={estimate['n']}{' few' if estimate['few'] else ''}"
+    interval = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
+    return f"{estimate['value']:{form}}{interval} n={estimate['n']}{' few' if estimate['few'] else ''}"
 
 
 def _title(summary: Mapping[str, Any]) -> str:

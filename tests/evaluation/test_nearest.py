@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from medseg.evaluation import nearest
+from medseg.evaluation.nearest import distance_transform_mm, nearest_distances_mm
+
+
+def random_points(shape: tuple[int, ...], share: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape) < share
+
+
+@pytest.mark.parametrize("voxel_ns", [0.0, np.inf], ids=["transform", "tree"])
+@pytest.mark.parametrize(("shape", "spacing"), [((20, 31), (0.7, 2.0)), ((13, 20, 9), (1.0, 0.5, 3.0))])
+@pytest.mark.parametrize(("few", "many"), [(0.002, 0.3), (0.05, 0.05), (0.3, 0.01)])
+def test_both_ways_equal_scipy(
+    monkeypatch: pytest.MonkeyPatch,
+    voxel_ns: float,
+    shape: tuple[int, ...],
+    spacing: tuple[float, ...],
+    few: float,
+    many: float,
+) -> None:
+    monkeypatch.setattr(nearest, "VOXEL_NS", voxel_ns)
+    queries, targets = random_points(shape, many, 0), random_points(shape, few, 1)
+    targets[tuple(size // 2 for size in shape)] = True
+    expected = ndimage.distance_transform_edt(~targets, sampling=spacing)[queries]
+    np.testing.assert_allclose(nearest_distances_mm(queries, targets, spacing), expected, rtol=2e-7)
+
+
+def test_thick_targets_are_zero_inside() -> None:
+    targets = np.zeros((15, 15, 15), bool)
+    targets[3:12, 3:12, 3:12] = True
+    expected = ndimage.distance_transform_edt(~targets, sampling=(1, 2, 3))
+    np.testing.assert_allclose(distance_transform_mm(targets, (1, 2, 3)), expected, rtol=2e-7)
+
+
+def test_no_targets_are_infinitely_far_and_no_queries_are_no_distances() -> None:
+    queries, none = random_points((6, 6), 0.5, 0), np.zeros((6, 6), bool)
+    assert np.isinf(nearest_distances_mm(queries, none, (1, 1))).all()
+    assert nearest_distances_mm(none, queries, (1, 1)).size == 0
+    assert not nearest_distances_mm(queries, queries, (1, 1)).any()

@@ -61,9 +61,10 @@ class VoxelIndex:
         starts, lengths, values = _runs(flat, flat_allowed)
         position = np.int32 if flat.size < 2**31 else np.int64
         order = np.argsort(values, kind="stable")
-        labels, first = np.unique(values[order], return_index=True)
+        labels, num_runs = np.unique(values, return_counts=True)
         voxels: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
-        for value, members in zip(labels.tolist(), np.split(order, first[1:]), strict=True):
+        for value, end, count in zip(labels.tolist(), np.cumsum(num_runs), num_runs, strict=True):
+            members = order[end - count : end]
             own_starts, own_lengths = starts[members], lengths[members]
             cumulative = np.cumsum(own_lengths)
             if 2 * len(members) < cumulative[-1]:
@@ -190,7 +191,8 @@ def _runs(flat: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.
     if allowed is not None:
         inside = np.asarray(allowed[starts]) != 0
         starts, lengths, values = starts[inside], lengths[inside], values[inside]
-    integers = values.astype(np.int64)
+    with np.errstate(invalid="ignore"):
+        integers = values.astype(np.int64)
     if not np.array_equal(integers, values):
         found = values[integers != values][0]
         raise ValueError(f"label map must hold integers, found {found}: it was probably resampled with interpolation")

@@ -1,0 +1,264 @@
+"""NormalizeIntensityByModality against closed forms, NumPy and MONAI."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor, set_track_meta
+from monai.transforms import Compose, NormalizeIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
+
+from medseg.errors import PlanError, ShapeError
+from medseg.transforms import (
+    NormalizeIntensityByModality,
+    NormalizeIntensityByModalityD,
+    NormalizeIntensityByModalityd,
+    NormalizeIntensityByModalityDict,
+    normalization_for_modality,
+)
+
+CT = {"scheme": "ct", "lower": -160.0, "upper": 240.0, "mean": 40.0, "std": 80.0}
+
+
+def image(shape=(1, 12, 13, 14), seed=0, mean=300.0, std=70.0):
+    values = np.random.default_rng(seed).normal(mean, std, shape)
+    return MetaTensor(torch.from_numpy(values.astype(np.float32)), meta={"filename_or_obj": "scan_07.nii.gz"})
+
+
+def close(found, expected, **tolerances):
+    torch.testing.assert_close(
+        torch.as_tensor(np.asarray(found)), torch.as_tensor(np.asarray(expected)), check_dtype=False, **tolerances
+    )
+
+
+def test_z_score_equals_monai_and_numpy():
+    x = image()
+    found = NormalizeIntensityByModality([{"scheme": "z_score"}])(x)
+    close(found, NormalizeIntensity()(x), rtol=1e-5, atol=1e-5)
+    values = x.numpy().astype(np.float64)
+    close(found, (values - values.mean()) / values.std(), rtol=1e-5, atol=1e-5)
+
+
+def test_z_score_of_the_nonzero_voxels():
+    x = image()
+    x[:, :6] = 0
+    found = NormalizeIntensityByModality({"scheme": "z_score", "foreground": "nonzero"})(x)
+    theirs = NormalizeIntensity(nonzero=True)(x.clone())  # it writes into its input
+    close(found[:, 6:], theirs[:, 6:], rtol=1e-5, atol=1e-5)
+    inside = x[:, 6:].numpy().astype(np.float64)
+    close(found[:, :6], np.full((1, 6, 13, 14), -inside.mean() / inside.std()), rtol=1e-5, atol=1e-5)
+
+
+def test_z_score_inside_a_mask():
+    x = image()
+    mask = torch.zeros(1, 12, 13, 14)
+    mask[:, 2:7, 3:9] = 1
+    inside = x.numpy()[:, 2:7, 3:9].astype(np.float64)
+    expected = (x.numpy() - inside.mean()) / inside.std()
+    scheme = [{"scheme": "z_score", "foreground": "mask"}]
+    close(NormalizeIntensityByModality(scheme)(x, mask), expected, rtol=1e-5, atol=1e-5)
+    dictionary = NormalizeIntensityByModalityd("image", scheme, mask_key="mask")({"image": x, "mask": mask})
+    close(dictionary["image"], expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ShapeError, match=r"scan_07.*mask of shape \(12, 13, 14\)"):
+        NormalizeIntensityByModality(scheme)(x)
+
+
+def test_z_score_with_given_statistics():
+    x = image()
+    found = NormalizeIntensityByModality([{"scheme": "z_score", "mean": 100.0, "std": 50.0}])(x)
+    close(found, (x.numpy() - 100) / 50)
+
+
+def test_ct_clips_then_scales():
+    x = torch.tensor([[-1000.0, -160.0, 0.0, 40.0, 120.0, 240.0, 3000.0]])
+    found = NormalizeIntensityByModality([CT])(x)
+    close(found, np.array([[-2.5, -2.5, -0.5, 0.0, 1.0, 2.5, 2.5]]))
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_percentile_equals_monai(clip):
+    x = image(seed=1)
+    scheme = {"scheme": "percentile", "lower": 2, "upper": 97, "out_min": -1, "out_max": 3, "clip": clip}
+    theirs = ScaleIntensityRangePercentiles(2, 97, -1, 3, clip=clip)(x)
+    close(NormalizeIntensityByModality([scheme])(x), theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_window_equals_monai(clip):
+    x = image(seed=2)
+    scheme = {"scheme": "window", "lower": 200, "upper": 350, "out_min": 0.5, "out_max": 2.0, "clip": clip}
+    theirs = ScaleIntensityRange(200, 350, 0.5, 2.0, clip=clip)(x)
+    close(NormalizeIntensityByModality([scheme])(x), theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_none_only_converts():
+    x = np.arange(24, dtype=np.int16).reshape(1, 2, 3, 4)
+    found = NormalizeIntensityByModality([{"scheme": "none"}])(x)
+    assert found.dtype == torch.float32
+    close(found, x)
+
+
+def test_every_channel_has_its_own_scheme():
+    x = image((3, 8, 9))
+    schemes = [{"scheme": "none"}, {"scheme": "z_score"}, {**CT, "upper": 500.0}]
+    found = NormalizeIntensityByModality(schemes)(x)
+    for c, scheme in enumerate(schemes):
+        close(found[c], NormalizeIntensityByModality(scheme)(x[c : c + 1])[0], rtol=0, atol=0)
+    with pytest.raises(ShapeError, match=r"scan_07.*3 channels, found \(2, 8, 9\)"):
+        NormalizeIntensityByModality(schemes)(x[:2])
+
+
+@pytest.mark.parametrize("scheme", ["z_score", "percentile"])
+@pytest.mark.parametrize("value", [0.0, 1e-3, 7.1, -1e6])
+def test_constant_image_is_zero_and_said(scheme, value):
+    x = MetaTensor(torch.full((1, 33, 34, 35), value), meta={"filename_or_obj": "flat.nii"})
+    with pytest.warns(UserWarning, match=r"flat\.nii channel 0: constant intensity"):
+        found = NormalizeIntensityByModality([{"scheme": scheme}])(x)
+    close(found, np.zeros(x.shape), rtol=0, atol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transform = NormalizeIntensityByModality([{"scheme": scheme}])
+        close(transform.inverse(transform(x)), x, rtol=0, atol=0)
+
+
+def test_nearly_constant_image_keeps_its_contrast():
+    x = torch.full((1, 10, 10), 1e6)
+    x[0, 0, 0] += 1
+    close(NormalizeIntensityByModality([{"scheme": "z_score"}])(x).std(correction=0), 1.0, rtol=1e-3, atol=0)
+
+
+def test_coinciding_percentiles_fall_back_to_the_extremes():
+    x = torch.zeros(1, 100, 100)
+    x[0, 0, :2] = torch.tensor([2.0, 4.0])
+    with pytest.warns(UserWarning, match="percentiles 0.5 and 99.5 are both 0"):
+        found = NormalizeIntensityByModality([{"scheme": "percentile"}])(x)
+    close(found, x / 4)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "nan_becomes"),
+    [
+        ({"scheme": "z_score"}, 0.0),
+        (CT, -2.5),
+        ({"scheme": "percentile"}, 0.0),
+        ({"scheme": "window", "lower": 0, "upper": 10, "out_min": -1}, -1.0),
+        ({"scheme": "none"}, 0.0),
+    ],
+)
+def test_not_a_number_and_infinity_are_replaced_and_said(scheme, nan_becomes):
+    x = image(seed=3)
+    x[0, 0, 0, 0], x[0, 1, 1, 1], x[0, 2, 2, 2] = torch.nan, torch.inf, -torch.inf
+    transform = NormalizeIntensityByModality([scheme])
+    with pytest.warns(UserWarning, match=r"scan_07\.nii\.gz channel 0: 3 voxels are NaN or infinite"):
+        found = transform(x)
+    assert torch.isfinite(found).all()
+    assert float(found[0, 0, 0, 0]) == pytest.approx(nan_becomes, abs=1e-6)
+    values = found.as_tensor().flatten()
+    others = torch.cat([values[1:][torch.isfinite(x.as_tensor().flatten()[1:])]])
+    assert float(found[0, 1, 1, 1]) == float(others.max())
+    assert float(found[0, 2, 2, 2]) == float(others.min())
+    # the bad voxels left no trace in the others
+    finite = x.as_tensor()[torch.isfinite(x.as_tensor())]
+    close(found.as_tensor()[torch.isfinite(x.as_tensor())], transform(finite[None])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*NaN or infinite")
+def test_nothing_finite_or_nothing_in_the_foreground():
+    with pytest.warns(UserWarning, match="no finite voxel"):
+        found = NormalizeIntensityByModality({"scheme": "z_score"})(torch.full((1, 3, 3), torch.nan))
+    close(found, np.zeros((1, 3, 3)))
+    with pytest.warns(UserWarning, match=r"foreground \(nonzero\)"):
+        close(
+            NormalizeIntensityByModality({"scheme": "z_score", "foreground": "nonzero"})(np.zeros((1, 3, 3))),
+            np.zeros((1, 3, 3)),
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    mean=st.floats(-1e4, 1e4),
+    std=st.floats(1e-2, 1e4),
+    scheme=st.sampled_from(
+        [
+            {"scheme": "z_score"},
+            {"scheme": "z_score", "mean": 3.0, "std": 20.0},
+            {"scheme": "percentile", "clip": False},
+            {"scheme": "percentile", "lower": 0, "upper": 100},
+            {"scheme": "window", "lower": -7.0, "upper": 50.0, "clip": False},
+            {"scheme": "none"},
+        ]
+    ),
+)
+def test_inverse_gives_the_image_back(seed, mean, std, scheme):
+    x = image((2, 6, 7), seed, mean, std)
+    transform = NormalizeIntensityByModality(scheme)
+    normalised = transform(x)
+    size = float(x.abs().max()) + abs(scheme.get("mean", 0)) + 50
+    back = transform.inverse(normalised)
+    close(back, x, rtol=0, atol=1e-6 * size)
+    assert back.applied_operations == []
+
+
+def test_inverse_of_clipped_voxels_is_the_bound():
+    x = torch.tensor([[-1000.0, -100.0, 1000.0]])
+    transform = NormalizeIntensityByModality([CT])
+    close(transform.inverse(transform(x)), np.array([[-160.0, -100.0, 240.0]]), rtol=1e-5, atol=1e-4)
+
+
+def test_compose_inverts_the_dictionary_form():
+    x = image()
+    pipeline = Compose(
+        [NormalizeIntensityByModalityd(["image", "other"], {"scheme": "z_score"}, allow_missing_keys=True)]
+    )
+    close(pipeline.inverse(pipeline({"image": x}))["image"], x, rtol=1e-5, atol=1e-3)
+
+
+def test_arrays_tensors_and_meta_tensors_agree():
+    x = image()
+    transform = NormalizeIntensityByModality([{"scheme": "z_score"}])
+    expected = transform(x)
+    for other in (x.numpy(), x.as_tensor(), x.numpy().astype(np.float64)):
+        close(transform(other), expected, rtol=1e-5, atol=1e-5)
+    assert expected.meta["filename_or_obj"] == "scan_07.nii.gz"
+    set_track_meta(False)
+    try:
+        assert type(transform(x)) is torch.Tensor
+    finally:
+        set_track_meta(True)
+
+
+def test_aliases():
+    assert NormalizeIntensityByModalityD is NormalizeIntensityByModalityDict is NormalizeIntensityByModalityd
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ({"scheme": "zscore"}, "channel 0: scheme must be one of z_score, ct, .*found 'zscore'"),
+        ({}, "found None"),
+        ({"scheme": "ct", "lower": 0, "upper": 1}, r"missing \['mean', 'std'\]"),
+        ({"scheme": "z_score", "sigma": 1}, r"unknown \['sigma'\]"),
+        ({"scheme": "window", "lower": 5, "upper": 5}, "lower must be below upper, found 5 and 5"),
+        ({"scheme": "z_score", "mean": 5}, "mean and std together"),
+        ({"scheme": "z_score", "mean": 5, "std": 0}, "std must be positive, found 0"),
+        ({"scheme": "z_score", "foreground": "body"}, "found 'body'"),
+        ({"scheme": "percentile", "upper": 101}, "percentiles lie in 0..100"),
+        ({"scheme": "window", "lower": 0, "upper": 5, "out_min": 1}, "out_min must be below out_max"),
+    ],
+)
+def test_wrong_parameters_are_named(scheme, message):
+    with pytest.raises(PlanError, match=message):
+        NormalizeIntensityByModality([scheme])
+
+
+def test_scheme_of_a_modality():
+    fingerprint = {"percentile_00_5": -900, "percentile_99_5": 300, "mean": 10, "std": 200, "min": -1024}
+    scheme = normalization_for_modality("CT", fingerprint)
+    assert scheme == {"scheme": "ct", "lower": -900.0, "upper": 300.0, "mean": 10.0, "std": 200.0}
+    NormalizeIntensityByModality([scheme])
+    assert normalization_for_modality("MRI") == {"scheme": "z_score"}
+    with pytest.raises(PlanError, match="fingerprint"):
+        normalization_for_modality("ct", {"mean": 1})

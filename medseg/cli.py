@@ -88,8 +88,19 @@ def evaluate(
     """Compare predictions with references."""
     from medseg.evaluation import evaluate as run
 
-    result = run(predictions, references, out=out, labels=labels, against=against, allow_missing=allow_missing)
-    print(json.dumps(result.summary, indent=2) if as_json else result.table())
+    result = run(
+        predictions,
+        references,
+        out=out,
+        labels=labels,
+        against=against,
+        allow_missing=allow_missing,
+        progress=not as_json,
+    )
+    if as_json:
+        print(json.dumps(result.summary, indent=2))
+    else:
+        result.print()
 
 
 @data.command("prepare", epilog="Example: medseg data prepare hippocampus --root data/hippocampus")
@@ -155,5 +166,5 @@ def main(arguments: list[str] | None = None) -> None:
     except MedsegError as error:
         if debug:
             raise
-        print(f"medseg: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"medseg: {error}", file=sys.stderr)
         raise SystemExit(1) from None

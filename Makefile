@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes the environment it needs in .venv.
+#
+#   PYTHON=python3.12        another interpreter
+#   VENV=/tmp/env            another place for the environment
+#   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   CPU-only torch where the index serves CUDA builds
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_ARGS ?=
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/medseg demo --out demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchio batchgeneratorsv2
+	$(BIN)/python benchmarks/run_all.py
+
+# torch goes first and pinned: a later package that only asks for "torch" must find it satisfied
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,101 +1,111 @@
-"""Resampling through a spline map, a few slices at a time: the dense displacement field never exists as a whole."""
+"""Resampling through spline maps, a few slices at a time: no dense coordinates exist beyond the slab at work.
+
+Arrays on one grid are resampled together, so that the coordinates of a slab are computed once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from medseg.transforms.elastic_parameters import Deformation
+from medseg.transforms.gather_sampling import LinearSampler, NearestSampler
 
 Mode = Literal["bilinear", "nearest"]
-_SLAB_VOXELS = 1 << 16  # coordinates of a slab stay in the cache between the products that make and use them
+Padding = Literal["border"] | float
+
+_SLAB_VOXELS = {"cpu": 1 << 16}  # coordinates, indices and gathered values of a slab stay in a core's cache
+_SLAB_VOXELS_ELSEWHERE = 1 << 24
+_SAMPLERS: dict[str, type[LinearSampler] | type[NearestSampler]] = {
+    "bilinear": LinearSampler,
+    "nearest": NearestSampler,
+}
 
 
-def deform_batch(
-    batch: torch.Tensor, deformations: Sequence[Deformation], mode: Mode, padding: str | float = "border"
-) -> torch.Tensor:
-    """Resample every item of a batch through its own map, once.
+@dataclass(frozen=True)
+class Resampling:
+    """One tensor `(B, C, *spatial)` to resample, and how."""
+
+    batch: torch.Tensor
+    mode: Mode
+    padding: Padding = "border"
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """The input's dtype, but float32 for integers that are interpolated."""
+        is_kept = self.mode == "nearest" or self.batch.is_floating_point()
+        return self.batch.dtype if is_kept else torch.float32
+
+
+def check_sampling(mode: Mode, padding: Padding) -> tuple[Mode, Padding]:
+    """The mode and padding, if they are valid."""
+    if mode not in _SAMPLERS:
+        raise ValueError(f"elastic deformation: mode must be one of {sorted(_SAMPLERS)}, found {mode!r}")
+    if isinstance(padding, str) and padding != "border":
+        raise ValueError(f'elastic deformation: padding must be "border" or a number, found {padding!r}')
+    return mode, padding
+
+
+@torch.no_grad()
+def deform_together(requests: Sequence[Resampling], deformations: Sequence[Deformation]) -> list[torch.Tensor]:
+    """Resample tensors of one grid, item b of each through `deformations[b]`, once.
 
     Args:
-        batch: shape `(B, C, *spatial)`, any dtype and device.
-        deformations: B records drawn for `spatial`, with equal lattices.
-        mode: "bilinear" interpolates (floating result), "nearest" copies voxels (any dtype, exactly).
-        padding: "border" repeats the edge voxel; a number fills what lies outside the patch.
+        requests: tensors of equal B, spatial shape and device. "bilinear" interpolates linearly along every axis in
+            float32, "nearest" copies voxels of any dtype exactly. Outside the patch "border" repeats the edge voxel; a
+            number fills what lies more than half a voxel beyond the outermost centres, the same voxels in either mode.
+        deformations: B records with equal shape, basis and lattices.
 
     Returns:
-        Same shape and device; floating dtype as the input, float32 for integers under "bilinear", unchanged for "nearest".
+        New contiguous tensors of the same shapes and devices, in each request's `result_dtype`.
     """
-    first = deformations[0]
-    weights = [torch.from_numpy(w.astype(np.float32)).to(batch.device) for w in first.weights]
-    controls = torch.as_tensor(np.stack([d.source_controls() for d in deformations]), dtype=torch.float32)
-    controls = controls.to(batch.device)
-    if mode == "nearest":
-        return _nearest(batch, controls, weights, padding)
-    dtype = batch.dtype if batch.is_floating_point() else torch.float32
-    return _linear(batch.float(), controls, weights, padding).to(dtype)
+    device, shape = requests[0].batch.device, requests[0].batch.shape[2:]
+    sources = [(r.batch if r.mode == "nearest" else r.batch.float()).contiguous() for r in requests]
+    results = [torch.empty_like(source) for source in sources]
+    is_filled = any(r.padding != "border" for r in requests)
+    for start, coordinates in _slabs(deformations, device):
+        slab_shape, stop = coordinates[0].shape, start + coordinates[0].shape[1]
+        outside = _outside(coordinates, shape) if is_filled else None
+        for coordinate, size in zip(coordinates, shape, strict=True):
+            coordinate.clamp_(0, size - 1)
+        samplers: dict[tuple[Mode, int], LinearSampler | NearestSampler] = {}
+        for request, source, result in zip(requests, sources, results, strict=True):
+            key = request.mode, source.shape[1]
+            if key not in samplers:
+                samplers[key] = _SAMPLERS[request.mode](coordinates, shape, source.shape[1])
+            flat = source.view(-1)
+            for channel in range(source.shape[1]):
+                values = samplers[key].sample(flat[channel * shape.numel() :]).view(slab_shape)
+                if outside is not None and request.padding != "border":
+                    values.masked_fill_(outside, request.padding)
+                result[:, channel, start:stop] = values
+    return [result.to(request.result_dtype) for result, request in zip(results, requests, strict=True)]
 
 
-def _slab_thickness(shape: Sequence[int]) -> int:
-    return max(1, _SLAB_VOXELS // int(np.prod(shape[1:])))
+def _slabs(deformations: Sequence[Deformation], device: torch.device) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """First slice, and source coordinates in voxels of the slab it begins: one `(B, slices, …)` a spatial axis."""
+    shape = deformations[0].shape
+    controls = torch.from_numpy(np.stack([d.source_controls() for d in deformations]).astype(np.float32)).to(device)
+    dense = controls.movedim(-1, 0)  # (ndim, B, K_1, …, K_ndim), upsampled one axis after another
+    first, *middle, last = (torch.from_numpy(w.astype(np.float32)).to(device) for w in deformations[0].weights)
+    for axis, weights in enumerate(middle, start=3):
+        dense = _upsample(dense, weights, axis)
+    thickness = max(1, _SLAB_VOXELS.get(device.type, _SLAB_VOXELS_ELSEWHERE) // int(np.prod(shape[1:])))
+    for start in range(0, shape[0], thickness):
+        rows = _upsample(dense, first[start : start + thickness], 2)
+        yield start, list((rows @ last.T).unbind(0))
 
 
-def _upsample_all_but_last(controls: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`(B, K_1, …, K_n, c)` to `(B, n_1, …, n_(n-1), K_n * c)`."""
-    for axis, matrix in enumerate(weights[:-1], start=1):
-        controls = torch.movedim(torch.tensordot(matrix, controls, dims=([1], [axis])), 0, axis)
-    return controls.flatten(-2)
+def _upsample(values: torch.Tensor, weights: torch.Tensor, axis: int) -> torch.Tensor:
+    return torch.tensordot(values, weights, dims=([axis], [1])).movedim(-1, axis)
 
 
-def _linear(
-    batch: torch.Tensor, controls: torch.Tensor, weights: Sequence[torch.Tensor], padding: str | float
-) -> torch.Tensor:
-    shape = batch.shape[2:]
-    ndim = len(shape)
-    size = torch.tensor(shape, dtype=torch.float32, device=batch.device)
-    normalised = ((2 * controls - (size - 1)) / (size - 1).clamp(min=1)).flip(-1)  # grid_sample: x first, [-1, 1]
-    last = torch.kron(weights[-1].T.contiguous(), torch.eye(ndim, device=batch.device))  # (K * ndim, n * ndim)
-    fill = 0.0 if isinstance(padding, str) else float(padding)
-    source = batch - fill if fill else batch
-    out = torch.empty_like(batch)
-    step = _slab_thickness(shape)
-    for start in range(0, shape[0], step):
-        slab = [weights[0][start : start + step], *weights[1:]]
-        grid = _upsample_all_but_last(normalised, slab) @ last
-        grid = grid.reshape(batch.shape[0], -1, *shape[1:], ndim)
-        out[:, :, start : start + step] = F.grid_sample(
-            source, grid, "bilinear", "border" if isinstance(padding, str) else "zeros", align_corners=True
-        )
-    return out.add_(fill) if fill else out
-
-
-def _nearest(
-    batch: torch.Tensor, controls: torch.Tensor, weights: Sequence[torch.Tensor], padding: str | float
-) -> torch.Tensor:
-    shape = batch.shape[2:]
-    out = torch.empty_like(batch, memory_format=torch.contiguous_format)
-    step = _slab_thickness(shape)
-    flat = batch.flatten(2)
-    planes = controls.movedim(-1, 0)  # one coordinate at a time: nothing to interleave
-    for start in range(0, shape[0], step):
-        slab = [weights[0][start : start + step], *weights[1:]]
-        index: torch.Tensor | None = None
-        outside: torch.Tensor | None = None
-        for axis, size in enumerate(shape):
-            nearest = (_upsample_all_but_last(planes[axis].unsqueeze(-1), slab) @ weights[-1].T).round_()
-            if not isinstance(padding, str):
-                beyond = (nearest < 0) | (nearest > size - 1)
-                outside = beyond if outside is None else outside | beyond
-            nearest = nearest.clamp_(0, size - 1).to(torch.int32 if flat.shape[-1] < 2**31 else torch.int64)
-            index = nearest if index is None else index.mul_(size).add_(nearest)
-        assert index is not None
-        for item in range(batch.shape[0]):
-            for channel in range(batch.shape[1]):
-                values = flat[item, channel].index_select(0, index[item].reshape(-1)).reshape(index.shape[1:])
-                if outside is not None:
-                    values = values.masked_fill(outside[item], float(padding))
-                out[item, channel, start : start + step] = values
-    return out
+def _outside(coordinates: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    outside = torch.zeros_like(coordinates[0], dtype=torch.bool)
+    for coordinate, size in zip(coordinates, shape, strict=True):
+        outside |= (coordinate < -0.5) | (coordinate > size - 0.5)
+    return outside

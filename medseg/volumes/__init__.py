@@ -3,6 +3,7 @@
 from medseg.volumes.atomic import replacing
 from medseg.volumes.formats import SUFFIXES, format_of, stem_of, suffix_of
 from medseg.volumes.grid import Grid
+from medseg.volumes.memory import as_volume
 from medseg.volumes.read import check_finite, read_grid, read_label_map, read_volume
 from medseg.volumes.volume import Volume
 from medseg.volumes.write import write_volume
@@ -11,6 +12,7 @@ __all__ = [
     "SUFFIXES",
     "Grid",
     "Volume",
+    "as_volume",
     "check_finite",
     "format_of",
     "read_grid",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import VolumeError
-from medseg.volumes.formats import check_readable, format_of
+from medseg.volumes.formats import check_readable, format_of, suffix_of
 from medseg.volumes.grid import Grid
 from medseg.volumes.nifti import read_nifti, read_nifti_grid
 from medseg.volumes.volume import Volume
@@ -18,7 +18,7 @@ def read_volume(path: Path | str, spatial_dims: int | None = None, allow_non_fin
     """Read one image in the axis order of its file.
 
     Args:
-        path: an image file (NIfTI-1/2; see ``medseg.volumes.formats.SUFFIXES`` for the rest).
+        path: a NIfTI-1/2, NRRD, MetaImage, PNG or TIFF file, or a DICOM file or the folder of one DICOM series.
         spatial_dims: 2 or 3 to refuse the other; None takes both.
         allow_non_finite: keep NaN and infinite voxels instead of refusing them.
 
@@ -52,6 +52,10 @@ def read_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
 def read_grid(path: Path | str) -> Grid:
     """The grid of an image file, without reading its voxels where the format allows that."""
     path = Path(path)
+    if _is_dicom(path):
+        from medseg.volumes.dicom import read_dicom_grid
+
+        return read_dicom_grid(path)
     check_readable(path)
     if format_of(path) == "nifti":
         return read_nifti_grid(path)
@@ -98,6 +102,21 @@ def as_integers(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _read(path: Path) -> Volume:
+    if _is_dicom(path):
+        from medseg.volumes.dicom import read_dicom
+
+        return read_dicom(path)
     check_readable(path)
-    format_of(path)
-    return read_nifti(path)
+    format = format_of(path)
+    if format == "nifti":
+        return read_nifti(path)
+    from medseg.volumes.itk import read_itk  # SimpleITK takes a while to import; NIfTI does not need it
+
+    return read_itk(path, format)
+
+
+def _is_dicom(path: Path) -> bool:
+    """A folder that is not named like an image, or a file with a DICOM suffix."""
+    if path.is_dir():
+        return not suffix_of(path)
+    return path.suffix.lower() in (".dcm", ".ima", ".dicom") and path.exists()

@@ -29,13 +29,18 @@ def write_volume(path: Path | str, array: np.ndarray, like: Volume) -> Path:
         VolumeError: the type cannot be stored, or the file cannot be written.
     """
     path = Path(path)
-    format_of(path)
+    format = format_of(path)
     array = np.asarray(array)
     if array.shape != like.grid.shape:
         raise GeometryError(
             f"{path}: not written: array shape {array.shape} differs from {like.grid.shape} of {like.name}"
         )
-    write_nifti(path, storable(array, path), like)
+    if format == "nifti":
+        write_nifti(path, storable(array, path), like)
+        return path
+    from medseg.volumes.itk import write_itk  # SimpleITK takes a while to import; NIfTI does not need it
+
+    write_itk(path, storable(array, path), like, format)
     return path
 
 

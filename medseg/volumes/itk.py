@@ -1,0 +1,166 @@
+"""NRRD, MetaImage, PNG and TIFF through SimpleITK, in nibabel's conventions (axis order i, j, k; RAS+ mm).
+
+PNG and TIFF carry no place in a patient: their grid is the identity, one unit a pixel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 (the field's spelling)
+
+from medseg.errors import GeometryError, VolumeError
+from medseg.volumes.atomic import replacing
+from medseg.volumes.formats import suffix_of
+from medseg.volumes.grid import Grid
+from medseg.volumes.itk_headers import check_size_on_disk
+from medseg.volumes.volume import Volume
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+IMAGE_IO = {"nrrd": "NrrdImageIO", "mha": "MetaImageIO", "png": "PNGImageIO", "tiff": "TIFFImageIO"}
+WITHOUT_GEOMETRY = ("png", "tiff")
+PNG_TYPES = (np.uint8, np.uint16)
+
+
+def read_itk(path: Path, format: str) -> Volume:
+    """Read a file of one of the formats of ``IMAGE_IO``.
+
+    Raises:
+        VolumeError: damaged, truncated, several components a voxel, or more than three axes.
+        GeometryError: an affine that is not finite or is singular.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(IMAGE_IO[format])
+    try:
+        reader.ReadImageInformation()
+        shape = _checked_shape(reader, path)
+        check_size_on_disk(path, format, shape, numpy_type(reader, path).itemsize)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise itk_error(path, error) from error
+    array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
+    affine = np.eye(4) if format in WITHOUT_GEOMETRY else affine_of(image)
+    try:
+        grid = Grid(shape, affine)
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
+    header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    return Volume(array=array, grid=grid, path=path, format=format, header=header)
+
+
+def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
+    """Write ``array`` on the grid of ``like``.
+
+    Raises:
+        VolumeError: the format cannot hold this type, or is split over two files.
+        GeometryError: the format has no geometry and ``like`` has one; nothing is written.
+    """
+    if suffix_of(path) in (".mhd", ".nhdr"):
+        raise VolumeError(f"{path}: not written: header and voxels would be two files; use .mha or .nrrd")
+    if format in WITHOUT_GEOMETRY and not np.array_equal(like.grid.affine, np.eye(4)):
+        raise GeometryError(
+            f"{path}: not written: {format} cannot keep the geometry of {like.name}; use .nii.gz or .nrrd"
+        )
+    if format == "png" and (array.ndim != 2 or array.dtype not in PNG_TYPES):
+        raise VolumeError(
+            f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found {array.ndim}D {array.dtype}; "
+            "use .tif"
+        )
+    image = to_simpleitk(array, like.grid)
+    with replacing(path, suffix=suffix_of(path)) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise VolumeError(
+                f"{path}: could not be written: {_reason(error)}; check the folder and its space"
+            ) from error
+
+
+def from_simpleitk(image: sitk.Image) -> Volume:
+    """A SimpleITK image of one component a voxel as a volume.
+
+    Raises:
+        VolumeError: several components, or more than three axes.
+    """
+    name = Path("image in memory")
+    shape = _checked_shape(image, name)
+    array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
+    return Volume(array=array, grid=Grid(shape, affine_of(image)))
+
+
+def to_simpleitk(array: np.ndarray, grid: Grid) -> sitk.Image:
+    """The array (axis order of the grid) as a SimpleITK image (LPS+)."""
+    dims = grid.spatial_dims
+    affine = LPS_TO_RAS @ grid.affine
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(affine[:dims, 3].tolist())
+    image.SetDirection((affine[:dims, :dims] / grid.spacing).ravel().tolist())
+    return image
+
+
+def affine_of(image: sitk.Image) -> np.ndarray:
+    """The RAS+ affine of a SimpleITK image of two or three (or more, trailing) axes."""
+    dims = image.GetDimension()
+    keep = min(dims, 3)
+    direction = np.array(image.GetDirection()).reshape(dims, dims)[:keep, :keep]
+    affine = np.eye(4)
+    affine[:keep, :keep] = direction * np.array(image.GetSpacing())[:keep]
+    affine[:keep, 3] = np.array(image.GetOrigin())[:keep]
+    return LPS_TO_RAS @ affine
+
+
+def itk_error(path: Path, error: Exception) -> VolumeError:
+    """One line out of ITK's many."""
+    return VolumeError(f"{path}: damaged, truncated or not what its name says ({_reason(error)}); export it again")
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).removeprefix("ITK ERROR: ")
+
+
+def _checked_shape(image: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[int, ...]:
+    num_components = (
+        image.GetNumberOfComponentsPerPixel() if isinstance(image, sitk.Image) else image.GetNumberOfComponents()
+    )
+    if num_components != 1:
+        raise VolumeError(
+            f"{path}: has {num_components} components a voxel (RGB or a vector) where one real number "
+            "is expected; convert it first"
+        )
+    shape = tuple(int(size) for size in image.GetSize())
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 3:
+        raise VolumeError(
+            f"{path}: has shape {shape} ({len(shape)}D) where 3D is expected; split it into one file a channel or time"
+        )
+    return shape
+
+
+def numpy_type(reader: sitk.ImageFileReader, path: Path) -> np.dtype:
+    """The voxel type that a reader's header announces.
+
+    Raises:
+        VolumeError: RGB, complex, or another type that is not one real number.
+    """
+    types: dict[int, type] = {
+        sitk.sitkUInt8: np.uint8,
+        sitk.sitkInt8: np.int8,
+        sitk.sitkUInt16: np.uint16,
+        sitk.sitkInt16: np.int16,
+        sitk.sitkUInt32: np.uint32,
+        sitk.sitkInt32: np.int32,
+        sitk.sitkUInt64: np.uint64,
+        sitk.sitkInt64: np.int64,
+        sitk.sitkFloat32: np.float32,
+        sitk.sitkFloat64: np.float64,
+    }
+    kind = reader.GetPixelID()
+    if kind not in types:
+        name = sitk.GetPixelIDValueAsString(kind)
+        raise VolumeError(f"{path}: has voxels of type {name} where one real number is expected; convert it first")
+    return np.dtype(types[kind])

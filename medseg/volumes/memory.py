@@ -1,0 +1,63 @@
+"""Images that are in memory already, as volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from medseg.errors import VolumeError
+from medseg.volumes.grid import Grid
+from medseg.volumes.read import read_volume
+from medseg.volumes.volume import Volume
+
+
+def as_volume(source: Any) -> Volume:
+    """A volume from whatever holds one image.
+
+    Args:
+        source: a path, a Volume, a nibabel image, a SimpleITK image, or (array, affine) with the array in the affine's
+            axis order (i, j[, k]) and the affine RAS+ mm.
+
+    Raises:
+        VolumeError: something else, or an image with more than three axes.
+        GeometryError: the affine cannot be used or does not fit.
+    """
+    if isinstance(source, Volume):
+        return source
+    if isinstance(source, str | Path):
+        return read_volume(source)
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return _from_nibabel(source)
+    if isinstance(source, tuple) and len(source) == 2:
+        array = np.asarray(source[0])
+        return Volume(array, Grid(_shape(array.shape), source[1]))
+    # Asked by name first, so that SimpleITK is imported only by those who use it.
+    if type(source).__module__.startswith("SimpleITK"):
+        from medseg.volumes.itk import from_simpleitk
+
+        return from_simpleitk(source)
+    raise VolumeError(
+        f"cannot take a {type(source).__name__} as an image; "
+        "give a path, a nibabel or SimpleITK image, or (array, affine)"
+    )
+
+
+def _from_nibabel(image: Any) -> Volume:
+    array = np.asarray(image.dataobj)
+    shape = _shape(array.shape)
+    header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+    format = "memory" if header is None else "nifti"
+    return Volume(array.reshape(shape), Grid(shape, image.affine), format=format, header=header)
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3):
+        raise VolumeError(
+            f"image in memory: has shape {shape} where 2 or 3 axes are expected; give one channel at a time"
+        )
+    return shape

@@ -1,0 +1,163 @@
+"""DICOM series: ITK's own series reader is the oracle for good ones; each way of being broken names its file."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from medseg.errors import GeometryError, VolumeError
+from medseg.volumes import read_grid, read_volume, write_volume
+from medseg.volumes.itk import affine_of
+
+SHARED = Path(os.environ.get("MEDSEG_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
+SERIES = SHARED / "ct_abdomen" / "dicom_series"
+NUM_SLICES = 6
+TILTED = (0.8, 0.6, 0.0, -0.6, 0.8, 0.0)  # turned about the patient's axis; the normal stays (0, 0, 1)
+
+
+def write_slice(
+    path: Path,
+    position: tuple[float, float, float],
+    uid: str = "1.2.3.4",
+    shape: tuple[int, int] = (9, 7),
+    directions: tuple[float, ...] = TILTED,
+    value: int = 0,
+) -> None:
+    rng = np.random.default_rng(abs(hash(position)) % 2**32)
+    image = sitk.GetImageFromArray((rng.integers(0, 100, (1, *shape[::-1])) + value).astype(np.int16))
+    image.SetSpacing((0.5, 0.75, 2.5))
+    image.SetOrigin(position)
+    normal = np.cross(directions[:3], directions[3:])
+    image.SetDirection(np.stack([directions[:3], directions[3:], normal], axis=1).ravel().tolist())
+    for tag, text in {
+        "0008|0060": "CT",
+        "0018|0050": "2.5",
+        "0020|000e": uid,
+        "0020|0032": "\\".join(f"{number:.6f}" for number in position),
+        "0020|0037": "\\".join(f"{number:.6f}" for number in directions),
+        "0028|1052": "-1024",
+        "0028|1053": "1",
+    }.items():
+        image.SetMetaData(tag, text)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    writer.Execute(image)
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for number in range(NUM_SLICES):
+        # names in the reverse order of the slices: only positions may decide
+        write_slice(folder / f"{NUM_SLICES - number:02d}.dcm", (10.0, -20.0, 5 + 2.5 * number), value=100 * number)
+    return folder
+
+
+def fails(path: Path, match: str, kind: type[Exception] = GeometryError) -> None:
+    for read in (read_volume, read_grid):
+        with pytest.raises(kind, match=match) as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(str(path))
+
+
+def with_itk(folder: Path) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+def test_equals_itk(series: Path) -> None:
+    volume, image = read_volume(series), with_itk(series)
+    np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(image).T)
+    np.testing.assert_allclose(volume.grid.affine, affine_of(image), atol=1e-5)
+    assert volume.grid.spacing == pytest.approx((0.5, 0.75, 2.5))
+    assert volume.array[..., 0].mean() < volume.array[..., -1].mean()
+    assert [Path(name).name for name in volume.header["files"]] == [f"{6 - n:02d}.dcm" for n in range(6)]
+    assert read_grid(series) == volume.grid
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not SERIES.is_dir(), reason=f"no shared data at {SERIES}")
+def test_real_series_equals_itk_and_makes_the_round_trip(tmp_path: Path) -> None:
+    volume, image = read_volume(SERIES), with_itk(SERIES)
+    assert volume.array.shape == (512, 512, 20)
+    assert volume.array.min() < -900  # air in Hounsfield units: slope and intercept are applied
+    np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(image).T)
+    np.testing.assert_allclose(volume.grid.affine, affine_of(image), atol=1e-9)
+    for name in ("a.nii.gz", "a.mha"):
+        again = read_volume(write_volume(tmp_path / name, volume.array, volume))
+        np.testing.assert_array_equal(again.array, volume.array)
+        assert again.grid.corner_displacement_mm(volume.grid) < 1e-3
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not SERIES.is_dir(), reason=f"no shared data at {SERIES}")
+def test_real_series_with_a_slice_lost(tmp_path: Path) -> None:
+    files = read_volume(SERIES).header["files"]
+    for file in files[:8] + files[9:]:
+        shutil.copy(file, tmp_path)
+    fails(tmp_path, f"{Path(files[9]).name}: lies 4 mm after {Path(files[7]).name} where 2 mm is the rule")
+
+
+def test_other_files_in_the_folder_are_passed_over(series: Path) -> None:
+    grid = read_grid(series)
+    (series / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (series / "notes.txt").write_text("hello")
+    (series / ".DS_Store").write_bytes(b"x")
+    assert read_grid(series) == grid
+
+
+def test_one_slice_is_one_voxel_thick(series: Path) -> None:
+    volume = read_volume(series / "01.dcm")
+    assert volume.array.shape == (9, 7, 1)
+    assert volume.grid.spacing == pytest.approx((0.5, 0.75, 2.5))
+
+
+def test_gap(series: Path) -> None:
+    (series / "03.dcm").unlink()
+    fails(series, r"02\.dcm: lies 5 mm after 04\.dcm where 2\.5 mm is the rule \(about 1 missing\)")
+
+
+def test_duplicate(series: Path) -> None:
+    write_slice(series / "99.dcm", (10.0, -20.0, 10.0))
+    fails(series, r"(99|04)\.dcm: lies at the same place as (99|04)\.dcm")
+
+
+def test_mixed_series(series: Path) -> None:
+    write_slice(series / "99.dcm", (10.0, -20.0, 20.0), uid="9.9.9")
+    fails(series, r"mixes 2 series; 99\.dcm belongs to 9\.9\.9 and 6 files to 1\.2\.3\.4", VolumeError)
+
+
+def test_localiser(series: Path) -> None:
+    write_slice(series / "99.dcm", (10.0, -20.0, 20.0), directions=(1, 0, 0, 0, 0, -1))
+    fails(series, r"99\.dcm: its image plane is turned")
+    write_slice(series / "99.dcm", (10.0, -20.0, 20.0), shape=(30, 30))
+    fails(series, r"99\.dcm: has 30×30 pixels and the series 9×7")
+
+
+def test_gantry_tilt(tmp_path: Path) -> None:
+    for number in range(NUM_SLICES):
+        shift = 2.5 * number * np.tan(np.radians(15))
+        write_slice(tmp_path / f"{number}.dcm", (10.0, -20.0 + shift, 2.5 * number))
+    fails(tmp_path, r"5\.dcm: the series is tilted: slices move sideways by 15 degrees")
+
+
+def test_damaged_slices(series: Path) -> None:
+    whole = (series / "03.dcm").read_bytes()
+    (series / "03.dcm").write_bytes(whole[:-60])
+    fails(series, r"03\.dcm: (truncated|damaged)", VolumeError)
+    (series / "03.dcm").write_bytes(whole[:200])
+    fails(series, r"03\.dcm: ", Exception)
+    (series / "03.dcm").write_bytes(b"")
+    fails(series, r"03\.dcm: is empty", VolumeError)
+
+
+def test_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    fails(tmp_path, "a folder without DICOM images", VolumeError)

@@ -36,7 +36,7 @@ class TrainingProgress:
         if self._bar is None:
             return
         output = engine.state.output
-        loss = float((output[0] if isinstance(output, list) else output)[Keys.LOSS])
+        loss = float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
         self._loss = loss if self._loss is None else self._loss + self.smoothing * (loss - self._loss)
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", "loss": f"{self._loss:.4f}"}
         metrics = self.evaluator.state.metrics if self.evaluator is not None else {}

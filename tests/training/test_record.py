@@ -1,0 +1,38 @@
+import hashlib
+import json
+
+import torch
+from ignite.engine import Engine
+
+from medseg.training import TrainingRecord
+from medseg.training.record import data_checksum
+
+
+def test_writes_plain_weights_and_their_record(tmp_path, plan):
+    (tmp_path / "a.nii.gz").write_bytes(b"image")
+    (tmp_path / "b.nii.gz").write_bytes(b"label")
+    cases = [{"case": "x", "image": [str(tmp_path / "a.nii.gz")], "label": str(tmp_path / "b.nii.gz")}]
+    network = plan.create_network()
+    engine = Engine(lambda engine, batch: None)
+    engine.state.device = torch.device("cpu")
+    TrainingRecord(tmp_path / "run", network, plan, cases, {"seed": 7, "precision": "fp32"}).attach(engine)
+    engine.run([0, 1, 2], max_epochs=2)
+
+    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["weights_sha256"] == hashlib.sha256((tmp_path / "run" / "model.pt").read_bytes()).hexdigest()
+    assert (record["epochs"], record["steps"], record["settings"]["seed"]) == (2, 6, 7)
+    assert record["plan_digest"] == plan.digest
+    lines = "".join(
+        f"{n} {hashlib.sha256(b).hexdigest()}\n" for n, b in (("a.nii.gz", b"image"), ("b.nii.gz", b"label"))
+    )
+    assert record["data_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_the_data_checksum_sees_contents_not_places(tmp_path):
+    for folder, content in (("one", b"1"), ("two", b"1"), ("three", b"2")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "scan.nii.gz").write_bytes(content)
+    sums = [data_checksum([{"image": tmp_path / f / "scan.nii.gz"}]) for f in ("one", "two", "three")]
+    assert sums[0] == sums[1] != sums[2]

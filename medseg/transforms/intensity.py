@@ -16,6 +16,9 @@ from medseg.errors import ShapeError
 from medseg.transforms.case import case_name
 from medseg.transforms.intensity_scheme import ChannelScaling, checked_scheme, scaling_of
 
+# the keys of inverse traces: without this, PersistentDataset(track_meta=True) could not read its own files back
+torch.serialization.add_safe_globals([TraceKeys])
+
 Normalization = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 

@@ -181,7 +181,7 @@ def _signed_rank(groups: Sequence[_Pairs]) -> float:
     """Wilcoxon's p over patients, each the mean of its labels' mean differences; 1 where no patient differs."""
     of_patient: dict[str, list[float]] = {}
     for group in groups:
-        for patient, mean in patient_means(group.difference.tolist(), group.patients).items():
+        for patient, mean in patient_means(group.difference, group.patients).items():
             of_patient.setdefault(patient, []).append(mean)
     differences = [float(np.mean(means)) for means in of_patient.values()]
     return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0

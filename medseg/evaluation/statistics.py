@@ -14,6 +14,8 @@ MIN_DRAWS = 2_000
 FEW = 20
 LEVEL = 0.95
 
+Values = Sequence[float] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -64,11 +66,11 @@ class ClusterBootstrap:
         draws = generator.multinomial(count, np.full(count, 1 / count), size=num_draws) if count else np.zeros((0, 0))
         self._draws = draws.astype(np.float64)
 
-    def mean(self, values: Sequence[float], patients: Sequence[str]) -> Estimate:
+    def mean(self, values: Values, patients: Sequence[str]) -> Estimate:
         """Mean over the finite values with its percentile interval; no interval below two patients."""
         return self.mean_of_means([(values, patients)])
 
-    def mean_of_means(self, groups: Sequence[tuple[Sequence[float], Sequence[str]]]) -> Estimate:
+    def mean_of_means(self, groups: Sequence[tuple[Values, Sequence[str]]]) -> Estimate:
         """Unweighted mean of the groups' means (classes), each over its finite values, resampled jointly.
 
         A group without any finite value does not enter; one that a draw leaves empty does not enter that draw.
@@ -94,7 +96,7 @@ class ClusterBootstrap:
             low, high = (float(end) for end in np.percentile(means[present.any(axis=0)], tails))
         return Estimate(float(np.mean(points)), low, high, total, len(seen))
 
-    def _per_patient(self, values: Sequence[float], patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _per_patient(self, values: Values, patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         array = np.asarray(values, dtype=np.float64)
         index = np.array([self._index[patient] for patient in patients], dtype=np.int64)
         finite = np.isfinite(array)
@@ -103,7 +105,7 @@ class ClusterBootstrap:
         return sums, counts.astype(np.float64)
 
 
-def patient_means(values: Sequence[float], patients: Sequence[str]) -> dict[str, float]:
+def patient_means(values: Values, patients: Sequence[str]) -> dict[str, float]:
     """Each patient's mean over its finite values; patients without one are left out."""
     grouped: dict[str, list[float]] = {}
     for value, patient in zip(values, patients, strict=True):
@@ -112,7 +114,7 @@ def patient_means(values: Sequence[float], patients: Sequence[str]) -> dict[str,
     return {patient: float(np.mean(members)) for patient, members in grouped.items()}
 
 
-def median(values: Sequence[float], patients: Sequence[str]) -> Estimate:
+def median(values: Values, patients: Sequence[str]) -> Estimate:
     """Median over patients (each the mean of its cases) with the distribution-free order-statistic interval.
 
     The interval [x_(k), x_(n+1-k)] takes the largest k with P(Bin(n, ½) < k) ≤ 2.5 %, so it covers at least 95 %

@@ -39,7 +39,7 @@ def test_more_voxels_than_one_slab() -> None:
 
 def test_bool_masks_and_empty_arrays() -> None:
     mask = np.array([[True, False], [True, True]])
-    assert confusion(mask, ~mask).region([1]) == (3, 1, 0)
+    assert confusion(mask, ~mask).region([1]) == (1, 3, 0)
     assert confusion(np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.uint8)).region([1]) == (0, 0, 0)
 
 

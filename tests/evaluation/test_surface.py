@@ -102,7 +102,8 @@ def test_identical_masks_are_at_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "spacing"), [((14, 12), (1.0, 1.0)), ((14, 12), (0.4, 3.0)), *(((9, 8, 7), spacing) for spacing in SPACINGS)]
+    ("shape", "spacing"),
+    [((14, 12), (1.0, 1.0)), ((14, 12), (0.4, 3.0)), *(((9, 8, 7), spacing) for spacing in SPACINGS)],
 )
 def test_distances_and_sizes_equal_brute_force(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     prediction, reference = blobs(shape, 0), blobs(shape, 1)
@@ -118,7 +119,9 @@ def test_distances_and_sizes_equal_brute_force(shape: tuple[int, ...], spacing: 
     assert surfaces.nsd(1.0) == pytest.approx(near / total)
 
 
-@pytest.mark.parametrize(("shape", "spacing"), [((40, 40), (1.0, 2.0)), *(((24, 22, 20), spacing) for spacing in SPACINGS)])
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((40, 40), (1.0, 2.0)), *(((24, 22, 20), spacing) for spacing in SPACINGS)]
+)
 def test_nsd_equals_monai(shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     prediction, reference = blobs(shape, 2), blobs(shape, 3)
     onehot = [torch.from_numpy(np.stack([~mask, mask]))[None].float() for mask in (prediction, reference)]

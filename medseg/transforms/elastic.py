@@ -27,7 +27,7 @@ class RandElasticDeformation(RandomizableTransform):
     Displacements u are drawn on a coarse control grid and interpolated by cubic splines. Rotation, scaling and flips A
     about the patch's centre c ride along in the same single resampling: output(x) = input(c + A (x + u(x) − c)). Forms:
 
-    - "relative" (default): 3 control points an axis, σ = 5 % of the patch's extent, bicubic, never folds.
+    - "relative" (default): 3 control points an axis, σ = 4 % of the patch's extent, bicubic, never folds.
     - "unet_ronneberger2015": 3 control points an axis, N(0, 10 px), bicubic; Ronneberger et al. 2015, arXiv:1505.04597,
       Sec. 3.1, for images of 512 px: σ = 10 voxels folds a patch of 40 voxels.
     - "unet3d_cicek2016": a control point every 32 voxels, N(0, 4), cubic B-spline; Çiçek et al. 2016, arXiv:1606.06650,
@@ -74,6 +74,8 @@ class RandElasticDeformation(RandomizableTransform):
         padding: Padding = "border",
     ) -> None:
         RandomizableTransform.__init__(self, prob)
+        if not 0 <= prob <= 1:
+            raise ValueError(f"elastic deformation: prob must be in [0, 1], found {prob}")
         if form not in FORMS:
             raise ValueError(f"elastic deformation: form must be one of {sorted(FORMS)}, found {form!r}")
         if grid is not None and grid_spacing is not None:

@@ -8,6 +8,8 @@ only at the voxels.
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 
 from medseg.transforms.separable_upsampling import Basis, Lattice, polynomials
@@ -16,27 +18,44 @@ from medseg.transforms.separable_upsampling import Basis, Lattice, polynomials
 _BERNSTEIN_FROM_POWERS = np.array([[1, 0, 0, 0], [1, 1 / 3, 0, 0], [1, 2 / 3, 1 / 3, 0], [1, 1, 1, 1]])
 
 
-def gradient_bound(displacements: np.ndarray, lattices: tuple[Lattice, ...], basis: Basis) -> float:
+def gradient_bound(displacements: np.ndarray, lattices: tuple[Lattice, ...], basis: Basis, pieces: int = 3) -> float:
     """Upper bound, over the whole patch, of an operator norm of the displacement's gradient; dimensionless.
 
     Args:
         displacements: control values in voxels, shape `(ndim, K_1, …, K_ndim)`.
         lattices: positions of the controls in voxels, one lattice an axis.
         basis: the cubic basis.
+        pieces: parts each lattice interval is cut into; more make the bound tighter and dearer.
 
     Returns:
-        In each lattice cell the smaller of the bounds of the row-sum and column-sum norms; the largest over the cells.
+        In each piece the smallest of the bounds of the row-sum, column-sum and Frobenius norms; the largest over all
+        pieces.
     """
     ndim = len(lattices)
-    to_bernstein = _BERNSTEIN_FROM_POWERS @ polynomials(basis)
+    cut = _bernstein_of_pieces(basis, pieces)
     coefficients = displacements
-    for axis in range(1, ndim + 1):
-        coefficients = np.lib.stride_tricks.sliding_window_view(coefficients, 4, axis=axis) @ to_bernstein.T
-    # (ndim, cells_1, …, cells_ndim, 4, …, 4): the last axes are the coefficients within a cell
+    for axis, lattice in enumerate(lattices, start=1):
+        windows = np.lib.stride_tricks.sliding_window_view(coefficients, 4, axis=axis)
+        parts = np.moveaxis(np.tensordot(windows, cut, axes=(-1, -1)), -2, axis + 1)  # …, interval, piece, …, 4
+        coefficients = parts.reshape(*parts.shape[:axis], lattice.num_intervals * pieces, *parts.shape[axis + 2 :])
+    # (ndim, pieces_1, …, pieces_ndim, 4, …, 4): the last axes are the coefficients within a piece
     slopes = np.empty((ndim, ndim, *coefficients.shape[1 : ndim + 1]))
     within = tuple(range(ndim + 1, 2 * ndim + 1))
     for axis, lattice in enumerate(lattices):
-        derivative = 3 * np.diff(coefficients, axis=ndim + 1 + axis) / lattice.step
-        slopes[:, axis] = np.abs(derivative).max(axis=within)
-    norms = np.minimum(slopes.sum(axis=1).max(axis=0), slopes.sum(axis=0).max(axis=0))
-    return float(norms.max())
+        derivative = 3 * np.diff(coefficients, axis=ndim + 1 + axis) * (pieces / lattice.step)
+        slopes[:, axis] = np.abs(derivative, out=derivative).max(axis=within)
+    row_sum, column_sum = slopes.sum(axis=1).max(axis=0), slopes.sum(axis=0).max(axis=0)
+    frobenius = np.sqrt((slopes**2).sum(axis=(0, 1)))
+    return float(np.minimum(np.minimum(row_sum, column_sum), frobenius).max())
+
+
+def _bernstein_of_pieces(basis: Basis, pieces: int) -> np.ndarray:
+    """Bernstein coefficients of each part of an interval from its four controls, shape `(pieces, 4, 4)`."""
+    powers = polynomials(basis)  # of t on the whole interval; t = (piece + s) / pieces on a part
+    matrices = []
+    for piece in range(pieces):
+        shifted = np.array(
+            [[comb(q, p) * piece ** (q - p) / pieces**q if q >= p else 0.0 for q in range(4)] for p in range(4)]
+        )
+        matrices.append(_BERNSTEIN_FROM_POWERS @ shifted @ powers)
+    return np.stack(matrices)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load_network
@@ -92,18 +94,21 @@ def _check_template(folder: BundleFolder) -> str:
 
 
 def _check_properties(folder: BundleFolder, kind: str) -> str:
-    configs = folder.path / "configs"
-    workflow = ConfigWorkflow(
-        config_file=str(configs / f"{kind}.json"),
-        meta_file=str(configs / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(folder.path),
-    )
-    wrong = workflow.check_properties() or []
-    if wrong:
-        raise _BrokenPromiseError(f"{kind}.json lacks or misplaces {', '.join(wrong)}")
+    """Look the properties up by id: MONAI's own check_properties would build every component, data set included."""
+    parser = ConfigParser(ConfigParser.load_config_file(str(folder.path / "configs" / f"{kind}.json")))
+    wanted = {**(TrainProperties if kind == "train" else InferProperties)}
+    missing = [p[BundleProperty.DESC] for p in wanted.values() if p[BundleProperty.REQUIRED] and not _has(parser, p)]
+    if missing:
+        raise _BrokenPromiseError(f"{kind}.json lacks the {missing[0].rstrip('.')}")
+    for name, optional in wanted.items():
+        refers = optional.get(BundlePropertyConfig.REF_ID)
+        if refers and _has(parser, {BundlePropertyConfig.ID: refers}) and not _has(parser, optional):
+            raise _BrokenPromiseError(f"{kind}.json keeps {name} elsewhere than at {optional[BundlePropertyConfig.ID]}")
     return f"all that MONAI requires of {kind}.json"
+
+
+def _has(parser: ConfigParser, wanted: dict) -> bool:
+    return wanted[BundlePropertyConfig.ID] in parser
 
 
 def _check_network(folder: BundleFolder) -> str:

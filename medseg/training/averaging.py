@@ -36,9 +36,12 @@ class AveragedNetwork(AveragedModel):
         self.update_parameters(self._followed[0])
 
 
-def _warm_average(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor], torch.Tensor | int], None]:
+Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
+
+
+def _warm_average(decay: float) -> Callable[[Tensors, Tensors, torch.Tensor | int], None]:
     @torch.no_grad()
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor | int) -> None:
+    def average(averaged: Tensors, current: Tensors, steps: torch.Tensor | int) -> None:
         warm = min(decay, (1 + int(steps)) / (10 + int(steps)))
         torch._foreach_lerp_(averaged, current, 1 - warm)
 

@@ -1,0 +1,97 @@
+import json
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import run
+
+import medseg
+from medseg.errors import BundleError, WeightsError
+
+
+def test_the_bundle_run_and_the_predictor_give_the_same_labels(bundle, scan, tmp_path):
+    run(
+        config_file=str(bundle / "configs" / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(scan.parent),
+        output_dir=str(tmp_path / "out"),
+    )
+    by_bundle = nib.load(tmp_path / "out" / "case_a_seg.nii.gz")
+    segmentation = medseg.load(bundle).predict(scan)
+    found = np.asarray(by_bundle.dataobj)
+    assert len(np.unique(found)) == 3  # every class occurs, so equality says something
+    assert np.array_equal(found, segmentation.array)
+    np.testing.assert_allclose(by_bundle.affine, nib.load(scan).affine, atol=1e-5)
+
+
+def test_loading_runs_nothing_of_the_bundle(bundle, scan, tmp_path):
+    marker = tmp_path / "executed"
+    evil = f"$open({str(marker)!r}, 'w')"
+    configs = bundle / "configs"
+    template = json.loads((configs / "inference.json").read_text())
+    (configs / "inference.json").write_text(json.dumps({**template, "imports": [evil], "network_def": evil}))
+    (configs / "train.json").write_text(json.dumps({"imports": [evil], "initialize": [evil]}))
+    (configs / "logging.conf").write_text(
+        f"[loggers]\nkeys=root\n[handlers]\nkeys=h\n[handler_h]\nargs=({evil[1:]},)\n"
+    )
+    (bundle / "scripts").mkdir()
+    (bundle / "scripts" / "__init__.py").write_text(evil[1:])
+    handlers = list(logging.getLogger().handlers)
+    with pytest.warns(UserWarning, match=r"inference\.json differs from medseg's template"):
+        model = medseg.load(bundle)
+    model.predict(scan)
+    assert not marker.exists()
+    assert logging.getLogger().handlers == handlers
+
+
+def test_a_pickle_with_code_is_refused(bundle, tmp_path, promote_file):
+    marker = tmp_path / "executed"
+
+    class Payload:
+        def __reduce__(self):
+            return open, (str(marker), "w")
+
+    torch.save({"weight": Payload()}, bundle / "models" / "model.pt")
+    promote_file(bundle)  # even with a matching checksum
+    with pytest.raises(WeightsError, match=r"model\.pt"):
+        medseg.load(bundle)
+    assert not marker.exists()
+
+
+def test_load_network_is_the_plans_network_with_the_promoted_weights(bundle):
+    network = medseg.load_network(bundle)
+    assert not network.training
+    stored = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
+
+
+def test_altered_weights_are_refused(bundle):
+    file = bundle / "models" / "model.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.pt: sha256 .* differs from the recorded"):
+        medseg.load(bundle)
+
+
+def test_absent_weights_say_how_to_get_some(bundle):
+    (bundle / "models" / "model.pt").unlink()
+    with pytest.raises(WeightsError, match="has no weights yet; train it and run `medseg bundle promote"):
+        medseg.load(bundle)
+
+
+def test_weights_without_a_recorded_checksum_are_refused(bundle):
+    (bundle / "large_files.yml").unlink()
+    with pytest.raises(WeightsError, match="lists no sha256"):
+        medseg.load(bundle)
+
+
+def test_another_folder_is_not_a_bundle(tmp_path):
+    with pytest.raises(BundleError, match=r"configs/plan\.json is missing"):
+        medseg.load(tmp_path)
+    with pytest.raises(BundleError, match="no such bundle folder"):
+        medseg.load(tmp_path / "nowhere")

@@ -2,7 +2,7 @@
 
 from medseg.evaluation.brats import LesionwiseScore, brats_score
 from medseg.evaluation.case import LabelScore, score_case
-from medseg.evaluation.comparison import PairedDifference, compare, holm
+from medseg.evaluation.comparison import PairedDifference, compare
 from medseg.evaluation.confusion import Confusion, confusion
 from medseg.evaluation.em import EMScore, em_score, partition_scores
 from medseg.evaluation.evaluation import Evaluation, evaluate
@@ -11,6 +11,7 @@ from medseg.evaluation.mean_case_dice import MeanCaseDice
 from medseg.evaluation.overlap import case_dice
 from medseg.evaluation.pairs import Problem
 from medseg.evaluation.policy import POLICY, Outcome
+from medseg.evaluation.signed_rank import holm, signed_rank_p
 from medseg.evaluation.statistics import ClusterBootstrap, Estimate, median
 from medseg.evaluation.surface import SurfaceDistances, surface_distances
 
@@ -41,5 +42,6 @@ __all__ = [
     "median",
     "partition_scores",
     "score_case",
+    "signed_rank_p",
     "surface_distances",
 ]

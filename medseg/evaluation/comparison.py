@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 from medseg.errors import EvaluationError
 from medseg.evaluation.case import LabelScore
 from medseg.evaluation.metrics import Metric
+from medseg.evaluation.signed_rank import holm, signed_rank_p
 from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, patient_means
 
 COMPARED = ("dice", "nsd", "hd95_mm", "assd_mm")
@@ -144,47 +142,13 @@ def _pairs(rows: Sequence[LabelScore], other: Table, metric: str) -> _Pairs:
     )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p_(k)·(m−k+1), made monotone and capped at 1 (Holm 1979); in the given order."""
-    order = np.argsort(p_values, kind="stable")
-    corrected, largest = np.zeros(len(p_values)), 0.0
-    for rank, position in enumerate(order):
-        largest = max(largest, min(1.0, p_values[position] * (len(p_values) - rank)))
-        corrected[position] = largest
-    return corrected.tolist()
-
-
-def read_metrics_csv(path: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """The counted values of an earlier metrics.csv, or of any CSV with the columns case, label and a metric.
-
-    Raises:
-        EvaluationError: no such columns, or a value that is not a number.
-    """
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        columns = [name for name in COMPARED if name in (reader.fieldnames or ())]
-        if not columns or not {"case", "label"} <= set(reader.fieldnames or ()):
-            raise EvaluationError(
-                f"{path}: needs the columns case, label and one of {', '.join(COMPARED)}, found {reader.fieldnames}"
-            )
-        table = {}
-        for record in reader:
-            try:
-                values = {name: float(record[name]) if record[name] else math.nan for name in columns}
-            except ValueError as error:
-                raise EvaluationError(f"{path} line {reader.line_num}: {error}; write numbers or nothing") from error
-            table[record["case"], record["label"]] = values
-    return table
-
-
 def _signed_rank(groups: Sequence[_Pairs]) -> float:
-    """Wilcoxon's p over patients, each the mean of its labels' mean differences; 1 where no patient differs."""
+    """Wilcoxon's p over patients, each the mean of its labels' mean differences."""
     of_patient: dict[str, list[float]] = {}
     for group in groups:
         for patient, mean in patient_means(group.difference, group.patients).items():
             of_patient.setdefault(patient, []).append(mean)
-    differences = [float(np.mean(means)) for means in of_patient.values()]
-    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+    return signed_rank_p([float(np.mean(means)) for means in of_patient.values()])
 
 
 def _verdict(metric: Metric, difference: Estimate, p_holm: float) -> Verdict:

@@ -15,7 +15,8 @@ from rich.console import Console, Group
 
 from medseg.datasets import Manifest, read_manifest
 from medseg.evaluation.case import DEFAULT_TOLERANCE_MM, LabelScore, tolerance_of
-from medseg.evaluation.comparison import PairedDifference, compare, read_metrics_csv
+from medseg.evaluation.comparison import PairedDifference, compare
+from medseg.evaluation.earlier import read_metrics_csv
 from medseg.evaluation.metrics import Instances, Metric
 from medseg.evaluation.pairs import Problem, Source, label_maps
 from medseg.evaluation.policy import POLICY

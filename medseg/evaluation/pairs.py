@@ -135,8 +135,9 @@ def problem_text(problems: Sequence[Problem], num_cases: int) -> str:
     """All problems as lines of plain text under a count of them."""
     cases = len({problem.case for problem in problems})
     head = (
-        f"{len(problems)} problems in {cases} of {num_cases} cases, nothing evaluated; --allow-missing leaves them out"
+        f"{len(problems)} problem{'s' * (len(problems) != 1)} in {cases} of {num_cases} cases, nothing evaluated; "
+        "correct them, or leave these cases out with --allow-missing"
     )
-    widths = [max(len(getattr(problem, column)) for problem in problems) for column in ("case", "rule")]
+    widths = [max((len(getattr(problem, column)) for problem in problems), default=0) for column in ("case", "rule")]
     lines = [f"  {p.case:<{widths[0]}}  {p.rule:<{widths[1]}}  {p.found}; {p.way_out}" for p in problems]
     return "\n".join([head, *lines])

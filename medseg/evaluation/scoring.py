@@ -97,7 +97,7 @@ def score_all(
         )
         dims.setdefault(2 if 1 in grid.shape else grid.spatial_dims, case)
         inputs.append({"case": case, **_fingerprints(predictions[case], references[case])})
-    if not scores or (problems and not allow_missing):
+    if problems and not (allow_missing and scores):
         raise EvaluationError(problem_text(problems, num_given))
     if len(dims) > 1:
         raise EvaluationError(f"case {dims[2]} is 2D and case {dims[3]} is 3D; evaluate them apart")

@@ -1,13 +1,12 @@
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
 from medseg.errors import EvaluationError
-from medseg.evaluation import LabelScore, Outcome, compare, holm
-from medseg.evaluation.comparison import Table, read_metrics_csv
+from medseg.evaluation import LabelScore, Outcome, compare
+from medseg.evaluation.comparison import Table
 from medseg.evaluation.metrics import DICE, HD95, Metric
 
 
@@ -27,25 +26,6 @@ def table_of(values: dict[str, np.ndarray], metric: str = "dice") -> Table:
 
 def compared(this: dict[str, np.ndarray], other: dict[str, np.ndarray], metric: Metric = DICE) -> list:
     return compare(rows_of(this, metric.name), table_of(other, metric.name), [metric], 2000, 0)
-
-
-def test_holm_by_hand() -> None:
-    """m = 4: 0.01·4, 0.02·3, 0.03·2 raised to 0.06, 0.5·1."""
-    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_holm_rejects_what_its_step_down_rule_rejects() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        p = rng.random(6) ** 3
-        rejected, order = set(), np.argsort(p)
-        for rank, position in enumerate(order):  # the rule as Holm states it
-            if p[position] > 0.05 / (6 - rank):
-                break
-            rejected.add(position)
-        assert {i for i, corrected in enumerate(holm(p)) if corrected <= 0.05} == rejected
 
 
 def test_a_clear_gain_wins_and_its_numbers_are_right() -> None:
@@ -110,17 +90,3 @@ def test_class_mean_is_unweighted_and_absences_are_counted_apart() -> None:
 def test_nothing_in_common_is_refused() -> None:
     with pytest.raises(EvaluationError, match="no case and label in common"):
         compare(rows_of({"a": np.ones(3)}), {("x", "a"): {"dice": 1.0}}, [DICE], 2000, 0)
-
-
-def test_an_earlier_table_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text("case,label,dice,other\nc1,a,0.5,x\nc2,a,,y\n")
-    table = read_metrics_csv(path)
-    assert table["c1", "a"] == {"dice": 0.5}
-    assert math.isnan(table["c2", "a"]["dice"])
-    path.write_text("case,label,dice\nc1,a,good\n")
-    with pytest.raises(EvaluationError, match="line 2"):
-        read_metrics_csv(path)
-    path.write_text("name,dice\nc1,0.5\n")
-    with pytest.raises(EvaluationError, match="needs the columns case, label"):
-        read_metrics_csv(path)

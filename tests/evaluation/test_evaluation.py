@@ -1,0 +1,222 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from medseg.errors import EvaluationError
+from medseg.evaluation import Evaluation, evaluate, score_case
+
+LABELS = {"background": 0, "anterior": 1, "posterior": 2}
+AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
+
+
+def save(path: Path, label_map: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    path.parent.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(label_map.astype(np.uint8), affine), path)
+
+
+def two_boxes(shift: int = 0) -> np.ndarray:
+    label_map = np.zeros((16, 14, 12), np.uint8)
+    label_map[2 + shift : 7 + shift, 3:9, 3:9] = 1
+    label_map[9 + shift : 13 + shift, 3:9, 3:9] = 2
+    return label_map
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Ten cases: nine moved by 0 to 2 voxels, and case_9, whose posterior is missed."""
+    predictions, references = tmp_path / "predictions", tmp_path / "references"
+    for number in range(10):
+        save(references / f"case_{number}.nii.gz", two_boxes())
+        prediction = two_boxes(number % 3)
+        if number == 9:
+            prediction[prediction == 2] = 0
+        save(predictions / f"case_{number}.nii.gz", prediction)
+        (predictions / f"case_{number}.json").write_text("{}")  # the record beside a segmentation is not a case
+    return predictions, references
+
+
+def rows_in(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def printed(evaluation: Evaluation) -> str:
+    console = Console(width=200, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    evaluation.print(console)
+    return console.export_text()
+
+
+def test_files_hold_what_the_cases_score(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    evaluation = evaluate(*folders, out=tmp_path / "out", labels=LABELS)
+    rows = rows_in(tmp_path / "out" / "metrics.csv")
+    assert [(row["case"], row["label"]) for row in rows[:2]] == [("case_0", "anterior"), ("case_0", "posterior")]
+    assert len(rows) == 20
+    expected = score_case(two_boxes(2), two_boxes(), (1.0, 1.5, 2.0), {"anterior": 1})[0]
+    row = next(row for row in rows if row["case"] == "case_5" and row["label"] == "anterior")
+    for name, value in expected.values.items():
+        assert float(row[name]) == pytest.approx(value)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["schema_version"] == 1
+    assert summary == json.loads(json.dumps(evaluation.summary))
+    assert len(summary["inputs"]) == summary["num_cases"] == 10
+
+
+def test_a_miss_counts_and_comes_first(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate(*folders, labels=LABELS)
+    dice_of_shift = [1.0, 0.75, 0.5]  # a box of 4 voxels moved by 0, 1, 2
+    posterior = evaluation.summary["labels"]["posterior"]
+    expected = [dice_of_shift[number % 3] for number in range(9)] + [0.0]
+    assert posterior["dice"]["mean"]["value"] == pytest.approx(np.mean(expected))
+    assert posterior["dice"]["mean"]["n"] == 10
+    assert posterior["outcomes"]["missed"] == 1
+    diagonal = math.sqrt(16**2 + 21**2 + 24**2)
+    hd95 = posterior["hd95_mm"]
+    assert hd95["mean"]["value"] == pytest.approx((0 + 1 + 2) * 3 / 10 + diagonal / 10)
+    assert hd95["median_detected"]["value"] == 1.0
+    assert hd95["median_detected"]["n"] == 9
+    assert evaluation.summary["cases"][0]["case"] == "case_9"
+    class_mean = (evaluation.mean(label="anterior") + evaluation.mean(label="posterior")) / 2
+    assert evaluation.mean() == pytest.approx(class_mean)
+    text = printed(evaluation)
+    assert text.index("case_9") < text.index("case_2") < text.index("class mean")
+    assert "few" in text
+
+
+def test_raw_value_and_reason_are_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    evaluate(*folders, out=tmp_path / "out", labels=LABELS)
+    missed = next(row for row in rows_in(tmp_path / "out" / "metrics.csv") if row["outcome"] == "missed")
+    assert missed["hd95_mm_raw"] == "inf"
+    assert missed["precision_raw"] == ""
+    assert missed["precision"] == "0"
+    assert "prediction empty" in missed["reason"]
+
+
+def test_without_labels_every_value_counts_in_every_case(folders: tuple[Path, Path]) -> None:
+    predictions, _ = folders
+    invented = two_boxes()
+    invented[0, 0, 0] = 7
+    save(predictions / "case_0.nii.gz", invented)
+    evaluation = evaluate(*folders)
+    assert list(evaluation.summary["labels"]) == ["1", "2", "7"]
+    outcomes = evaluation.summary["labels"]["7"]["outcomes"]
+    assert (outcomes["spurious"], outcomes["absent"]) == (1, 9)
+    assert evaluation.mean(label="7") == 0.0
+
+
+def bad_folders(folders: tuple[Path, Path]) -> tuple[Path, Path]:
+    predictions, references = folders
+    (predictions / "case_0.nii.gz").unlink()
+    (references / "case_1.nii.gz").unlink()
+    (predictions / "case_2.nii.gz").write_bytes(b"")
+    (references / "case_3.nii.gz").write_bytes(b"not an image")
+    save(predictions / "case_4.nii.gz", np.zeros((3, 3, 3)))
+    moved = AFFINE.copy()
+    moved[0, 3] = 0.6
+    save(predictions / "case_5.nii.gz", two_boxes(), moved)
+    save(predictions / "case_6.nii.gz", two_boxes() * 4)
+    return predictions, references
+
+
+def test_every_problem_is_listed_in_one_pass(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        evaluate(*bad_folders(folders), out=tmp_path / "out", labels=LABELS)
+    head, *lines = str(caught.value).splitlines()
+    assert head.startswith("7 problems in 7 of 10 cases")
+    expected = {
+        "case_0": "prediction missing",
+        "case_1": "reference missing",
+        "case_2": "0 bytes",
+        "case_3": "case_3.nii.gz",
+        "case_4": "shape (3, 3, 3), reference (16, 14, 12)",
+        "case_5": "0.6 mm from the reference's, at most 0.5 mm",
+        "case_6": "4 (180 voxels), 8 (144 voxels)",
+    }
+    for case, found in expected.items():
+        assert sum(case in line and found in line for line in lines) == 1, case
+    assert not (tmp_path / "out").exists()
+
+
+def test_allow_missing_leaves_bad_cases_out_and_says_so(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate(*bad_folders(folders), labels=LABELS, allow_missing=True)
+    assert evaluation.summary["num_cases"] == 3
+    assert evaluation.summary["num_left_out"] == len(evaluation.problems) == 7
+    assert {row.case for row in evaluation.rows} == {"case_7", "case_8", "case_9"}
+    text = printed(evaluation)
+    assert "7 problems" in text
+    assert "7 left out" in text
+
+
+def test_a_shift_below_half_a_voxel_is_allowed(folders: tuple[Path, Path]) -> None:
+    moved = AFFINE.copy()
+    moved[0, 3] = 0.49
+    save(folders[0] / "case_0.nii.gz", two_boxes(), moved)
+    assert evaluate(*folders, labels=LABELS).summary["num_cases"] == 10
+
+
+def test_nothing_to_evaluate_is_said(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EvaluationError, match="no prediction with an image suffix"):
+        evaluate(tmp_path / "empty", folders[1])
+    with pytest.raises(EvaluationError, match="no such reference"):
+        evaluate(folders[0], tmp_path / "nowhere")
+    save(tmp_path / "other" / "x.nii.gz", two_boxes())
+    with pytest.raises(EvaluationError, match="11 problems in 11 of 11 cases"):
+        evaluate(tmp_path / "other", folders[1], allow_missing=True)
+    save(folders[0] / "case_0.nii", two_boxes())
+    with pytest.raises(EvaluationError, match="case case_0: two prediction files"):
+        evaluate(*folders)
+
+
+def test_comparison_with_other_predictions_and_with_an_earlier_table(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    predictions, references = folders
+    better = tmp_path / "better"
+    for number in range(10):
+        save(better / f"case_{number}.nii.gz", two_boxes())
+    evaluation = evaluate(better, references, labels=LABELS, against=predictions)
+    dice = {d.label: d for d in evaluation.comparison if d.metric == "dice"}
+    assert list(dice) == ["anterior", "posterior", "class mean"]
+    this, other = evaluate(better, references, labels=LABELS), evaluate(predictions, references, labels=LABELS)
+    assert dice["class mean"].difference.value == pytest.approx(this.mean() - other.mean())
+    assert evaluation.summary["comparison"]["differences"][0]["metric"] == "dice"
+    assert "paired comparison" in printed(evaluation)
+    other.write(tmp_path / "earlier")
+    from_table = evaluate(better, references, labels=LABELS, against=tmp_path / "earlier")
+    assert from_table.comparison[0].difference.value == pytest.approx(evaluation.comparison[0].difference.value)
+
+
+def test_patients_widen_the_interval(folders: tuple[Path, Path]) -> None:
+    alone = evaluate(*folders, labels=LABELS)
+    pairs = evaluate(*folders, labels=LABELS, patients={f"case_{n}": f"p{n % 3}" for n in range(10)})
+    assert (alone.summary["num_patients"], pairs.summary["num_patients"]) == (10, 3)
+    assert pairs.mean() == alone.mean()
+    assert pairs.rows[1].patient == "p0"
+
+
+def test_sensitivity_by_size_pools_the_objects_of_all_cases(folders: tuple[Path, Path]) -> None:
+    evaluation = evaluate(*folders, labels=LABELS, instances="components")
+    bins = evaluation.summary["labels"]["posterior"]["sensitivity_by_size"]
+    assert [entry["n"] for entry in bins] == [0, 10, 0, 0]  # 144 voxels of 3 mm³ are 0.43 ml
+    assert bins[1]["sensitivity"] == 0.9
+    assert bins[3]["to"] is None
+
+
+def test_same_input_same_summary(folders: tuple[Path, Path]) -> None:
+    assert evaluate(*folders, labels=LABELS).summary == evaluate(*folders, labels=LABELS).summary
+
+
+def test_flat_images_are_evaluated_in_2d(tmp_path: Path) -> None:
+    for name, shift in (("p", 1), ("r", 0)):
+        save(tmp_path / name / "slice.nii.gz", two_boxes(shift)[:, :, 4:5])
+    evaluation = evaluate(tmp_path / "p", tmp_path / "r", labels=LABELS, instances="em", out=tmp_path / "out")
+    assert evaluation.summary["spatial_dims"] == 2
+    row = rows_in(tmp_path / "out" / "metrics.csv")[0]
+    assert float(row["reference_mm2"]) == 5 * 6 * 1.5
+    assert float(row["v_rand"]) == 1.0  # moved, but one cell in one piece

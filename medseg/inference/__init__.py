@@ -3,7 +3,8 @@
 from medseg.inference.predict_files import CaseResult, predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
+from medseg.inference.scan_files import scan_files
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.sliding_window import SlidingWindow
 
-__all__ = ["CaseResult", "Predictor", "Segmentation", "SlidingWindow", "predict_files", "preprocessing"]
+__all__ = ["CaseResult", "Predictor", "Segmentation", "SlidingWindow", "predict_files", "preprocessing", "scan_files"]

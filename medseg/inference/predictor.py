@@ -8,14 +8,20 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from medseg.inference.backend import Precision, TorchBackend
+from medseg.inference.backend import Precision
+from medseg.inference.backend_choice import GoldenCheck, choose_backend
 from medseg.inference.device import choose_device
+from medseg.inference.memory import parse_bytes
+from medseg.inference.memory_plan import Workload
+from medseg.inference.observers import Certainty, ProbabilityMaps
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.provenance import ModelFacts, record
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.streaming import Window, predict_labels
+from medseg.inference.test_time_flips import FlippedMean, flip_axes
 from medseg.plan import Plan
 from medseg.transforms.label_decision import LabelDecision
 
@@ -24,40 +30,67 @@ class Predictor:
     """A network with everything around it: preprocessing, tiles, blending and the way back to the scan's grid.
 
     Args:
-        network: logits (B, K, *tile) of tiles (B, C, *tile).
+        network: logits (B, K, *tile) of tiles (B, C, *tile); several are an ensemble (mean logits).
         plan: the values the network was trained with.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a torch device.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16", or "auto" (see `choose_backend`).
         overlap: fraction of a tile shared with its neighbour; None takes the plan's.
         batch_size: tiles given to the network at once.
         interpolation: of logits on the way to the native grid, "linear" or "cubic".
+        tta: "flip" averages over flips along the plan's mirror_axes.
+        max_ram: most memory the whole process may take, as "4GB" or bytes; refused before the work starts if it cannot
+            be kept.
+        save_probabilities: keep the probability of every class.
+        uncertainty: keep an entropy map and an interval for each structure's volume.
+        golden_check: gates low precision; see `choose_backend`.
         bundle: the bundle's name, for the record beside each result.
         weights_sha256: digests of the weights, for the record.
         on_tiles: called with (tiles done, tiles in all) of the current scan.
+
+    Raises:
+        PlanError: flips are asked for and the network was never trained to mirror.
+        ValueError: an option is none of those above.
     """
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: nn.Module | Sequence[nn.Module],
         plan: Plan,
         device: str | torch.device = "auto",
         *,
-        precision: Precision = "fp32",
+        precision: Precision | Literal["auto"] = "fp32",
         overlap: float | None = None,
         batch_size: int = 1,
         interpolation: Literal["linear", "cubic"] = "linear",
+        tta: Literal["none", "flip"] = "none",
+        max_ram: str | int | None = None,
+        save_probabilities: bool = False,
+        uncertainty: bool = False,
+        golden_check: GoldenCheck | None = None,
         bundle: str = "",
         weights_sha256: Sequence[str] = (),
         on_tiles: Callable[[int, int], None] | None = None,
     ) -> None:
+        if tta not in ("none", "flip"):
+            raise ValueError(f"tta must be none or flip, found {tta!r}")
         self.plan = plan
-        self.backend = TorchBackend(network, choose_device(device), precision)
-        self.facts = ModelFacts(bundle, tuple(weights_sha256))
+        self.flips = flip_axes(plan) if tta == "flip" else ()
+        networks = [network] if isinstance(network, nn.Module) else list(network)
+        self.backend, self.reason = choose_backend(networks, choose_device(device), precision, golden_check)
+        self.values = FlippedMean(self.backend, self.flips) if self.flips else self.backend
         self.window = Window(
             tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation
         )
         self.decision = LabelDecision(plan.label_values, plan.activation)
         self.preprocess = preprocessing(plan)
+        self.max_ram = None if max_ram is None else parse_bytes(max_ram)
+        self.workload = Workload(
+            plan, self.backend, self.values, self.decision,
+            observer_bytes=int(uncertainty) + 2 * self.decision.num_channels * int(save_probabilities),
+        )  # fmt: skip
+        self.save_probabilities = save_probabilities
+        self.uncertainty = uncertainty
+        self.facts = ModelFacts(bundle, tuple(weights_sha256))
         self.on_tiles = on_tiles
 
     def predict(self, source: Any) -> Segmentation:
@@ -72,6 +105,7 @@ class Predictor:
         Raises:
             VolumeError: the scan cannot be read, or is not what the plan takes.
             GeometryError: its channels lie on different grids.
+            MemoryLimitError: max_ram cannot be kept.
         """
         started = perf_counter()
         scan = load_scan(source, self.plan)
@@ -79,6 +113,7 @@ class Predictor:
 
     def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
         """Segment a scan that is already in memory."""
+        window = self.window if self.max_ram is None else self.workload.fit(scan, self.window, self.max_ram)
         started = perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -86,13 +121,29 @@ class Predictor:
         notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         prepared = perf_counter()
         grid = scan.reference.grid
+        channels = (self.decision.num_channels, self.plan.activation)
+        certainty = Certainty(grid.shape, *channels) if self.uncertainty else None
+        maps = ProbabilityMaps(grid.shape, *channels) if self.save_probabilities else None
         labels = predict_labels(
-            image.as_tensor(), image.affine, grid.affine, grid.shape, self.backend, self.decision, self.window,
-            self.backend.head_weight, self.backend.head_bias, on_tiles=self.on_tiles,
+            image.as_tensor(), image.affine, grid.affine, grid.shape, self.values, self.decision, window,
+            self.backend.head_weight, self.backend.head_bias,
+            observers=[each for each in (certainty, maps) if each is not None], on_tiles=self.on_tiles,
         )  # fmt: skip
         seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
-        provenance = record(self.plan, self.facts, self._settings(), [v.name for v in scan.channels], seconds, notes)
-        return Segmentation(labels.numpy(), dict(self.plan.labels), scan.reference, provenance)
+        sources = [volume.name for volume in scan.channels]
+        provenance = record(self.plan, self.facts, self._settings(), sources, seconds, notes)
+        names = self.channel_names
+        return Segmentation(
+            labels.numpy(), dict(self.plan.labels), scan.reference, provenance,
+            entropy=None if certainty is None else certainty.entropy,
+            probabilities=None if maps is None else dict(zip(names, maps.maps, strict=True)),
+            intervals_ml=None if certainty is None else certainty.intervals_ml(names, grid.voxel_volume_mm3),
+        )  # fmt: skip
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Label or region of each channel of logits."""
+        return self.plan.label_names[len(self.plan.labels) - self.decision.num_channels :]
 
     def identity(self, sources: Sequence[str]) -> dict[str, Any]:
         """The part of a result's record that must be equal for the result to be taken as finished."""
@@ -112,4 +163,5 @@ class Predictor:
             "overlap": self.window.overlap,
             "blending": self.window.blending,
             "interpolation": self.window.interpolation,
+            "flips": list(self.flips),
         }

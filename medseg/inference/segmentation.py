@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import GeometryError
-from medseg.volumes import Volume, replacing, stem_of, write_volume
+from medseg.volumes import Volume, replacing, stem_of, suffix_of, write_volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +23,18 @@ class Segmentation:
         labels: value of each label by name, background included.
         scan: the scan's first channel; its grid and header are what a saved file gets.
         provenance: how the segmentation was made, written beside every saved file.
+        entropy: (i, j, k) uint8, 0 sure to 255 undecided; None unless asked for.
+        probabilities: half-precision map by label; None unless asked for.
+        intervals_ml: smallest and largest likely volume by label; None unless asked for.
     """
 
     array: np.ndarray
     labels: Mapping[str, int]
     scan: Volume
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    entropy: np.ndarray | None = field(default=None, repr=False)
+    probabilities: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
+    intervals_ml: Mapping[str, Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.scan.grid.shape:
@@ -51,6 +57,8 @@ class Segmentation:
     def save(self, path: str | Path) -> Path:
         """Write the segmentation with the scan's geometry, and how it was made in a `.json` beside it.
 
+        An entropy map goes to `<name>_entropy` and probabilities to `<name>_probability_<label>` beside it.
+
         Args:
             path: the suffix chooses the format.
 
@@ -59,7 +67,14 @@ class Segmentation:
         """
         path = Path(path)
         write_volume(path, self.array, like=self.scan)
-        write_provenance(provenance_path(path), {**self.provenance, "volumes_ml": self.volumes_ml()})
+        if self.entropy is not None:
+            write_volume(_beside(path, "entropy"), self.entropy, like=self.scan)
+        for label, probability in (self.probabilities or {}).items():
+            write_volume(_beside(path, f"probability_{label}"), probability.astype(np.float32), like=self.scan)
+        found: dict[str, Any] = {"volumes_ml": self.volumes_ml()}
+        if self.intervals_ml is not None:
+            found["volume_intervals_ml"] = dict(self.intervals_ml)
+        write_provenance(provenance_path(path), {**self.provenance, **found})
         return path
 
     def show(self, path: str | Path | None = None) -> Any:
@@ -76,6 +91,10 @@ class Segmentation:
             return three_planes_png(self.scan.array, self.array, self.affine, labels=self.labels)
         except ImportError:
             return None
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{stem_of(path)}_{what}{suffix_of(path)}")
 
 
 def provenance_path(path: str | Path) -> Path:

@@ -10,7 +10,7 @@ import SimpleITK as sitk  # noqa: N813 (the field's spelling)
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.formats import check_readable
-from medseg.volumes.itk import itk_error, numpy_type
+from medseg.volumes.itk import itk_error, metadata_of, numpy_type
 
 SUFFIXES = (".dcm", ".ima", ".dicom")
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
@@ -87,7 +87,7 @@ def read_slice_header(path: Path) -> DicomSlice:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise itk_error(path, error) from error
-    tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+    tags = {key: value.strip() for key, value in metadata_of(reader).items()}
     if _whole_number(tags, NUM_FRAMES, path, "1") > 1:
         raise VolumeError(f"{path}: holds {tags[NUM_FRAMES]} frames; convert it with a tool such as dcm2niix first")
     if _whole_number(tags, SAMPLES_PER_PIXEL, path, "1") != 1:

@@ -5,6 +5,7 @@ PNG and TIFF carry no place in a patient: their grid is the identity, one unit a
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,19 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.atomic import replacing
 from medseg.volumes.formats import suffix_of
 from medseg.volumes.grid import Grid
-from medseg.volumes.itk_headers import check_size_on_disk
+from medseg.volumes.itk_headers import check_signature, check_size_on_disk
 from medseg.volumes.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 IMAGE_IO = {"nrrd": "NrrdImageIO", "mha": "MetaImageIO", "png": "PNGImageIO", "tiff": "TIFFImageIO"}
 WITHOUT_GEOMETRY = ("png", "tiff")
 PNG_TYPES = (np.uint8, np.uint16)
+
+
+def read_itk_grid(path: Path, format: str) -> Grid:
+    """The grid of a file from its header; raises as ``read_itk``."""
+    reader = _reader(path, format)
+    return _grid(reader, _checked_shape(reader, path), path, format)
 
 
 def read_itk(path: Path, format: str) -> Volume:
@@ -30,24 +37,16 @@ def read_itk(path: Path, format: str) -> Volume:
         VolumeError: damaged, truncated, several components a voxel, or more than three axes.
         GeometryError: an affine that is not finite or is singular.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO(IMAGE_IO[format])
+    reader = _reader(path, format)
+    shape = _checked_shape(reader, path)
+    check_size_on_disk(path, format, shape, numpy_type(reader, path).itemsize)
+    grid = _grid(reader, shape, path, format)
     try:
-        reader.ReadImageInformation()
-        shape = _checked_shape(reader, path)
-        check_size_on_disk(path, format, shape, numpy_type(reader, path).itemsize)
         image = reader.Execute()
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise itk_error(path, error) from error
     array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
-    affine = np.eye(4) if format in WITHOUT_GEOMETRY else affine_of(image)
-    try:
-        grid = Grid(shape, affine)
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
-    header = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    return Volume(array=array, grid=grid, path=path, format=format, header=header)
+    return Volume(array=array, grid=grid, path=path, format=format, header=metadata_of(image))
 
 
 def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
@@ -101,7 +100,7 @@ def to_simpleitk(array: np.ndarray, grid: Grid) -> sitk.Image:
     return image
 
 
-def affine_of(image: sitk.Image) -> np.ndarray:
+def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     """The RAS+ affine of a SimpleITK image of two or three (or more, trailing) axes."""
     dims = image.GetDimension()
     keep = min(dims, 3)
@@ -110,6 +109,15 @@ def affine_of(image: sitk.Image) -> np.ndarray:
     affine[:keep, :keep] = direction * np.array(image.GetSpacing())[:keep]
     affine[:keep, 3] = np.array(image.GetOrigin())[:keep]
     return LPS_TO_RAS @ affine
+
+
+def metadata_of(image: sitk.Image | sitk.ImageFileReader) -> dict[str, str]:
+    """The text fields of a file; those that are no text (damaged bytes) are left out."""
+    fields = {}
+    for key in image.GetMetaDataKeys():
+        with suppress(TypeError, UnicodeError, RuntimeError):
+            fields[key] = image.GetMetaData(key)
+    return fields
 
 
 def itk_error(path: Path, error: Exception) -> VolumeError:
@@ -122,6 +130,25 @@ def _reason(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__).removeprefix("ITK ERROR: ")
 
 
+def _reader(path: Path, format: str) -> sitk.ImageFileReader:
+    check_signature(path, format)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO(IMAGE_IO[format])
+    try:
+        reader.ReadImageInformation()
+    except (RuntimeError, MemoryError) as error:
+        raise itk_error(path, error) from error
+    return reader
+
+
+def _grid(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path, format: str) -> Grid:
+    try:
+        return Grid(shape, np.eye(4) if format in WITHOUT_GEOMETRY else affine_of(reader))
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
+
+
 def _checked_shape(image: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[int, ...]:
     num_components = (
         image.GetNumberOfComponentsPerPixel() if isinstance(image, sitk.Image) else image.GetNumberOfComponents()
@@ -132,6 +159,8 @@ def _checked_shape(image: sitk.ImageFileReader | sitk.Image, path: Path) -> tupl
             "is expected; convert it first"
         )
     shape = tuple(int(size) for size in image.GetSize())
+    if min(shape) < 1:
+        raise VolumeError(f"{path}: has shape {shape}; every size must be at least 1")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 3:

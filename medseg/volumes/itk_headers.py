@@ -13,6 +13,30 @@ HEADER_BYTES = 1 << 16
 # Deflate reaches about 1032:1 and LZW about 1400:1; a header that promises more than this is not honest.
 BEST_COMPRESSION = 1500
 
+PNG_END = b"IEND\xaeB`\x82"
+SIGNATURES = {
+    "nrrd": rb"NRRD000\d\s",
+    "mha": rb"(?s).*\bNDims\s*=\s*\d",
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "tiff": rb"II[*+]\x00|MM\x00[*+]",
+}
+
+
+def check_signature(path: Path, format: str) -> None:
+    """Raise unless the file begins (and a PNG ends) as its format does; ITK would print lines of its own about that.
+
+    Raises:
+        VolumeError: another kind of file, or a PNG cut short.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+        stream.seek(-min(path.stat().st_size, 1024), 2)
+        end = stream.read()
+    if re.match(SIGNATURES[format], start) is None:
+        raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
+    if format == "png" and PNG_END not in end:
+        raise VolumeError(f"{path}: truncated: the end of the PNG is absent; copy or export the image again")
+
 
 def check_size_on_disk(path: Path, format: str, shape: tuple[int, ...], itemsize: int) -> None:
     """Raise unless the file is long enough for its voxels: exactly where they are stored raw, by the limit of

@@ -10,7 +10,7 @@ import numpy as np
 
 from medseg.errors import VolumeError
 from medseg.volumes.grid import Grid
-from medseg.volumes.read import read_volume
+from medseg.volumes.read import check_finite, read_volume
 from medseg.volumes.volume import Volume
 
 
@@ -22,13 +22,21 @@ def as_volume(source: Any) -> Volume:
             axis order (i, j[, k]) and the affine RAS+ mm.
 
     Raises:
-        VolumeError: something else, or an image with more than three axes.
+        VolumeError: something else, an image with more than three axes, RGB or complex voxels, or voxels not finite.
         GeometryError: the affine cannot be used or does not fit.
     """
     if isinstance(source, Volume):
         return source
     if isinstance(source, str | Path):
         return read_volume(source)
+    volume = _from_memory(source)
+    if volume.array.dtype.kind not in "buif":
+        raise VolumeError(f"{volume.name}: has {volume.array.dtype} voxels where one real number a voxel is expected")
+    check_finite(volume)
+    return volume
+
+
+def _from_memory(source: Any) -> Volume:
     if isinstance(source, nib.spatialimages.SpatialImage):
         return _from_nibabel(source)
     if isinstance(source, tuple) and len(source) == 2:

@@ -190,18 +190,25 @@ def _header_for(array: np.ndarray, like: Volume) -> nib.Nifti1Header:
         stored = tuple(int(size) for size in header.get_data_shape())
         # Tail ones of a 4D file stay, so that the output's shape is the input's.
         header.set_data_shape(array.shape + (1,) * (len(stored) - array.ndim))
+        if not np.array_equal(header.get_best_affine(), like.grid.affine):
+            _place(header, like.grid, code=int(header["sform_code"]) or int(header["qform_code"]) or 1)
     else:
-        header = nib.Nifti1Header()
+        # NIfTI-1 counts voxels in 16 bits
+        header = nib.Nifti1Header() if max(array.shape) < 2**15 else nib.Nifti2Header()
         header.set_data_shape(array.shape)
         header.set_xyzt_units("mm")
-        header.set_sform(like.grid.affine, code="scanner")
-        header.set_qform(like.grid.affine, code="scanner", strip_shears=True)
+        _place(header, like.grid, code=1)
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
     header["cal_max"] = header["cal_min"] = 0
     header["descrip"] = b"medseg"
     header.extensions.clear()  # they may carry the patient's DICOM header, and they describe the image, not the result
     return header
+
+
+def _place(header: nib.Nifti1Header, grid: Grid, code: int) -> None:
+    header.set_sform(grid.affine, code=code)
+    header.set_qform(grid.affine, code=code, strip_shears=True)
 
 
 def _one_line(error: BaseException) -> str:

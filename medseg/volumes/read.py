@@ -57,9 +57,12 @@ def read_grid(path: Path | str) -> Grid:
 
         return read_dicom_grid(path)
     check_readable(path)
-    if format_of(path) == "nifti":
+    format = format_of(path)
+    if format == "nifti":
         return read_nifti_grid(path)
-    return _read(path).grid
+    from medseg.volumes.itk import read_itk_grid
+
+    return read_itk_grid(path, format)
 
 
 def check_finite(volume: Volume) -> None:

@@ -38,5 +38,9 @@ def test_what_is_no_image() -> None:
         as_volume([1, 2])
     with pytest.raises(VolumeError, match="2 or 3 axes"):
         as_volume((np.zeros((2, 3, 4, 5)), np.eye(4)))
+    with pytest.raises(VolumeError, match="complex128 voxels"):
+        as_volume((np.zeros((2, 3, 4), complex), np.eye(4)))
+    with pytest.raises(VolumeError, match="24 of 24 voxels are NaN"):
+        as_volume((np.full((2, 3, 4), np.nan), np.eye(4)))
     with pytest.raises(GeometryError, match="singular"):
         as_volume((np.zeros((2, 3, 4)), np.zeros((4, 4)) + np.diag([0, 0, 0, 1])))

@@ -3,6 +3,9 @@
 import gzip
 import os
 import struct
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +14,7 @@ import pytest
 from volumes.affines import ORIENTATIONS, affine_for, rotation_z
 
 from medseg.errors import GeometryError, VolumeError
-from medseg.volumes import read_grid, read_label_map, read_volume, replacing, write_volume
+from medseg.volumes import Grid, Volume, read_grid, read_label_map, read_volume, replacing, write_volume
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None, version: int = 1) -> Path:
@@ -106,6 +109,23 @@ def test_scale_of_the_input_does_not_reach_the_output(tmp_path: Path) -> None:
     write_volume(tmp_path / "out.nii", random_array((3, 4, 5), "uint8"), read_volume(tmp_path / "in.nii"))
     np.testing.assert_array_equal(nib.load(tmp_path / "out.nii").get_fdata(), random_array((3, 4, 5)))
     assert b"patient" not in (tmp_path / "out.nii").read_bytes()
+
+
+def test_the_grid_decides_where_header_and_grid_disagree(tmp_path: Path) -> None:
+    """A volume resampled in memory still carries the header of its file."""
+    like = read_volume(save(tmp_path / "in.nii", random_array((3, 4, 5)), affine_for("RAS")))
+    moved = replace(like, grid=Grid((3, 4, 5), rotation_z(8) @ affine_for("LPI")))
+    header = nib.load(write_volume(tmp_path / "out.nii", like.array, moved)).header
+    np.testing.assert_allclose(header.get_sform(), moved.grid.affine, atol=1e-6)
+    np.testing.assert_allclose(header.get_qform(), moved.grid.affine, atol=1e-4)
+    assert int(header["sform_code"]) == 2  # the file's own
+
+
+def test_more_voxels_than_nifti_1_can_count(tmp_path: Path) -> None:
+    array = np.zeros((2**15, 1, 1), np.uint8)
+    path = write_volume(tmp_path / "a.nii.gz", array, Volume(array, Grid(array.shape, np.eye(4))))
+    assert isinstance(nib.load(path), nib.Nifti2Image)
+    assert read_volume(path).array.shape == array.shape
 
 
 def test_single_trailing_axis_is_3d_and_comes_back(tmp_path: Path) -> None:
@@ -220,6 +240,26 @@ def test_claims_of_the_header_cost_no_memory(tmp_path: Path, suffix: str) -> Non
     content = header.binaryblock + b"\0" * 1000
     (tmp_path / f"huge{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     fails(tmp_path / f"huge{suffix}", "truncated or a false header.* needs 9007199254740992 bytes")
+
+
+def test_memory_follows_the_file_and_not_the_header(tmp_path: Path) -> None:
+    """Half a megabyte of noise that claims 500 MB, just below what deflate could hold: the process stays small."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((1000, 1000, 500))
+    header.set_data_dtype(np.uint8)
+    header["vox_offset"] = 352
+    noise = np.random.default_rng(0).integers(0, 256, 500_000).astype(np.uint8).tobytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(header.binaryblock + b"\0" * 4 + noise))
+    script = (
+        "import resource, sys\nfrom medseg.volumes import read_volume\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    read_volume(sys.argv[1])\nexcept OSError as error:\n    print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    run = [sys.executable, "-c", script, str(tmp_path / "a.nii.gz")]
+    message, growth_kb = subprocess.run(run, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert "500000000 bytes of voxels are promised and 500000 are there" in message
+    assert int(growth_kb) < 30_000
 
 
 def test_dimensions(tmp_path: Path) -> None:

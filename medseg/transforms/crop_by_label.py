@@ -60,21 +60,23 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
         self.num_samples = num_samples
         self.padding_value = padding_value
         self.num_fallbacks = 0
+        self.centres: list[tuple[int, ...]] = []
         self.starts: list[tuple[int, ...]] = []
         self.labels: list[int] = []
         self.size: tuple[int, ...] = ()
         self.shape: tuple[int, ...] = ()
 
     def randomize(self, index: VoxelIndex, img: Any = None) -> None:
-        """Draw the patches: sets `starts` (first voxel, negative where padded), `labels` (-1 = fallback) and `size`.
+        """Draw the patches: sets `centres`, `labels` (-1 = fallback) and `starts` (first voxel, negative where padded).
 
         `img` only names the case in a warning.
         """
         self.shape, self.size = index.shape, _patch_size(self.spatial_size, index.shape)
-        self.starts, self.labels = [], []
+        self.centres, self.starts, self.labels = [], [], []
         for _ in range(self.num_samples):
             label, centre = self._draw(index, img)
             self.labels.append(label)
+            self.centres.append(centre)
             self.starts.append(
                 tuple(
                     min(max(c - n // 2, 0), extent - n) if extent >= n else -((n - extent) // 2)
@@ -190,6 +192,8 @@ class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
         allowed = None if self.allowed_key is None else data[self.allowed_key]
         index = _checked_index(data.get(self.index_key), label, allowed)
         self.cropper.randomize(index, next((data[key] for key in self.keys if key in data), label))
+        if label is not None and self.index_key in data:
+            _check_fresh(label, self.cropper.centres[0], self.cropper.labels[0])
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         self.randomize(data)
@@ -221,6 +225,18 @@ def _checked_index(index: VoxelIndex | None, label: Any, allowed: Any) -> VoxelI
             "an allowed region is given but the voxel index knows none: give it to LabelVoxelIndexd as well"
         )
     return index
+
+
+def _check_fresh(label: Any, centre: tuple[int, ...], drawn: int) -> None:
+    """One voxel tells, sooner or later, that the label map was moved after it was indexed."""
+    voxels = label.as_tensor() if isinstance(label, MetaTensor) else label
+    inside = len(centre) == voxels.ndim - 1 and all(c < n for c, n in zip(centre, voxels.shape[1:], strict=True))
+    if not inside or (drawn >= 0 and int(voxels[(0, *centre)]) != drawn):
+        found = int(voxels[(0, *centre)]) if inside else f"shape {tuple(voxels.shape)}"
+        raise ValueError(
+            f"{case_name(label) or 'the case'}: the voxel index says label {drawn} is at {centre}, found {found}: the "
+            "label map was changed after LabelVoxelIndexd, which must come after the last step that moves it"
+        )
 
 
 def _patch_size(spatial_size: Sequence[int] | int, shape: Sequence[int]) -> tuple[int, ...]:

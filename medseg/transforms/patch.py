@@ -1,6 +1,7 @@
 """Copying one patch out of a volume, its affine moved along."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,17 @@ def crop_patch(
         piece = _padded(piece, [max(-s, 0) for s in start], size, padding_value)
     if not get_track_meta():
         return piece
-    if isinstance(image, MetaTensor):
-        patch = piece.as_subclass(MetaTensor)
-        patch.copy_meta_from(image)
-    else:
-        patch = MetaTensor(piece)
+    patch = piece.as_subclass(MetaTensor)
+    patch.copy_meta_from(image if isinstance(image, MetaTensor) else _without_meta(piece.ndim))
     patch.meta[MetaKeys.AFFINE] = _moved(patch.meta[MetaKeys.AFFINE], start)
     patch.meta.update(meta or {})
     return patch
+
+
+@cache
+def _without_meta(ndim: int) -> MetaTensor:
+    """Any MetaTensor with MONAI's default meta data, which are slow to build anew for every patch."""
+    return MetaTensor(torch.zeros((1,) * ndim))
 
 
 def _moved(affine: torch.Tensor, start: Sequence[int]) -> torch.Tensor:

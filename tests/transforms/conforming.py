@@ -112,6 +112,12 @@ ENTRIES = [
         added_labels=(0,),
         needs_affine=True,
     ),
+    Entry(  # the image taken for logits of two classes on their native grid
+        "restore to native",
+        lambda missing: transforms.RestoreToNatived("image", label_values=[0, 1], allow_missing_keys=missing),
+        ("image",),
+        needs_affine=True,
+    ),
 ]
 
 AFFINE = torch.tensor(
@@ -135,7 +141,11 @@ def case(
     for value in values[1:]:
         corner = [int(generator.integers(0, max(n - 3, 1))) for n in shape]
         label[(0, *(slice(c, c + 4) for c in corner))] = value
-    meta = {"filename_or_obj": f"case_{number}.nii.gz"}
+    meta = {
+        "filename_or_obj": f"case_{number}.nii.gz",
+        "original_affine": affine.clone(),
+        "spatial_shape": list(shape),
+    }
     return {
         "image": MetaTensor(torch.from_numpy(image), affine=affine.clone(), meta=dict(meta)),
         "label": MetaTensor(torch.from_numpy(label), affine=affine.clone(), meta=dict(meta)),

@@ -297,3 +297,15 @@ def test_wrong_inputs_are_named():
         RandCropByLabeld("image", "label", 4)({"image": numbered((4, 4))})
     with pytest.raises(ShapeError, match="must have a channel and 2 spatial axes"):
         crop_patch(numbered((9, 9, 9)), (0, 0), (1, 1))
+
+
+def test_a_label_map_moved_after_indexing_is_noticed():
+    label = rare_labels()
+    data = LabelVoxelIndexd("label")({"label": MetaTensor(label, meta={"filename_or_obj": "case_3.nii.gz"})})
+    crop = RandCropByLabeld("label", "label", 3, {1: 1}).set_random_state(seed=0)
+    with pytest.raises(ValueError, match=r"case_3.*says label 1 is at .*found 0.*after LabelVoxelIndexd"):
+        crop({**data, "label": MetaTensor(label[:, ::-1].copy(), meta={"filename_or_obj": "case_3.nii.gz"})})
+    for other in (label[:, :3], label[..., 0]):
+        with pytest.raises(ValueError, match="found shape"):
+            crop({**data, "label": other})
+    crop(data)

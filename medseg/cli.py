@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,10 +37,21 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     inputs: Annotated[list[str], typer.Argument(help="Scans: files, folders, globs.", metavar="INPUT...")],
     out: Annotated[Path, typer.Option(help="Folder the segmentations go to.")],
-    weights: Annotated[list[Path] | None, typer.Option(help="Weights to use instead of the bundle's own.")] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="Weights to use instead of the bundle's own; several are an ensemble.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Arithmetic of the network.")] = "fp32",
+    max_ram: Annotated[str | None, typer.Option(help="Most memory to use, e.g. 4GB; refused if it cannot be.")] = None,
+    tta: Annotated[
+        Literal["none", "flip"], typer.Option(help="Average over flips the network was trained on.")
+    ] = "none",
     overlap: Annotated[float | None, typer.Option(help="Overlap of tiles in [0, 1); the plan's by default.")] = None,
-    format: Annotated[str, typer.Option(help="same, nifti, nrrd, mha, png or tiff.")] = "same",
+    format: Annotated[
+        Literal["same", "nifti", "nrrd", "mha", "png", "tiff"], typer.Option(help="Format of the segmentations.")
+    ] = "same",
+    save_probabilities: Annotated[bool, typer.Option(help="Save each class's probability map.")] = False,
+    uncertainty: Annotated[bool, typer.Option(help="Save an entropy map and volume intervals.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Predict again what is finished already.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +62,17 @@ def predict(
     import medseg
     from medseg.inference import predict_files
 
-    predictor = medseg.load(bundle, weights=weights, device=device, overlap=overlap)
+    predictor = medseg.load(
+        bundle,
+        weights=weights or None,
+        device=device,
+        precision=precision,
+        max_ram=max_ram,
+        tta=tta,
+        overlap=overlap,
+        save_probabilities=save_probabilities,
+        uncertainty=uncertainty,
+    )
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
@@ -60,7 +81,7 @@ def predict(
             predictor,
             inputs,
             out,
-            format=format,  # type: ignore[arg-type]
+            format=format,
             overwrite=overwrite,
             on_case=lambda result, number, total: bar.update(task, completed=number + 1, total=total),
         )
@@ -114,7 +135,10 @@ def prepare(
     from medseg.datasets import prepare as run
 
     report = run(name, root, source=source)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else report)
+    print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
+    if not report.is_usable:
+        broken = f"{len(report.problems)} problems above" if report.problems else "no case is there"
+        raise MedsegError(f"{name}: {broken}; {len(report.present)} cases are in place under {root}")
 
 
 @bundle.command(

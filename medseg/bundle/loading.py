@@ -22,9 +22,9 @@ def load(
 
     Args:
         path: the bundle's folder.
-        weights: another weights file than the promoted one.
+        weights: another weights file than the promoted one; several are an ensemble.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        **options: further arguments of `medseg.inference.Predictor`, e.g. `overlap`, `batch_size`.
+        **options: further arguments of `medseg.inference.Predictor`, e.g. `overlap`, `max_ram`.
 
     Returns:
         A predictor: `load(path).predict("scan.nii.gz")`.
@@ -40,8 +40,9 @@ def load(
             "give other labels than this predictor",
             stacklevel=2,
         )
-    network, sha256 = _network(bundle, weights)
-    return Predictor(network, bundle.plan, device, bundle=bundle.name, weights_sha256=[sha256], **options)
+    given = [weights] if weights is None or isinstance(weights, str | Path) else list(weights)
+    networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
+    return Predictor(networks, bundle.plan, device, bundle=bundle.name, weights_sha256=digests, **options)
 
 
 def load_network(path: str | Path, weights: str | Path | None = None) -> torch.nn.Module:
@@ -52,7 +53,7 @@ def load_network(path: str | Path, weights: str | Path | None = None) -> torch.n
     return _network(BundleFolder(Path(path)), weights)[0]
 
 
-def _network(bundle: BundleFolder, weights: Any) -> tuple[torch.nn.Module, str]:
+def _network(bundle: BundleFolder, weights: str | Path | None) -> tuple[torch.nn.Module, str]:
     if weights is None:
         file, sha256 = bundle.checked_weights()
     else:

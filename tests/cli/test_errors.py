@@ -1,0 +1,195 @@
+"""Each thing a user can get wrong: one clear line, exit code 1, nothing half-written."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from medseg import weights
+from medseg.cli import main
+from medseg.plan import read_plan
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny_segmentation"
+    shutil.copytree(BUNDLES / "phantom_cells_segmentation", folder, ignore=shutil.ignore_patterns("models"))
+    plan_file = folder / "configs" / "plan.json"
+    plan = json.loads(plan_file.read_text())
+    plan["network"]["arguments"] |= {"channels": [4, 8], "strides": [2]}
+    plan["patch"] = plan["tile"] = [8, 8, 8]
+    plan_file.write_text(json.dumps(plan))
+    (folder / "models").mkdir()
+    torch.save(read_plan(plan_file).create_network().state_dict(), folder / "models" / "model.pt")
+    digest = weights.sha256(folder / "models" / "model.pt")
+    entry = {"path": "models/model.pt", "hash_type": "sha256", "hash_val": digest}
+    (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}))
+    return folder
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
+    try:
+        main([str(a) for a in arguments])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def scan_missing(folder: Path) -> Path:
+    return folder / "absent.nii.gz"
+
+
+def scan_truncated(folder: Path) -> Path:
+    path = write(folder / "truncated.nii.gz", np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32))
+    path.write_bytes(path.read_bytes()[:900])
+    return path
+
+
+def scan_empty(folder: Path) -> Path:
+    path = folder / "empty.nii.gz"
+    path.write_bytes(b"")
+    return path
+
+
+def scan_not_an_image(folder: Path) -> Path:
+    path = folder / "notes.nii.gz"
+    path.write_bytes(gzip.compress(b"patient notes, not an image" * 50))
+    return path
+
+
+def scan_4d(folder: Path) -> Path:
+    return write(folder / "series.nii.gz", np.zeros((8, 8, 8, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (scan_missing, "no such file|does not exist"),
+        (scan_truncated, "truncated|cut short|ends"),
+        (scan_empty, "empty"),
+        (scan_not_an_image, "not a|NIfTI"),
+        (scan_4d, "4|dimension"),
+    ],
+)
+def test_a_bad_scan_is_one_line_and_the_good_one_is_done(capsys, bundle, tmp_path, make, rule):
+    bad = make(tmp_path)
+    good = write(tmp_path / "good.nii.gz", np.random.default_rng(1).normal(size=(9, 10, 11)).astype(np.float32))
+    code, out, err = run(capsys, "predict", bundle, bad, good, "--out", tmp_path / "out")
+    assert code == 1
+    lines = [line for line in (out + err).splitlines() if bad.name in line]
+    assert lines
+    assert __import__("re").search(rule, lines[0], flags=2), lines
+    assert "Traceback" not in out + err
+    assert not list(tmp_path.glob("out/*partial*"))
+    assert not list((tmp_path / "out").glob(f"{bad.name.split('.')[0]}*")) if (tmp_path / "out").exists() else True
+    if bad.exists():  # an input that is not there stops the command before any work; a bad file does not stop the rest
+        assert (tmp_path / "out" / "good.nii.gz").is_file()
+
+
+def test_absent_weights(capsys, bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    (copy / "models" / "model.pt").unlink()
+    scan = write(tmp_path / "scan.nii.gz", np.zeros((8, 8, 8), np.float32))
+    code, _, err = run(capsys, "predict", copy, scan, "--out", tmp_path / "out")
+    assert code == 1
+    assert "the bundle has no weights yet" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_keep_the_scans_geometry(capsys, bundle, tmp_path):
+    affine = np.array([[0, -1.5, 0, 4], [2, 0, 0, -3], [0, 0, -1, 7], [0, 0, 0, 1.0]])
+    scan = write(tmp_path / "s.nii.gz", np.random.default_rng(1).normal(size=(9, 10, 11)).astype(np.float32), affine)
+    code, out, _ = run(capsys, "predict", bundle, scan, "--out", tmp_path / "out", "--json")
+    assert code == 0
+    assert json.loads(out)[0]["status"] == "done"
+    found = nib.load(tmp_path / "out" / "s.nii.gz")
+    assert found.shape == (9, 10, 11)
+    np.testing.assert_array_equal(found.affine, nib.load(scan).affine)
+    record = json.loads((tmp_path / "out" / "s.json").read_text())
+    assert record["weights_sha256"] == [weights.sha256(bundle / "models" / "model.pt")]
+
+
+def dataset(root: Path, **files: np.ndarray) -> Path:
+    """A two-case data set with its manifest; `files` replaces arrays by name, e.g. label_b."""
+    arrays = {f"{kind}_{case}": np.zeros((6, 6, 6), np.uint8) for kind in ("image", "label") for case in "ab"}
+    for name, array in {**arrays, **files}.items():
+        kind, case = name.split("_")
+        write(root / "data" / f"{kind}s" / f"{case}.nii.gz", array)
+    manifest = {
+        "schema_version": 1,
+        "name": "two_cases",
+        "description": "two small cases",
+        "spatial_dims": 3,
+        "channels": [{"name": "t1", "modality": "MR"}],
+        "labels": {"background": 0, "thing": 1},
+        "files": {"image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"},
+        "source": {"page": "none"},
+        "licence": "CC0-1.0",
+        "citations": [],
+        "cases": ["a", "b"],
+    }
+    path = root / "two_cases.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    return path
+
+
+def prepare(capsys: pytest.CaptureFixture, manifest: Path) -> tuple[int, str]:
+    code, out, err = run(
+        capsys, "data", "prepare", manifest, "--root", manifest.parent / "prepared", "--from", manifest.parent / "data"
+    )
+    assert "Traceback" not in out + err
+    return code, out + err
+
+
+def test_a_good_dataset_is_prepared(capsys, tmp_path):
+    code, _ = prepare(capsys, dataset(tmp_path))
+    assert code == 0
+
+
+def test_image_and_label_on_different_grids(capsys, tmp_path):
+    code, text = prepare(capsys, dataset(tmp_path, label_b=np.zeros((6, 6, 7), np.uint8)))
+    assert code == 1
+    line = next(line for line in text.splitlines() if "b" in line and "(6, 6, 7)" in line)
+    assert "(6, 6, 6)" in line
+
+
+def test_label_values_outside_the_manifest(capsys, tmp_path):
+    label = np.zeros((6, 6, 6), np.uint8)
+    label[2, 2, 2] = 9
+    code, text = prepare(capsys, dataset(tmp_path, label_b=label))
+    assert code == 1
+    assert any("9" in line and "b" in line for line in text.splitlines())
+
+
+def test_a_case_id_twice(capsys, tmp_path):
+    manifest = dataset(tmp_path)
+    manifest.write_text(manifest.read_text().replace("cases:\n- a\n- b", "cases:\n- a\n- a"))
+    code, text = prepare(capsys, manifest)
+    assert code == 1
+    assert "twice" in text or "more than once" in text
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_debug_shows_the_traceback(bundle, tmp_path):
+    from medseg.errors import VolumeError
+
+    with pytest.raises(VolumeError):
+        main(["predict", str(bundle), str(tmp_path / "absent.nii.gz"), "--out", str(tmp_path), "--debug"])

@@ -145,18 +145,21 @@ def transposed_convolution(
 
 def centre_crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return the central part of `x` (B, C, …) with the spatial `size`, as a view."""
+    if is_eager() and x.shape[2:] == size:
+        return x
     for axis, wanted in enumerate(size, start=2):
-        surplus = x.shape[axis] - wanted
-        if surplus:
-            x = x.narrow(axis, surplus // 2, wanted)
+        x = x.narrow(axis, (x.shape[axis] - wanted) // 2, wanted)
     return x
 
 
 def pad_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return `x` (B, C, …) padded with zeros on both sides to the spatial `size`; `x` itself if it fits."""
-    missing = [wanted - have for wanted, have in zip(size, x.shape[2:], strict=True)]
-    widths = [w for lack in reversed(missing) for w in (lack // 2, lack - lack // 2)]
-    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    if not tracing and not any(widths):
+    if is_eager() and x.shape[2:] == size:
         return x
-    return F.pad(x, widths)
+    missing = [wanted - have for wanted, have in zip(size, x.shape[2:], strict=True)]
+    return F.pad(x, [w for lack in reversed(missing) for w in (lack // 2, lack - lack // 2)])
+
+
+def is_eager() -> bool:
+    """Return whether shapes are plain numbers: not so while tracing, exporting or compiling for any size."""
+    return not (torch.jit.is_tracing() or torch.compiler.is_compiling())

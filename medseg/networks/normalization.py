@@ -46,6 +46,32 @@ class InstanceNorm3d(nn.InstanceNorm3d):
         return instance_norm(input, self.weight, self.bias, self.eps)
 
 
+def batch_norm_current(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise every channel of the batch `x` (B, C, …) by its own mean and variance, then scale and shift.
+
+    `torch.nn.functional.batch_norm` without its test for a single value a channel, which no exporter can follow for
+    free sizes; the normalised value is then 0.
+    """
+    return torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+class CurrentBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of the current batch, at test time too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (B, C, H, W) normalised a channel."""
+        return batch_norm_current(input, self.weight, self.bias, self.eps)
+
+
+class CurrentBatchNorm3d(nn.BatchNorm3d):
+    """Batch normalisation with the statistics of the current batch, at test time too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (B, C, D, H, W) normalised a channel."""
+        return batch_norm_current(input, self.weight, self.bias, self.eps)
+
+
+_CURRENT_NORM: dict[int, type[nn.Module]] = {2: CurrentBatchNorm2d, 3: CurrentBatchNorm3d}
 _INSTANCE_NORM: dict[int, type[nn.Module]] = {2: InstanceNorm2d, 3: InstanceNorm3d}
 
 
@@ -63,7 +89,7 @@ def make_norm(norm: Norm, spatial_dims: int, channels: int, affine: bool = True,
     if norm == "batch":
         return _BATCH_NORM[spatial_dims](channels, affine=affine)
     if norm == "batch_current":
-        return _BATCH_NORM[spatial_dims](channels, affine=affine, track_running_stats=False)
+        return _CURRENT_NORM[spatial_dims](channels, affine=affine, track_running_stats=False)
     if norm == "instance":
         return _INSTANCE_NORM[spatial_dims](channels, affine=affine)
     if norm == "group":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from medseg.errors import ShapeError
 
@@ -36,6 +37,10 @@ class AxisSizes:
             current = skip if self.pads_odd else current * stride
             current = min(current, skip) - loss
         return current if current >= 1 else None
+
+    def valid_sizes(self, count: int, reach: int = 4096) -> list[int]:
+        """Return the `count` smallest valid input sizes."""
+        return list(islice((n for n in range(1, reach) if self.output(n) is not None), count))
 
     def nearest(self, size: int, reach: int = 4096) -> tuple[int | None, int | None]:
         """Return the nearest valid sizes at most and at least `size` (None where there is none within `reach`)."""

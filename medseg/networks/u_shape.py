@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from medseg.networks import sizes
-from medseg.networks.blocks import CONVOLUTION
+from medseg.networks.blocks import CONVOLUTION, is_eager
 from medseg.networks.recompute import run
 from medseg.networks.stages import DecoderStage
 
@@ -80,7 +79,7 @@ class UShape(nn.Module):
 
     def check_input(self, x: Tensor) -> None:
         """Raise ShapeError, naming the nearest valid sizes, unless `x` can be used; silent while tracing."""
-        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        if is_eager():
             sizes.check_input(type(self).__name__, x.shape, self.in_channels, self.axes)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

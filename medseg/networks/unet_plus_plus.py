@@ -1,6 +1,6 @@
 """UNet++ (Zhou et al. 2018, arXiv:1807.10165)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medseg.errors import NetworkError
 from medseg.networks import sizes
-from medseg.networks.blocks import Activation, Order, Upsampling
+from medseg.networks.blocks import Activation, Order, Upsampling, is_eager
 from medseg.networks.geometry import StageGeometry
 from medseg.networks.heads import HeadKind, make_head
 from medseg.networks.initialization import Initialization, initialize
@@ -168,9 +168,16 @@ class UNetPlusPlus(nn.Module):
         last = f"heads.{self.depth}."
         return tuple(n for n, _ in self.named_parameters() if n.startswith("heads.") and not n.startswith(last))
 
+    def fit_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return `state` without the heads this network was not built with, and what was dropped in words."""
+        dropped = [key for key in state if key.startswith("heads.") and key.split(".")[1] not in self.heads]
+        numbers = sorted({key.split(".")[1] for key in dropped})
+        notes = [f"heads {', '.join(numbers)} dropped (the network has one)"] if dropped else []
+        return {key: value for key, value in state.items() if key not in dropped}, notes
+
     def encode(self, x: Tensor) -> list[Tensor]:
         """Return x_{0,0} … x_{L,0}; dropout falls on the last one."""
-        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        if is_eager():
             sizes.check_input(type(self).__name__, x.shape, self.in_channels, self.axes)
         maps = []
         for stage in self.encoder:

@@ -1,6 +1,6 @@
 """UNETR (Hatamizadeh et al. 2021, arXiv:2103.10504)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from medseg.networks.initialization import Initialization, initialize
 from medseg.networks.normalization import Norm
 from medseg.networks.residual import residual_chain
 from medseg.networks.stages import DecoderStage, convolutions
-from medseg.networks.transformer import EncoderNorm, VisionTransformer
+from medseg.networks.transformer import EncoderNorm, VisionTransformer, resize_position_embedding
 from medseg.networks.u_shape import UShape
 
 
@@ -136,6 +136,30 @@ class UNETR(UShape):
         taps = [_in_format_of(stem, tap) for tap in self.encoder(x)]
         skips = [self._run(project, tap) for project, tap in zip(self.projections, taps[:-1], strict=True)]
         return [stem, *skips, taps[-1]]
+
+    def fit_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Return `state` fitted to this network, and what was done in words.
+
+        A position embedding of another image size (of equal sides) is resized by interpolation; an encoder norm the
+        network was built without is dropped.
+        """
+        fitted, notes = dict(state), []
+        position = fitted.get("encoder.position_embedding")
+        if (
+            position is not None
+            and position.dim() == 3
+            and position.shape[1] != self.encoder.position_embedding.shape[1]
+        ):
+            side = round(position.shape[1] ** (1 / self.spatial_dims))
+            if side**self.spatial_dims == position.shape[1]:
+                grid = (side,) * self.spatial_dims
+                fitted["encoder.position_embedding"] = resize_position_embedding(position, grid, self.encoder.grid)
+                notes.append(f"position embedding resized from {grid} to {self.encoder.grid} patches")
+        norm = [key for key in fitted if key.startswith("encoder.encoder_norm.")]
+        if norm and not hasattr(self.encoder, "encoder_norm"):
+            fitted = {key: value for key, value in fitted.items() if key not in norm}
+            notes.append("encoder_norm dropped (the network has none)")
+        return fitted, notes
 
 
 class _DecoderLayers:

@@ -1,0 +1,119 @@
+"""Putting weights into a network: detection, conversion, comparison, and a report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from medseg.errors import WeightsError
+from medseg.weights.adapt import adapt_to
+from medseg.weights.layouts import detect
+from medseg.weights.read import read, strip_prefixes
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded.
+
+    Args:
+        source: the file, or "a state dict".
+        layout: the published layout found, or "medseg" for our own keys.
+        matched: tensors loaded as they were.
+        total: tensors of the network.
+        notes: what was converted, dropped, resized or started afresh, in words.
+    """
+
+    source: str
+    layout: str
+    matched: int
+    total: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the report on one line."""
+        notes = f"; {'; '.join(self.notes)}" if self.notes else ""
+        return f"{self.source}: layout {self.layout}, {self.matched} of {self.total} tensors match{notes}"
+
+
+def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, adapt: bool = False) -> LoadReport:
+    """Load weights into `network`, converting a published layout, and report what was done.
+
+    Args:
+        network: changed in place; untouched if an error is raised.
+        source: a file (see `read`) or a state dict.
+        adapt: for fine-tuning: where the number of classes differs the head keeps its fresh weights, and where the
+            number of input channels differs the first convolutions are summed or repeated. The report says so.
+
+    Returns:
+        The report; `str(report)` is one line.
+
+    Raises:
+        WeightsError: the weights do not fit; the message names the first mismatch (key, shape found, shape expected).
+    """
+    name = "a state dict" if isinstance(source, Mapping) else str(source)
+    found = strip_prefixes(source) if isinstance(source, Mapping) else read(source)
+    layout = detect(found)
+    notes: list[str] = []
+    if layout is not None:
+        found = layout.convert(found)
+        notes += layout.notes
+    fit_state = getattr(network, "fit_state", None)
+    if fit_state is not None:
+        found, fitted = fit_state(found)
+        notes += fitted
+    expected = network.state_dict()
+    adapted: list[str] = []
+    if adapt:
+        found, adapted, said = adapt_to(found, expected, getattr(network, "in_channels", None))
+        notes += said
+    # a counter of batches, absent from old files, has no influence on the result
+    counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in found}
+    found = {**found, **counters}
+    mismatches = list_mismatches(found, expected)
+    if mismatches:
+        raise WeightsError(_explain(name, layout.name if layout else None, mismatches, found, expected, adapt))
+    network.load_state_dict(found)
+    return LoadReport(
+        source=name,
+        layout=layout.name if layout else "medseg",
+        matched=len(expected) - len(adapted),
+        total=len(expected),
+        notes=tuple(notes),
+    )
+
+
+def list_mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return every difference between two state dicts, in words, in the order of `expected`."""
+    lines = []
+    for key, value in expected.items():
+        if key not in found:
+            lines.append(f"{key}: absent, expected shape {tuple(value.shape)}")
+        elif found[key].shape != value.shape:
+            lines.append(f"{key}: shape found {tuple(found[key].shape)}, shape expected {tuple(value.shape)}")
+    lines += [
+        f"{key}: shape found {tuple(found[key].shape)}, not in the network" for key in found if key not in expected
+    ]
+    return lines
+
+
+def _explain(
+    name: str,
+    layout: str | None,
+    mismatches: list[str],
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    adapt: bool,
+) -> str:
+    if not set(found) & set(expected):
+        key = next(iter(found), "none")
+        return (
+            f"{name}: the keys are those of no network medseg knows (the first is {key}; expected "
+            f"{next(iter(expected))}); rename them and pass the state dict"
+        )
+    others = f" ({len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
+    where = f" [layout: {layout}]" if layout else ""
+    advice = "build the network these weights were trained with"
+    if not adapt:
+        advice += ", or pass adapt=True if only the number of classes or input channels differs"
+    return f"{name}{where}: {mismatches[0]}{others}; {advice}"

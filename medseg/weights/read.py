@@ -1,0 +1,95 @@
+"""Reading a state dict from a file, without running any code the file may carry."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from medseg.errors import WeightsError
+
+# where training programs put the state dict inside a checkpoint; the first one present is taken
+WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "network", "model", "net", "weights")
+# what wrapper modules (data parallel, compiled, Lightning) put before every key
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+# NumPy scalars, which many training programs leave beside the weights, are data and safe to build
+_DATA_TYPES: list[Any] = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in a weights file, on the CPU.
+
+    Takes `.safetensors`, and `.pt`, `.pth`, `.bin` or `.ckpt` files written by `torch.save`, opened so that no pickled
+    code can run. A state dict inside a checkpoint (under `state_dict`, `model`, `network_weights`, …) is found, and
+    prefixes such as `module.` that all keys share are taken off.
+
+    Raises:
+        WeightsError: the file is absent, damaged, holds Python objects besides tensors, or holds no state dict.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    loaded = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    state = _find_state_dict(loaded)
+    if state is None:
+        found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise WeightsError(
+            f"{file}: holds no state dict (found: {found}); save one with torch.save(model.state_dict())"
+        )
+    return strip_prefixes(state)
+
+
+def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` without the prefixes of wrapper modules that every key shares."""
+    stripped = dict(state)
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in stripped)), None):
+        stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
+    return stripped
+
+
+def _read_safetensors(file: Path) -> Any:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: not a readable safetensors file ({_first_line(error)})") from error
+
+
+def _read_torch(file: Path) -> Any:
+    reconstruct = getattr(np, "_core", getattr(np, "core", None)).multiarray  # type: ignore[union-attr]
+    allowed = [*_DATA_TYPES, reconstruct.scalar, reconstruct._reconstruct]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{file}: holds pickled Python objects, which could run code when opened, so it is refused; where it was "
+            f"made, save the tensors alone: torch.save(model.state_dict(), ...) ({_reason(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{file}: not a readable weights file ({_first_line(error)})") from error
+
+
+def _find_state_dict(loaded: Any, depth: int = 3) -> dict[str, Tensor] | None:
+    if not isinstance(loaded, Mapping) or depth == 0:
+        return None
+    for name in WRAPPERS:
+        found = _find_state_dict(loaded.get(name), depth - 1)
+        if found is not None:
+            return found
+    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    return tensors if len(tensors) * 2 > len(loaded) else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _reason(error: Exception) -> str:
+    # torch's message is a page of advice; the line that names the refused object says it all
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), _first_line(error))[:200]

@@ -38,7 +38,7 @@ def cached_arrays(
     """
     path = Path(folder) / f"{_digest(inputs, parameters, code)}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return [stored[f"arr_{index}"] for index in range(len(stored.files))]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         arrays = list(compute())

@@ -1,0 +1,106 @@
+"""The boundary weight map: two-nearest-instance passes against one distance transform a cell.
+
+    python benchmarks/bench_boundary_weight.py [--repeats 5] [--small]
+
+Touching cells (Voronoi cells of random points), numbered, separated by ridges first in every way. "One transform a
+cell" is SciPy's distance transform of every cell over the whole volume and the two smallest; "grown boxes" is the same
+within each cell's bounding box grown by the reach. All give the whole map, class weights included; the largest
+difference from the first way is printed. The last rows grow the number of cells at a fixed volume.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from medseg.transforms.class_weights import class_weight_map
+from medseg.transforms.instance_ridges import ridge_mask
+from medseg.transforms.weight_map import boundary_weight_map
+
+sys.path.insert(0, str(Path(__file__).parent))
+from timing import Row, interleaved_medians, print_table
+
+W0, SIGMA = 10.0, 5.0
+
+
+def touching_cells(shape: tuple[int, ...], num_cells: int) -> np.ndarray:
+    """Voronoi cells of random points, numbered from 1; no background between them."""
+    points = np.random.default_rng(0).uniform(0, 1, (num_cells, len(shape))) * np.array(shape)
+    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    return (cKDTree(points).query(voxels)[1] + 1).astype(np.int32)
+
+
+def by_cell(cells: np.ndarray, grow: int | None) -> np.ndarray:
+    """The common way (`grow` None: over the whole volume), or within grown bounding boxes."""
+    separated = np.where(ridge_mask(cells), 0, cells)
+    first = np.full(cells.shape, np.inf, np.float32)
+    second = first.copy()
+    for number, box in enumerate(ndimage.find_objects(separated), start=1):
+        if box is None:
+            continue
+        if grow is None:
+            window = tuple(slice(None) for _ in box)
+        else:
+            window = tuple(slice(max(0, s.start - grow), s.stop + grow) for s in box)
+        distance = ndimage.distance_transform_edt(separated[window] != number).astype(np.float32)
+        nearest, next_nearest = first[window], second[window]
+        np.minimum(next_nearest, np.maximum(nearest, distance), out=next_nearest)
+        np.minimum(nearest, distance, out=nearest)
+    border = W0 * np.exp(-((first + second) ** 2) / (2 * SIGMA**2))
+    target = (separated > 0).astype(np.int64)
+    weights: np.ndarray = class_weight_map(target, np.ones(cells.shape, bool), "balanced") + border * (target == 0)
+    return weights
+
+
+def ours(cells: np.ndarray) -> np.ndarray:
+    weights: np.ndarray = boundary_weight_map(cells > 0, w0=W0, sigma=SIGMA, instance_map=cells).weights
+    return weights
+
+
+def rows(shape: tuple[int, ...], num_cells: int, repeats: int) -> list[Row]:
+    cells = touching_cells(shape, num_cells)
+    reach = math.ceil(SIGMA * math.sqrt(2 * math.log(W0 / 1e-4)))
+    difference = np.abs(ours(cells) - by_cell(cells, None)).max()
+    topic = f"weight map, {num_cells} cells in {'×'.join(map(str, shape))}"
+    print(f"{topic}: largest difference from one transform a cell {difference:.1e}")
+    ways: dict[str, Callable[[], object] | None] = {
+        "medseg": lambda: ours(cells),
+        "grown boxes": lambda: by_cell(cells, reach),
+    }
+    times = interleaved_medians(ways, repeats)
+    times |= interleaved_medians({"one transform a cell": lambda: by_cell(cells, None)}, max(1, repeats // 3))
+    return [Row(topic, name, value, value / times["medseg"], "medseg") for name, value in times.items()]
+
+
+def growth(shape: tuple[int, ...], counts: tuple[int, ...], repeats: int) -> list[Row]:
+    inputs = {count: touching_cells(shape, count) for count in counts}
+    times = interleaved_medians({str(n): lambda cells=cells: ours(cells) for n, cells in inputs.items()}, repeats)
+    topic = f"weight map, more cells in {'×'.join(map(str, shape))}"
+    first = str(counts[0])
+    return [Row(topic, f"{n} cells", value, value / times[first], f"{first} cells") for n, value in times.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="check that it runs")
+    arguments = parser.parse_args()
+    plane, volume = ((96, 96), (24, 24, 24)) if arguments.small else ((512, 512), (96, 96, 96))
+    cells = (10, 8) if arguments.small else (150, 120)
+    table = [
+        row
+        for shape, count in zip((plane, volume), cells, strict=True)
+        for row in rows(shape, count, arguments.repeats)
+    ]
+    for shape, count in zip((plane, volume), cells, strict=True):
+        table += growth(shape, (count, 3 * count, 10 * count), arguments.repeats)
+    print_table(table)
+
+
+if __name__ == "__main__":
+    main()

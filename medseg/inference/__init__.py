@@ -1,5 +1,6 @@
 """Prediction: tiles, blending, restoring to the scan's own grid, and the Predictor that does all of it."""
 
+from medseg.inference.overlap_tile import OverlapTile
 from medseg.inference.predict_files import CaseResult, predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
@@ -7,4 +8,13 @@ from medseg.inference.scan_files import scan_files
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.sliding_window import SlidingWindow
 
-__all__ = ["CaseResult", "Predictor", "Segmentation", "SlidingWindow", "predict_files", "preprocessing", "scan_files"]
+__all__ = [
+    "CaseResult",
+    "OverlapTile",
+    "Predictor",
+    "Segmentation",
+    "SlidingWindow",
+    "predict_files",
+    "preprocessing",
+    "scan_files",
+]

@@ -46,6 +46,7 @@ def merge_tiles(
         _check(values, len(chunk), grid.tile)
         for index, value in zip(chunk, values, strict=True):
             yield from blender.add(index, value.to(weight.device, torch.float32))
+        del values, value  # or the next pass through the network would find the last one's output still in memory
         if on_tiles is not None:
             on_tiles(len(chunk))
 

@@ -73,6 +73,7 @@ class SlidingWindow(Inferer):
                     shape = (plain.shape[0], block.values.shape[0], *grid.image_shape)
                     merged = torch.empty(shape, dtype=torch.float32, device=device)
                 merged[b][(slice(None), *block.region)] = block.values
+                del block  # a finished block is released before the network runs again
         if merged is None:
             raise ValueError(f"a batch needs at least one image, found shape {tuple(plain.shape)}")
         return MetaTensor(merged).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else merged

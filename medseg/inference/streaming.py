@@ -98,6 +98,7 @@ def predict_labels(
             if logits is None:
                 logits = values.new_empty(values.shape[0], *grid.image_shape)
             logits[(slice(None), *block.region)] = values
+            del block, values
         assert logits is not None  # there is always at least one tile
         decision.check(logits.shape[0])
         return restore_sheared(logits, model_affine, native_affine, native_shape, decision).cpu()
@@ -106,4 +107,5 @@ def predict_labels(
     assembly = NativeAssembly(LabelTail(resampler, decision, head_weight, head_bias, observers), out)
     for block in blocks:
         assembly.add(block)
+        del block  # a finished block is released before the network runs again
     return out

@@ -1,6 +1,6 @@
 """What a training config needs beyond MONAI's engine."""
 
-from medseg.training.averaging import AveragedNetwork
+from medseg.training.averaging import AveragedNetwork, WeightAveraging
 from medseg.training.checkpoint import Checkpointing
 from medseg.training.initial_weights import load_initial_weights
 from medseg.training.iteration_update import EvaluationUpdate, TrainingUpdate
@@ -17,6 +17,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingRecord",
     "TrainingUpdate",
+    "WeightAveraging",
     "load_initial_weights",
     "resolve_precision",
 ]

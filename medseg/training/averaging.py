@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class AveragedNetwork(AveragedModel):
-    """A copy of a network whose parameters follow an exponential moving average, as a training handler.
+    """A copy of a network whose parameters follow an exponential moving average.
 
     w̄ ← d·w̄ + (1 − d)·w after every optimiser step, with d = min(decay, (1 + n) / (10 + n)) after n steps: the warm-up
     keeps the random first weights out of short trainings. Buffers (running statistics) are copied.
@@ -26,14 +26,26 @@ class AveragedNetwork(AveragedModel):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), found {decay!r}")
         super().__init__(network, multi_avg_fn=_warm_average(decay))
-        self._followed = [network]  # in a list: registering it as a child would save it twice
+
+
+class WeightAveraging:
+    """Training handler that updates an averaged network after every iteration.
+
+    Args:
+        averaged: the averaged network, updated in place.
+        network: the network that is trained.
+    """
+
+    def __init__(self, averaged: AveragedNetwork, network: torch.nn.Module) -> None:
+        self.averaged = averaged
+        self.network = network
 
     def attach(self, engine: Engine) -> None:
-        """Follow the network after every iteration of `engine`."""
+        """Follow the network that `engine` trains."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
 
     def _follow(self) -> None:
-        self.update_parameters(self._followed[0])
+        self.averaged.update_parameters(self.network)
 
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]

@@ -10,7 +10,7 @@ from monai.engines import SupervisedTrainer
 from medseg.errors import WeightsError
 from medseg.losses import WeightedDiceCELoss
 from medseg.plan import Plan
-from medseg.training import AveragedNetwork, Checkpointing, PolynomialWarmUp, TrainingUpdate
+from medseg.training import AveragedNetwork, Checkpointing, PolynomialWarmUp, TrainingUpdate, WeightAveraging
 from medseg.training.checkpoint import RandomStates, latest_checkpoint
 
 
@@ -40,7 +40,7 @@ def train(directory: Path, plan: Plan, epochs: int, total: int, resume: bool = F
         optimizer=optimizer,
         loss_function=WeightedDiceCELoss(),
         iteration_update=TrainingUpdate("fp32"),
-        train_handlers=[Checkpointing(directory, objects, plan, resume=resume), averaged],
+        train_handlers=[Checkpointing(directory, objects, plan, resume=resume), WeightAveraging(averaged, network)],
         decollate=False,
     )
     from ignite.engine import Events

@@ -1,7 +1,6 @@
 """Networks for other runtimes: TorchScript and ONNX."""
 
 import contextlib
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ def export_torchscript(network: nn.Module, path: str | Path) -> Path:
 
 
 def export_onnx(network: nn.Module, path: str | Path) -> Path:
-    """Write `network` in eval mode as ONNX with dynamic batch and spatial axes, atomically; weights are inside the file.
+    """Write `network` in eval mode as one ONNX file with dynamic batch and spatial axes, atomically.
 
     The input is called `image`, the output `logits`. Spatial sizes must be ones the network can take.
 
@@ -101,4 +100,4 @@ def _atomic(file: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
         temporary = Path(folder) / file.name
         yield temporary
-        os.replace(temporary, file)
+        temporary.replace(file)

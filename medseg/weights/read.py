@@ -1,6 +1,7 @@
 """Reading a state dict from a file, without running any code the file may carry."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def _read_torch(file: Path) -> Any:
     reconstruct = getattr(np, "_core", getattr(np, "core", None)).multiarray  # type: ignore[union-attr]
     allowed = [*_DATA_TYPES, reconstruct.scalar, reconstruct._reconstruct]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of unusual pickles, which are errors or fine
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(

@@ -9,8 +9,10 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the field's spelling)
 
 from medseg.errors import GeometryError, VolumeError
+from medseg.volumes.dicom_elements import check_elements
 from medseg.volumes.formats import check_readable
 from medseg.volumes.itk import itk_error, metadata_of, numpy_type
+from medseg.volumes.itk_headers import BEST_COMPRESSION
 
 SUFFIXES = (".dcm", ".ima", ".dicom")
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
@@ -80,6 +82,7 @@ def read_slice_header(path: Path) -> DicomSlice:
         GeometryError: without a usable place in the patient.
     """
     check_readable(path)
+    transfer_syntax = check_elements(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -88,6 +91,7 @@ def read_slice_header(path: Path) -> DicomSlice:
     except RuntimeError as error:
         raise itk_error(path, error) from error
     tags = {key: value.strip() for key, value in metadata_of(reader).items()}
+    tags[TRANSFER_SYNTAX] = transfer_syntax  # ITK does not tell
     if _whole_number(tags, NUM_FRAMES, path, "1") > 1:
         raise VolumeError(f"{path}: holds {tags[NUM_FRAMES]} frames; convert it with a tool such as dcm2niix first")
     if _whole_number(tags, SAMPLES_PER_PIXEL, path, "1") != 1:
@@ -151,7 +155,8 @@ def _thickness(tags: dict[str, str]) -> float:
 def _check_length(item: DicomSlice) -> None:
     wanted = item.columns * item.rows * (_whole_number(item.metadata, BITS_ALLOCATED, item.path, "16") // 8)
     on_disk = item.path.stat().st_size
-    if wanted < 1 or (item.metadata.get(TRANSFER_SYNTAX) in UNCOMPRESSED and wanted > on_disk):
+    is_compressed = item.metadata.get(TRANSFER_SYNTAX) not in UNCOMPRESSED
+    if wanted < 1 or wanted > on_disk * (BEST_COMPRESSION if is_compressed else 1):
         raise VolumeError(
             f"{item.path}: truncated: {item.columns}×{item.rows} pixels need {wanted} bytes, the file has {on_disk}; "
             "copy or export it again"

@@ -25,6 +25,7 @@ def write_slice(
     shape: tuple[int, int] = (9, 7),
     directions: tuple[float, ...] = TILTED,
     value: int = 0,
+    is_packed: bool = False,
 ) -> None:
     rng = np.random.default_rng(abs(hash(position)) % 2**32)
     image = sitk.GetImageFromArray((rng.integers(0, 100, (1, *shape[::-1])) + value).astype(np.int16))
@@ -41,9 +42,12 @@ def write_slice(
         "0028|1052": "-1024",
         "0028|1053": "1",
     }.items():
-        image.SetMetaData(tag, text)
+        if not (is_packed and tag.startswith("0028")):  # rescaled voxels take 32 bits, more than the codec can
+            image.SetMetaData(tag, text)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    writer.SetUseCompression(is_packed)
+    writer.SetCompressor("JPEG2000")
     writer.SetFileName(str(path))
     writer.Execute(image)
 
@@ -156,6 +160,51 @@ def test_damaged_slices(series: Path) -> None:
     fails(series, r"03\.dcm: ", Exception)
     (series / "03.dcm").write_bytes(b"")
     fails(series, r"03\.dcm: is empty", VolumeError)
+
+
+def test_an_element_that_claims_more_than_the_file_holds(series: Path) -> None:
+    """GDCM alone would allocate what the length says."""
+    whole = bytearray((series / "03.dcm").read_bytes())
+    start = whole.rindex(b"\xe0\x7f\x10\x00")  # implicit VR: the length follows the tag
+    whole[start + 4 : start + 8] = (4_000_000_000).to_bytes(4, "little")
+    (series / "03.dcm").write_bytes(whole)
+    fails(series, r"03\.dcm: truncated or damaged: element \(7fe0,0010\) claims 4000000000 bytes", VolumeError)
+    start = whole.index(b"\x02\x00\x01\x00OB")
+    whole[start + 4 : start + 6] = b"\x00\xff"
+    (series / "03.dcm").write_bytes(whole)
+    fails(series, rf"03\.dcm: damaged at byte {start}: no DICOM element", VolumeError)
+
+
+def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+    write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0))
+    whole = (tmp_path / "a.dcm").read_bytes()
+    rng = np.random.default_rng(0)
+    messages = []
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, len(whole) - 126, 3):
+            damaged[position] = rng.integers(0, 256)
+        (tmp_path / "a.dcm").write_bytes(damaged)
+        try:
+            read_volume(tmp_path / "a.dcm")
+        except (VolumeError, GeometryError) as error:
+            messages.append(str(error))
+    assert len(messages) > 30
+    assert not [message for message in messages if "\n" in message or str(tmp_path) not in message]
+
+
+def test_compressed_slices(tmp_path: Path) -> None:
+    for number in range(3):
+        for folder in ("plain", "packed"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            file = tmp_path / folder / f"{number}.dcm"
+            write_slice(file, (0.0, 0.0, 2.5 * number), shape=(40, 30), is_packed=folder == "packed")
+    packed = read_volume(tmp_path / "packed")
+    assert packed.header["0002|0010"] == "1.2.840.10008.1.2.4.90"  # JPEG 2000, lossless
+    np.testing.assert_array_equal(packed.array, read_volume(tmp_path / "plain").array)
+    file = tmp_path / "packed" / "1.dcm"
+    file.write_bytes(file.read_bytes()[:-100])
+    fails(tmp_path / "packed", r"1\.dcm: truncated or damaged: element \(fffe,e000\)", VolumeError)
 
 
 def test_folder_without_images(tmp_path: Path) -> None:

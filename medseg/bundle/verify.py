@@ -20,6 +20,8 @@ REQUIRED_METADATA = (
     "description", "authors", "copyright", "network_data_format", "name", "changelog", "intended_use", "references",
 )  # fmt: skip
 
+REQUIRED_OF_TENSORS = ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range")
+
 
 @dataclass(frozen=True)
 class Check:
@@ -73,6 +75,11 @@ def _check_metadata(folder: BundleFolder) -> str:
     if metadata["version"] not in metadata["changelog"]:
         raise _BrokenPromiseError(f"metadata.json: changelog has no entry for version {metadata['version']}")
     formats = metadata["network_data_format"]
+    for role, tensors in formats.items():
+        for name, tensor in tensors.items():
+            absent = [key for key in REQUIRED_OF_TENSORS if key not in tensor]
+            if absent:
+                raise _BrokenPromiseError(f"metadata.json: {role} {name} lacks {', '.join(absent)}")
     declared = formats["inputs"]["image"]["num_channels"], formats["outputs"]["pred"]["num_channels"]
     if declared != (plan.in_channels, plan.out_channels):
         raise _BrokenPromiseError(

@@ -116,7 +116,7 @@ def draw_deformation(
 
 def _without_folds(displacements: np.ndarray, lattices: tuple[Lattice, ...], basis: Basis) -> np.ndarray:
     bound = np.inf
-    for pieces in (1, 3):  # the coarse bound is cheap and often enough
+    for pieces in (2, 3):  # the coarser bound is cheap and mostly enough
         bound = gradient_bound(displacements, lattices, basis, pieces)
         if bound <= _LARGEST_GRADIENT:
             return displacements

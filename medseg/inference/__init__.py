@@ -1,7 +1,8 @@
 """Prediction: tiles, blending, restoring to the scan's own grid, and the Predictor that does all of it."""
 
+from medseg.inference.case_result import CaseResult
 from medseg.inference.overlap_tile import OverlapTile
-from medseg.inference.predict_files import CaseResult, predict_files
+from medseg.inference.predict_files import predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan_files import scan_files

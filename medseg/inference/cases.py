@@ -31,8 +31,9 @@ class Case:
 def find_cases(inputs: Iterable[str | Path], num_channels: int = 1) -> list[Case]:
     """Collect the cases that inputs name, in order.
 
-    A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one. A folder stands for the
-    images in it and in the folders directly below; a folder without any (a DICOM series) is one case.
+    A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one; a model of one channel takes
+    `<case>_0000` alone as `<case>`, and several such files as cases that carry numbers. A folder stands for the images
+    in it and in the folders directly below; a folder without any (a DICOM series) is one case.
 
     Args:
         inputs: files, folders or glob patterns.
@@ -54,7 +55,7 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1) -> list[Case
             raise VolumeError(
                 f"{path}: the same case {name!r} and channel as {first}; rename one or predict them apart"
             )
-    cases = [_case(name, numbered, num_channels) for (_, name), numbered in channels.items()]
+    cases = [case for (_, name), numbered in channels.items() for case in _cases(name, numbered, num_channels)]
     seen: dict[str, Case] = {}
     for case in cases:
         if case.name in seen:
@@ -87,12 +88,15 @@ def _images_below(folder: Path) -> list[Path]:
     return images
 
 
-def _case(name: str, numbered: dict[int, Path], num_channels: int) -> Case:
+def _cases(name: str, numbered: dict[int, Path], num_channels: int) -> list[Case]:
+    """The cases of one name: one with all its channels, or for a one-channel model every file with its own number."""
     paths: Sequence[Path] = [numbered[number] for number in sorted(numbered)]
+    if num_channels == 1 and list(numbered) != [0]:
+        return [Case(stem_of(path), (path,)) for path in paths]
     if sorted(numbered) != list(range(num_channels)):
         found = ", ".join(f"{number:04d}" for number in sorted(numbered))
         raise VolumeError(
-            f"{paths[0]}: the model takes {num_channels} channel(s), named {name}_0000 to "
-            f"{name}_{num_channels - 1:04d}; found channel(s) {found}"
+            f"{paths[0]}: the model takes {num_channels} channels, named {name}_0000 to {name}_{num_channels - 1:04d}; "
+            f"found {found}"
         )
-    return Case(name, tuple(paths))
+    return [Case(name, tuple(paths))]

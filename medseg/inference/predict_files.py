@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
-from medseg.errors import MedsegError, VolumeError
+from medseg.errors import VolumeError
+from medseg.inference.case_result import CaseResult, failure_line, is_finished
 from medseg.inference.cases import Case, find_cases
 from medseg.inference.predictor import Predictor
-from medseg.inference.segmentation import provenance_path
+from medseg.inference.scan import Scan, load_scan
+from medseg.inference.segmentation import Segmentation
 from medseg.volumes import suffix_of
 
 SUFFIX_OF_FORMAT = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "png": ".png", "tiff": ".tif"}
 
 
 @dataclass(frozen=True)
-class CaseResult:
-    """What became of one case.
+class Job:
+    """One case and where its segmentation goes."""
 
-    Args:
-        case: its name.
-        status: "done", "skipped" (finished by an earlier run) or "failed".
-        output: the segmentation's file.
-        message: for a failure, one line that says why.
-        seconds: time it took.
-        volumes_ml: volume of each label.
-        warnings: what the user should know about this case.
-    """
-
-    case: str
-    status: Literal["done", "skipped", "failed"]
-    output: str = ""
-    message: str = ""
-    seconds: float = 0.0
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain data, for `--json`."""
-        return asdict(self)
+    case: Case
+    target: Path
 
 
 def predict_files(
@@ -57,6 +40,8 @@ def predict_files(
 ) -> list[CaseResult]:
     """Segment every case that the inputs name; one bad scan does not stop the rest.
 
+    The next scan is read and the last one written while the network runs (in threads of this process).
+
     Args:
         predictor: the model, loaded once.
         inputs: files, folders, globs, or folders of cases with `_0000`, `_0001`, … channels.
@@ -64,7 +49,7 @@ def predict_files(
         format: "same" keeps each scan's own format.
         overwrite: predict again what an earlier run with the same weights and settings has finished.
         on_start: called with (case, its number from 0, number of cases) before each case.
-        on_case: called with (result, its number from 0, number of cases) after each case.
+        on_case: called with (result, its number from 0, number of cases) after each case, in order.
 
     Returns:
         One result a case, in order; `any(r.status == "failed" for r in results)` means a non-zero exit.
@@ -72,57 +57,99 @@ def predict_files(
     Raises:
         VolumeError: the inputs cannot be understood, or an output would replace an input.
     """
-    cases = find_cases(inputs, predictor.plan.in_channels)
-    out = Path(out_dir)
-    targets = [out / (case.name + _suffix(case, format)) for case in cases]
-    given = {path.resolve() for case in cases for path in case.paths}
-    for target in targets:
-        if target.resolve() in given:
-            raise VolumeError(f"{target}: the output would replace an input; choose another output folder")
-    results = []
-    for number, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        if on_start is not None:
-            on_start(case, number, len(cases))
-        result = _predict_case(predictor, case, target, overwrite)
-        results.append(result)
-        if on_case is not None:
-            on_case(result, number, len(cases))
+    jobs = _jobs(find_cases(inputs, predictor.plan.in_channels), Path(out_dir), format)
+    results: list[CaseResult] = []
+    with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
+        written = _predict(predictor, jobs, overwrite, reader, writer, on_start)
+        try:
+            for number, result in enumerate(written):
+                results.append(result)
+                if on_case is not None:
+                    on_case(result, number, len(jobs))
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
     return results
+
+
+def _jobs(cases: list[Case], out: Path, wanted: str) -> list[Job]:
+    jobs = [Job(case, out / (case.name + _suffix(case, wanted))) for case in cases]
+    given = {path.resolve() for case in cases for path in case.paths}
+    for job in jobs:
+        if job.target.resolve() in given:
+            raise VolumeError(f"{job.target}: the output would replace an input; choose another output folder")
+    return jobs
 
 
 def _suffix(case: Case, wanted: str) -> str:
     if wanted != "same":
         return SUFFIX_OF_FORMAT[wanted]
-    return suffix_of(case.paths[0]) or ".nii.gz"
+    suffix = suffix_of(case.paths[0])
+    # A detached header names a second file with the voxels; one file is easier to keep together.
+    return {"": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(suffix, suffix)
 
 
-def _predict_case(predictor: Predictor, case: Case, target: Path, overwrite: bool) -> CaseResult:
+def _predict(
+    predictor: Predictor,
+    jobs: list[Job],
+    overwrite: bool,
+    reader: ThreadPoolExecutor,
+    writer: ThreadPoolExecutor,
+    on_start: Callable[[Case, int, int], None] | None,
+) -> Iterator[CaseResult]:
+    """Results in order; reading is one case ahead and writing one behind."""
+    finished = [
+        not overwrite and is_finished(job.target, predictor.identity([str(path) for path in job.case.paths]))
+        for job in jobs
+    ]
+    # Under a memory limit only one scan is held at a time.
+    ahead = 0 if predictor.max_ram is not None else 1
+    reading: dict[int, Future[Scan]] = {}
+    waiting: Future[CaseResult] | CaseResult | None = None
+    for number, job in enumerate(jobs):
+        if on_start is not None:
+            on_start(job.case, number, len(jobs))
+        if ahead == 0 and isinstance(waiting, Future):
+            waiting.result()
+        for soon in range(number, min(number + 1 + ahead, len(jobs))):
+            if not finished[soon] and soon not in reading:
+                reading[soon] = reader.submit(load_scan, list(jobs[soon].case.paths), predictor.plan)
+        coming = (
+            CaseResult(job.case.name, "skipped", str(job.target), "finished by an earlier run")
+            if finished[number]
+            else _segment(predictor, job, reading.pop(number), writer)
+        )
+        if waiting is not None:
+            yield waiting.result() if isinstance(waiting, Future) else waiting
+        waiting = coming
+    if waiting is not None:
+        yield waiting.result() if isinstance(waiting, Future) else waiting
+
+
+def _segment(
+    predictor: Predictor, job: Job, reading: Future[Scan], writer: ThreadPoolExecutor
+) -> Future[CaseResult] | CaseResult:
     started = perf_counter()
-    if not overwrite and _is_finished(predictor, case, target):
-        return CaseResult(case.name, "skipped", str(target), "finished by an earlier run")
     try:
-        segmentation = predictor.predict(list(case.paths))
-        segmentation.save(target)
-    except (MedsegError, OSError) as error:
-        return CaseResult(case.name, "failed", message=_one_line(error), seconds=perf_counter() - started)
+        segmentation = predictor.predict_scan(reading.result())
+    except Exception as error:
+        return _failure(job, error, started)
+    return writer.submit(_write, job, segmentation, started)
+
+
+def _write(job: Job, segmentation: Segmentation, started: float) -> CaseResult:
+    try:
+        segmentation.save(job.target)
+    except Exception as error:
+        return _failure(job, error, started)
     return CaseResult(
-        case.name, "done", str(target), seconds=perf_counter() - started, volumes_ml=segmentation.volumes_ml(),
+        job.case.name, "done", str(job.target), seconds=perf_counter() - started, volumes_ml=segmentation.volumes_ml(),
         warnings=list(segmentation.provenance.get("warnings", [])),
     )  # fmt: skip
 
 
-def _is_finished(predictor: Predictor, case: Case, target: Path) -> bool:
-    """Whether the output is there, made of this input by the same weights and settings."""
-    beside = provenance_path(target)
-    if not (target.is_file() and beside.is_file()):
-        return False
-    try:
-        made = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    wanted = predictor.identity([str(path) for path in case.paths])
-    return isinstance(made, dict) and all(made.get(key) == value for key, value in wanted.items())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _failure(job: Job, error: Exception, started: float) -> CaseResult:
+    """The result of a case that failed on its own account; a defect is raised again."""
+    line = failure_line(error)
+    if line is None:
+        raise error
+    return CaseResult(job.case.name, "failed", message=line, seconds=perf_counter() - started)

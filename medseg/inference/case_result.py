@@ -1,0 +1,69 @@
+"""What became of one case, and whether an earlier run has finished it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from medseg.errors import MedsegError
+from medseg.inference.segmentation import provenance_path
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of one case.
+
+    Args:
+        case: its name.
+        status: "done", "skipped" (finished by an earlier run) or "failed".
+        output: the segmentation's file.
+        message: for a failure, one line that says why.
+        seconds: time it took to read, predict and write.
+        volumes_ml: volume of each label.
+        warnings: what the user should know about this case.
+    """
+
+    case: str
+    status: Literal["done", "skipped", "failed"]
+    output: str = ""
+    message: str = ""
+    seconds: float = 0.0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, for `--json`."""
+        return asdict(self)
+
+
+def is_finished(target: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the output is there, made of the same input by the same weights and settings."""
+    beside = provenance_path(target)
+    if not (target.is_file() and beside.is_file()):
+        return False
+    try:
+        made = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(made, dict) and all(made.get(key) == value for key, value in identity.items())
+
+
+def failure_line(error: Exception) -> str | None:
+    """One line about an error that concerns this scan alone; None for a defect, which must not be swallowed."""
+    if isinstance(error, MedsegError | OSError):
+        return " ".join(str(error).split()) or type(error).__name__
+    if is_out_of_memory(error):
+        return "out of memory; close other programs, or set --max-ram to learn how much is needed"
+    return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: Python's, a device's, or torch's on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

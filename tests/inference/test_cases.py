@@ -1,0 +1,67 @@
+"""Which cases a list of inputs names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medseg.errors import VolumeError
+from medseg.inference.cases import find_cases
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.nii.gz", "a.nrrd", "notes.txt", ".hidden.nii", "sub/c.nii", "dicom/IM0001", "dicom/IM0002"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def names(*inputs: str | Path, channels: int = 1) -> list[str]:
+    return [case.name for case in find_cases(inputs, channels)]
+
+
+def test_files_folders_and_globs(folder: Path) -> None:
+    assert names(folder / "b.nii.gz", folder / "a.nrrd") == ["b", "a"]
+    assert names(folder) == ["a", "b", "c"]
+    assert names(str(folder / "*.n*")) == ["a", "b"]
+    assert names(folder / "b.nii.gz", folder / "b.nii.gz") == ["b"]
+
+
+def test_a_folder_without_images_is_a_dicom_series(folder: Path) -> None:
+    (case,) = find_cases([folder / "dicom"], 1)
+    assert (case.name, case.paths) == ("dicom", (folder / "dicom",))
+
+
+def test_an_image_that_is_absent_stays_a_case_so_that_it_fails_by_name(tmp_path: Path) -> None:
+    assert names(tmp_path / "absent.nii.gz") == ["absent"]
+
+
+def test_channels_are_grouped_by_suffix_in_files_folders_and_case_folders(tmp_path: Path) -> None:
+    for name in ("x_0001.nii.gz", "x_0000.nii.gz", "case7/case7_0000.nii.gz", "case7/case7_0001.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    cases = find_cases([tmp_path], 2)
+    assert [(c.name, [p.name for p in c.paths]) for c in cases] == [
+        ("x", ["x_0000.nii.gz", "x_0001.nii.gz"]),
+        ("case7", ["case7_0000.nii.gz", "case7_0001.nii.gz"]),
+    ]
+    assert names(tmp_path / "case7", channels=2) == ["case7"]
+
+
+def test_one_channel_models_tell_a_channel_suffix_from_a_case_number(tmp_path: Path) -> None:
+    for name in ("alone_0000.nii", "pat_0000.nii", "pat_0001.nii", "brats_0042.nii"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == ["alone", "brats_0042", "pat_0000", "pat_0001"]
+
+
+def test_what_cannot_be_understood_is_one_line(folder: Path) -> None:
+    with pytest.raises(VolumeError, match="matches no file"):
+        find_cases([str(folder / "*.mha")], 1)
+    (folder / "x_0001.nii").touch()
+    with pytest.raises(VolumeError, match=r"takes 2 channels, named x_0000 to x_0001; found 0001"):
+        find_cases([folder / "x_0001.nii"], 2)
+    (folder / "sub" / "b.nii").touch()
+    with pytest.raises(VolumeError, match="under the name of"):
+        find_cases([folder], 1)

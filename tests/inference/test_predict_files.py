@@ -1,0 +1,170 @@
+"""Many scans: outputs, second runs, bad scans among good ones, and damage of every kind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from inference.plans import small_plan
+from inference.thin_network import ThresholdNetwork
+
+from medseg.errors import VolumeError
+from medseg.inference import Predictor, predict_files
+
+TWO = {"background": 0, "bright": 1}
+
+
+class CountingNetwork(ThresholdNetwork):
+    """Counts its forward passes."""
+
+    def __init__(self, level: float = 0.0) -> None:
+        super().__init__(level)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def make_predictor(**options: Any) -> Predictor:
+    plan = small_plan(labels=TWO, normalization=[{"scheme": "none"}], spacing=None)
+    return Predictor(CountingNetwork(), plan, "cpu", **options)
+
+
+def calls(predictor: Predictor) -> int:
+    return predictor.backend.network.calls  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i in range(3):
+        array = np.random.default_rng(i).normal(size=(8, 9, 10 + i)).astype(np.float32)
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), folder / f"case{i}.nii.gz")
+    return folder
+
+
+def test_every_scan_is_written_under_its_name_and_reported_in_order(scans: Path, tmp_path: Path) -> None:
+    events: list[tuple] = []
+    results = predict_files(
+        make_predictor(), [scans], tmp_path / "out",
+        on_start=lambda case, number, total: events.append(("start", case.name, number, total)),
+        on_case=lambda result, number, total: events.append(("end", result.case, number, total)),
+    )  # fmt: skip
+    assert [(r.case, r.status) for r in results] == [(f"case{i}", "done") for i in range(3)]
+    for i, result in enumerate(results):
+        scan, saved = nib.load(scans / f"case{i}.nii.gz"), nib.load(result.output)
+        np.testing.assert_array_equal(saved.get_fdata(), scan.get_fdata() > 0)
+        assert result.volumes_ml["bright"] == pytest.approx(np.count_nonzero(scan.get_fdata() > 0) * 6 / 1000)
+        json.dumps(result.to_dict())
+    assert [e for e in events if e[0] == "end"] == [("end", f"case{i}", i, 3) for i in range(3)]
+    assert [e for e in events if e[0] == "start"] == [("start", f"case{i}", i, 3) for i in range(3)]
+
+
+def test_a_second_run_skips_what_is_finished_by_the_same_model(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(weights_sha256=["a"]), [scans], out)
+    (out / "case1.json").unlink()
+    (out / "case2.json").write_text("{half")
+    again = make_predictor(weights_sha256=["a"])
+    results = predict_files(again, [scans], out)
+    assert [r.status for r in results] == ["skipped", "done", "done"]
+    assert calls(again) == 2
+    other = make_predictor(weights_sha256=["b"])
+    assert {r.status for r in predict_files(other, [scans], out)} == {"done"}
+    assert {r.status for r in predict_files(other, [scans], out, overwrite=True)} == {"done"}
+
+
+def test_a_memory_limit_reads_one_scan_at_a_time_with_the_same_results(scans: Path, tmp_path: Path) -> None:
+    results = predict_files(make_predictor(max_ram="8GB"), [scans], tmp_path / "out")
+    assert [r.status for r in results] == ["done"] * 3
+    refused = predict_files(make_predictor(max_ram="1MB"), [scans], tmp_path / "refused")
+    assert [r.status for r in refused] == ["failed"] * 3
+    assert "needs about" in refused[0].message
+    assert not (tmp_path / "refused").exists()
+
+
+def _nifti(shape: tuple[int, ...] = (4, 5, 6), **fields: Any) -> bytes:
+    image = nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4))
+    for name, value in fields.items():
+        image.header[name] = value
+    return image.header.binaryblock + b"\0" * 4 + np.ones(shape, np.float32).tobytes()
+
+
+BAD_FILES: dict[str, bytes] = {
+    "empty.nii": b"",
+    "text.nii": b"not an image at all" * 50,
+    "short_header.nii": _nifti()[:200],
+    "header_only.nii": _nifti()[:352],
+    "half.nii": _nifti()[:600],
+    "one_byte_short.nii": _nifti()[:-1],
+    "half_gzip.nii.gz": gzip.compress(_nifti((40, 40, 4)))[:60],
+    "not_gzip.nii.gz": _nifti(),
+    "huge_claim.nii": _nifti(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]),
+    "zero_size.nii": _nifti(dim=[3, 4, 0, 6, 1, 1, 1, 1]),
+    "negative_size.nii": _nifti(dim=[3, 4, -5, 6, 1, 1, 1, 1]),
+    "unknown_type.nii": _nifti(datatype=9999),
+    "rgb.nii": _nifti(datatype=128, bitpix=24),
+    "complex.nii": _nifti(datatype=32, bitpix=64),
+    "four_d.nii": _nifti((4, 5, 6, 2)),
+    "two_d.nii": _nifti((4, 5)),
+    "no_numbers.nii": _nifti()[:352] + np.full(120, np.nan, np.float32).tobytes(),
+    "infinite.nii": _nifti()[:352] + np.full(120, np.inf, np.float32).tobytes(),
+    "singular.nii": _nifti(srow_x=[0, 0, 0, 0], sform_code=1),
+    "nan_affine.nii": _nifti(srow_x=[np.nan, 0, 0, 0], sform_code=1),
+}
+
+
+def test_every_kind_of_damage_is_one_line_and_the_good_scan_is_done(scans: Path, tmp_path: Path) -> None:
+    for name, content in BAD_FILES.items():
+        (scans / name).write_bytes(content)
+    (scans / "dangling.nii").symlink_to(tmp_path / "nowhere.nii")
+    (scans / "folder.nii").mkdir()
+    out = tmp_path / "out"
+    bad = [scans / name for name in (*BAD_FILES, "dangling.nii", "folder.nii")]
+    results = predict_files(make_predictor(), [*bad, scans / "case0.nii.gz"], out)
+    assert [r.case for r in results if r.status == "done"] == ["case0"]
+    for path, result in zip(bad, results, strict=False):
+        assert result.status == "failed", path
+        assert path.name in result.message
+        assert "\n" not in result.message
+    assert sorted(p.name for p in out.iterdir()) == ["case0.json", "case0.nii.gz"]
+
+
+def test_an_output_folder_that_cannot_be_written_is_reported_for_each_scan(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    results = predict_files(make_predictor(), [scans], tmp_path / "file")
+    assert [r.status for r in results] == ["failed"] * 3
+    assert all(str(tmp_path / "file") in r.message for r in results)
+    if os.geteuid():  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert {r.status for r in predict_files(make_predictor(), [scans], tmp_path / "locked")} == {"failed"}
+
+
+def test_an_output_never_replaces_an_input(scans: Path) -> None:
+    with pytest.raises(VolumeError, match="would replace an input"):
+        predict_files(make_predictor(), [scans], scans)
+
+
+def test_a_defect_is_raised_and_not_called_out_of_memory(scans: Path, tmp_path: Path) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("a defect")
+
+    class Hungry(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.empty(2**60)
+
+    plan = small_plan(labels=TWO, spacing=None)
+    with pytest.raises(RuntimeError, match="a defect"):
+        predict_files(Predictor(Broken(), plan, "cpu"), [scans], tmp_path / "out")
+    results = predict_files(Predictor(Hungry(), plan, "cpu"), [scans], tmp_path / "out")
+    assert {r.message.partition(";")[0] for r in results} == {"out of memory"}

@@ -1,10 +1,8 @@
 """Random training patches centred on chosen labels, at the cost of copying the patch."""
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,9 @@ from monai.utils import ImageMetaKey
 
 from medseg.errors import ShapeError
 from medseg.transforms.case import case_name
+from medseg.transforms.label_ratios import Ratios, checked_ratios, choose_label
 from medseg.transforms.patch import crop_patch
 from medseg.transforms.voxel_index import VoxelIndex
-
-Ratios = Sequence[float] | Mapping[Any, float] | None
 
 
 class RandCropByLabel(Randomizable, MultiSampleTrait):
@@ -54,7 +51,7 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
         padding_value: float = 0.0,
     ) -> None:
         self.spatial_size = spatial_size
-        self.ratios = _checked_ratios(ratios)
+        self.ratios = checked_ratios(ratios)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, found {num_samples}")
         self.num_samples = num_samples
@@ -87,7 +84,7 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
     def _draw(self, index: VoxelIndex, img: Any) -> tuple[int, tuple[int, ...]]:
         wanted = dict.fromkeys(index.labels, 1.0) if self.ratios is None else self.ratios
         if wanted:
-            label = _choose(self.R, wanted)
+            label = choose_label(self.R, wanted)
             if count := index.count(label):
                 return label, index.position(label, int(self.R.randint(count, dtype=np.int64)))
             if not self.num_fallbacks:
@@ -99,7 +96,7 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
         self.num_fallbacks += 1
         counts = {label: float(index.count(label)) for label in index.labels}
         if counts:
-            label = _choose(self.R, counts)
+            label = choose_label(self.R, counts)
             return -1, index.position(label, int(self.R.randint(index.count(label), dtype=np.int64)))
         return -1, tuple(int(self.R.randint(extent)) for extent in index.shape)
 
@@ -210,13 +207,6 @@ class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
         return samples
 
 
-def _choose(state: np.random.RandomState, odds: Mapping[int, float]) -> int:
-    """One key of `odds`, with probability in proportion to its value (all positive)."""
-    cumulative = list(accumulate(odds.values()))
-    rank = bisect_right(cumulative, state.random_sample() * cumulative[-1])
-    return list(odds)[min(rank, len(cumulative) - 1)]  # rounding may reach the very end
-
-
 def _checked_index(index: VoxelIndex | None, label: Any, allowed: Any) -> VoxelIndex:
     if index is None:
         return VoxelIndex.from_label(label, allowed)
@@ -244,16 +234,6 @@ def _patch_size(spatial_size: Sequence[int] | int, shape: Sequence[int]) -> tupl
     if len(size) != len(shape) or min(size) < 1:
         raise ShapeError(f"spatial_size needs a positive number for each of {len(shape)} axes, found {size}")
     return size
-
-
-def _checked_ratios(ratios: Ratios) -> dict[int, float] | None:
-    if ratios is None:
-        return None
-    pairs = ratios.items() if isinstance(ratios, Mapping) else enumerate(ratios)
-    checked = {int(label): float(ratio) for label, ratio in pairs}
-    if not checked or min(checked.values()) < 0 or not 0 < sum(checked.values()) < float("inf"):
-        raise ValueError(f"ratios must be non-negative with a positive sum, found {ratios}")
-    return {label: ratio for label, ratio in checked.items() if ratio > 0}
 
 
 RandCropByLabelD = RandCropByLabelDict = RandCropByLabeld

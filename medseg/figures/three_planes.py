@@ -12,6 +12,9 @@ from medseg.errors import GeometryError
 from medseg.figures.canvas import label_color, new_figure, png_bytes, save_png
 from medseg.figures.planes import Plane, cut_planes
 
+LEGEND_LABELS = 18
+LEGEND_COLUMNS = 6
+
 
 def three_planes(
     image: np.ndarray,
@@ -70,15 +73,23 @@ def draw_three_planes(
     shown = {name: value for name, value in labels.items() if value != 0}
     planes = cut_planes(image, label_map, affine, center) if image.ndim == 3 else [_flat(image, label_map)]
     low, high = _window(image)
-    figure = new_figure(3.6 * len(planes) + 0.3, 4.5)
-    figure.set_facecolor("black")
     widths = [plane.image.shape[1] * plane.pixel_mm[1] for plane in planes]
+    heights = [plane.image.shape[0] * plane.pixel_mm[0] for plane in planes]
+    present = _present(shown, label_map)
+    legend_inches = 0.15 + 0.22 * -(-min(len(present), LEGEND_LABELS) // LEGEND_COLUMNS) if present else 0.1
+    title_inches = 0.65 if title else 0.35
+    width = 3.6 * len(planes) + 0.3
+    height = min(max(width * 0.94 * max(heights) / sum(widths), 1.5), 8.0) + legend_inches + title_inches
+    figure = new_figure(width, height)
+    figure.set_facecolor("black")
     axes = figure.subplots(1, len(planes), squeeze=False, width_ratios=widths)[0]
-    figure.subplots_adjust(left=0.02, right=0.98, top=0.88, bottom=0.13, wspace=0.08)
+    figure.subplots_adjust(
+        left=0.02, right=0.98, top=1 - title_inches / height, bottom=legend_inches / height, wspace=0.04
+    )
     for ax, plane in zip(axes, planes, strict=True):
         _draw_plane(ax, plane, shown, low, high)
-    figure.suptitle(title, color="white", fontsize=11)
-    _legend(figure, shown, label_map)
+    figure.suptitle(title, color="white", fontsize=11, y=1 - 0.1 / height, va="top")
+    _legend(figure, shown, present)
     return figure
 
 
@@ -94,6 +105,8 @@ def _window(image: np.ndarray) -> tuple[float, float]:
 
 
 def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, high: float) -> None:
+    from matplotlib.patheffects import withStroke
+
     rows, columns = plane.image.shape
     aspect = plane.pixel_mm[0] / plane.pixel_mm[1]
     ax.imshow(plane.image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
@@ -118,20 +131,26 @@ def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, hig
     places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top"),
               (0.5, 0.02, "center", "bottom"))  # fmt: skip
     for letter, (x, y, horizontal, vertical) in zip(plane.letters, places, strict=True):
-        ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=10, ha=horizontal, va=vertical)
+        text = ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=10, ha=horizontal, va=vertical)
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])  # readable on white as on black
 
 
-def _legend(figure: Any, shown: Mapping[str, int], label_map: np.ndarray) -> None:
+def _present(shown: Mapping[str, int], label_map: np.ndarray) -> list[str]:
+    """Names of the labels that occur."""
+    found = set(np.unique(label_map).tolist())
+    return [name for name, value in shown.items() if value in found]
+
+
+def _legend(figure: Any, shown: Mapping[str, int], present: list[str]) -> None:
     from matplotlib.patches import Patch
 
-    present = set(np.unique(label_map).tolist())
-    handles = [
-        Patch(facecolor=label_color(position), label=name)
-        for position, (name, value) in enumerate(shown.items())
-        if value in present
-    ]
-    if handles:
-        figure.legend(
-            handles=handles[:12], loc="lower center", ncols=min(len(handles), 6), frameon=False, labelcolor="white",
-            fontsize=9,
-        )  # fmt: skip
+    if not present:
+        return
+    names = list(shown)
+    handles = [Patch(facecolor=label_color(names.index(name)), label=name) for name in present[:LEGEND_LABELS]]
+    if len(present) > LEGEND_LABELS:
+        handles[-1] = Patch(facecolor="none", label=f"and {len(present) - LEGEND_LABELS + 1} more")
+    figure.legend(
+        handles=handles, loc="lower center", ncols=min(len(handles), LEGEND_COLUMNS), frameon=False,
+        labelcolor="white", fontsize=9, borderaxespad=0.2,
+    )  # fmt: skip

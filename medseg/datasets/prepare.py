@@ -145,7 +145,12 @@ def _obtain(
         _generate(manifest, root)
         return root, manifest.files, "generated"
     if manifest.source.url is not None:
-        base, patterns = find_layout(manifest, download_archive(manifest, root, progress))
+        try:
+            base, patterns = find_layout(manifest, download_archive(manifest, root, progress))
+        except ManifestError as error:
+            in_place = len(manifest.case_ids) - len(absent)
+            hint = f" ({in_place} of {len(manifest.case_ids)} cases are in place already)" if in_place else ""
+            raise ManifestError(f"{error}{hint}") from error
         return base, patterns, "downloaded"
     if len(absent) < len(manifest.case_ids):
         return root, manifest.files, "verified"

@@ -40,7 +40,7 @@ def write_manifest(folder: Path, content: Any) -> Path:
     """Write the content as tiny.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tiny.yaml"
-    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
 
 

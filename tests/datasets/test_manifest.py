@@ -143,6 +143,13 @@ def test_one_line_for_each_broken_rule(tmp_path: Path, content: Any, message: st
     assert "\n" not in str(caught.value)
 
 
+def test_the_example_of_the_readme_is_valid(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "data_manifests" / "README.md").read_text(encoding="utf-8")
+    manifest = read_manifest(write_manifest(tmp_path, text.split("```yaml\n")[1].split("```")[0]))
+    assert manifest.values_in_files == (0, 100, 200)
+    assert [case.patient for case in manifest.cases] == ["liver_001", "liver_002", "liver_002"]
+
+
 def test_names_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="did you mean hippocampus"):
         read_manifest("hipocampus")

@@ -182,6 +182,9 @@ def test_wrong_checksum_and_no_network(tmp_path: Path, server: str) -> None:
         prepare(manifest, tmp_path / "root")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "root/images").exists()
+    write_case(tmp_path / "root", "a1")
+    with pytest.raises(ManifestError, match=r"\(1 of 6 cases are in place already\)"):
+        prepare(manifest, tmp_path / "root")
 
 
 # ---- the shipped data sets ---------------------------------------------------------------------------------------

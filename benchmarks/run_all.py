@@ -2,8 +2,9 @@
 
     python benchmarks/run_all.py [NAME...] [-- ARGUMENTS]     e.g. run_all.py crop_by_label elastic
 
-Each `bench_<name>.py` runs in a process of its own, so that none inherits another's memory or threads; its table rows
-(lines that begin with `|`) are collected, and a benchmark that fails is named at the end and makes the exit code 1.
+Each `bench_<name>.py` runs in a process of its own, so that none inherits another's memory or threads. Its table rows
+(lines that begin with `|`; all lines where there are none) are collected. A benchmark that fails is named at the end
+and makes the exit code 1.
 """
 
 import subprocess
@@ -23,15 +24,13 @@ def main(arguments: list[str]) -> int:
     for script in scripts:
         print(f"--- {script.name}", flush=True)
         run = subprocess.Popen([sys.executable, script, *passed_on], stdout=subprocess.PIPE, text=True)
-        table: list[str] = []
-        assert run.stdout is not None
-        for line in run.stdout:
+        lines: list[str] = []
+        for line in run.stdout or ():
             print(line, end="", flush=True)
-            if line.startswith("|"):
-                table.append(line)
-        if run.wait() or not table:
+            lines.append(line)
+        if run.wait():
             failed.append(script.name)
-        tables.append("".join(table))
+        tables.append("".join([line for line in lines if line.startswith("|")] or lines))
     print(f"\n=== All benchmarks\n\nMachine: {machine()}\n")
     print("\n".join(tables))
     if failed:

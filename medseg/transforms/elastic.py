@@ -163,7 +163,7 @@ class RandElasticDeformationd(RandomizableTransform, MapTransform):
 
     Args:
         keys: arrays of one spatial shape; spacing is read from the first.
-        mode: one, or one a key; "nearest" for label maps, "bilinear" for images and voxel weights.
+        mode: one, or one a key; "bilinear" for images, "nearest" for label maps and their voxel weights.
         prob: probability of deforming a sample; otherwise it is returned as it is and nothing is computed.
         padding: one, or one a key; see `RandElasticDeformation`.
         allow_missing_keys: ignore keys a sample lacks.

@@ -125,6 +125,17 @@ class LinearUpsample(nn.Module):
         return enlarged.to(x.dtype)
 
 
+def make_dropout(probability: float) -> nn.Dropout:
+    """Return a dropout layer.
+
+    Raises:
+        NetworkError: `probability` is not in 0 … 1.
+    """
+    if not 0 <= probability <= 1:
+        raise NetworkError(f"dropout={probability!r}: expected a probability, 0 … 1")
+    return nn.Dropout(probability)
+
+
 def transposed_convolution(
     spatial_dims: int,
     in_channels: int,
@@ -138,6 +149,10 @@ def transposed_convolution(
     kernel = steps if kernel_size is None else per_axis(kernel_size, spatial_dims, "upsampling_kernel_size")
     if any(k < s for k, s in zip(kernel, steps, strict=True)):
         raise NetworkError(f"upsampling_kernel_size={kernel} is smaller than the stride {steps}: it would leave holes")
+    if any(s == 1 and k % 2 == 0 for k, s in zip(kernel, steps, strict=True)):
+        raise NetworkError(
+            f"upsampling_kernel_size={kernel} with stride {steps}: a stride of 1 needs an odd kernel; give one an axis"
+        )
     padding = tuple(math.ceil((k - s) / 2) for k, s in zip(kernel, steps, strict=True))
     extra = tuple(s - k + 2 * p for k, s, p in zip(kernel, steps, padding, strict=True))
     return TRANSPOSED[spatial_dims](in_channels, out_channels, kernel, steps, padding, extra, bias=bias)

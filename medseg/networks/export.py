@@ -30,7 +30,7 @@ def export_torchscript(network: nn.Module, path: str | Path) -> Path:
     """
     file = _checked(path, (".pt", ".ts"))
     with _evaluated(network) as copy, torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.simplefilter("ignore")  # of the tracer, on shapes that do follow the input
         traced = torch.jit.trace(copy, example_input(copy), check_trace=False)
         with _atomic(file) as temporary:
             torch.jit.save(traced, str(temporary))

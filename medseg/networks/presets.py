@@ -151,6 +151,9 @@ def create(name: str, in_channels: int, out_channels: int, **overrides: Any) -> 
     """
     if name not in _PRESETS:
         raise NetworkError(f"network {name!r} is not one of: {', '.join(list_presets())}")
+    for argument, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if not isinstance(channels, int) or channels < 1:
+            raise NetworkError(f"{name}: {argument}={channels!r}: expected a positive integer")
     network_class, arguments = _PRESETS[name]
     try:
         return network_class(in_channels, out_channels, **{**arguments, **overrides})

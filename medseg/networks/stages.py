@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg.errors import NetworkError
 from medseg.networks.blocks import (
     MAX_POOL,
     ConvBlock,
@@ -82,4 +83,6 @@ def make_upsample(
     """Return the upsampling called `upsampling`; `"linear"` has no weights and keeps the channels."""
     if upsampling == "linear":
         return LinearUpsample(spatial_dims, stride, align_corners)
+    if upsampling != "transposed":
+        raise NetworkError(f"upsampling={upsampling!r} is not one of transposed, linear")
     return transposed_convolution(spatial_dims, in_channels, out_channels, stride, kernel_size, bias)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import NetworkError
-from medseg.networks.blocks import CONVOLUTION, Activation, make_activation
+from medseg.networks.blocks import CONVOLUTION, Activation, make_activation, make_dropout
 from medseg.networks.recompute import run
 
 _LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
         self.attention_dropout = dropout
         self.qkv = nn.Linear(channels, 3 * channels, bias=bias)
         self.out = nn.Linear(channels, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the attended `tokens` (B, N, C)."""
@@ -118,7 +118,7 @@ class VisionTransformer(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(1, tokens, channels))
         if position_std:
             nn.init.trunc_normal_(self.position_embedding, std=position_std, a=-2 * position_std, b=2 * position_std)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 channels,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from medseg.networks import sizes
-from medseg.networks.blocks import CONVOLUTION, is_eager
+from medseg.networks.blocks import CONVOLUTION, is_eager, make_dropout
 from medseg.networks.recompute import run
 from medseg.networks.stages import DecoderStage
 
@@ -42,7 +42,7 @@ class UShape(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.intermediate_channels = tuple(reversed(decoder_channels))
         self.encoder = encoder
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.decoder = nn.ModuleList(decoder)
 
     def forward(self, x: Tensor) -> Tensor:

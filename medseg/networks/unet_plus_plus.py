@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medseg.errors import NetworkError
 from medseg.networks import sizes
-from medseg.networks.blocks import Activation, Order, Upsampling, is_eager
+from medseg.networks.blocks import Activation, Order, Upsampling, is_eager, make_dropout
 from medseg.networks.geometry import StageGeometry
 from medseg.networks.heads import HeadKind, make_head
 from medseg.networks.initialization import Initialization, initialize
@@ -109,7 +109,7 @@ class UNetPlusPlus(nn.Module):
             )
             for i, c in enumerate(shape.channels)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.nodes = nn.ModuleDict()
         for j in range(1, self.depth + 1):
             for i in range(self.depth + 1 - j):

@@ -1,0 +1,47 @@
+import pytest
+
+from medseg.errors import NetworkError
+from medseg.networks import UNet, UNet3D, create, list_presets
+
+
+def test_names_are_sorted_and_known():
+    assert list_presets() == sorted(list_presets())
+    assert {
+        "unet_ronneberger2015", "unet_padded", "unet_padded_bilinear", "unet_shallow", "unet3d_cicek2016",
+        "unet3d_prelu", "unetplusplus_zhou2018", "unetplusplus_preactivation", "unetr_hatamizadeh2021", "unetr_relu",
+        "unet_residual_encoder",
+    } <= set(list_presets())  # fmt: skip
+
+
+def test_unknown_names_and_arguments_are_explained():
+    with pytest.raises(NetworkError, match=r"network 'unet4d' is not one of: unet3d_cicek2016, "):
+        create("unet4d", 1, 2)
+    with pytest.raises(NetworkError, match=r"unet_padded \(UNet\): .*unexpected keyword argument 'chanels'"):
+        create("unet_padded", 1, 2, chanels=(4, 8))
+    for arguments in ({"in_channels": 0, "out_channels": 2}, {"in_channels": 1, "out_channels": 0}):
+        with pytest.raises(NetworkError, match="_channels=0: expected a positive integer"):
+            create("unet_padded", **arguments)
+
+
+def test_overrides_replace_the_presets_arguments_and_leave_them_unchanged():
+    assert isinstance(create("unet3d_cicek2016", 1, 2, channels=(4, 8), padding="same"), UNet3D)
+    assert create("unet3d_cicek2016", 1, 2, channels=(4, 8)).axes[0].output(8) is None
+    assert isinstance(create("unet_padded", 1, 2, channels=(4, 8)), UNet)
+
+
+def test_keys_of_weights_are_final():
+    """Weights are published under these names."""
+    network = create("unet3d_cicek2016", 1, 3, channels=(4, 8), norm="instance", norm_affine=True, padding="same")
+    assert list(network.state_dict()) == [
+        f"{stage}.{n}.{layer}"
+        for stage, layers in {
+            "encoder.0.convolutions": (0, 1),
+            "encoder.1.convolutions": (0, 1),
+        }.items()
+        for n in layers
+        for layer in ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
+    ] + ["decoder.0.upsample.weight"] + [
+        f"decoder.0.convolutions.{n}.{layer}"
+        for n in (0, 1)
+        for layer in ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
+    ] + ["head.weight", "head.bias"]  # fmt: skip

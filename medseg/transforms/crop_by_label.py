@@ -219,13 +219,18 @@ def _checked_index(index: VoxelIndex | None, label: Any, allowed: Any) -> VoxelI
 
 def _check_fresh(label: Any, centre: tuple[int, ...], drawn: int) -> None:
     """One voxel tells, sooner or later, that the label map was moved after it was indexed."""
+    if drawn < 0:
+        return
     voxels = label.as_tensor() if isinstance(label, MetaTensor) else label
-    inside = len(centre) == voxels.ndim - 1 and all(c < n for c, n in zip(centre, voxels.shape[1:], strict=True))
-    if not inside or (drawn >= 0 and int(voxels[(0, *centre)]) != drawn):
-        found = int(voxels[(0, *centre)]) if inside else f"shape {tuple(voxels.shape)}"
+    try:
+        found = int(voxels[(0, *centre)])
+    except IndexError:
+        found = None
+    if found != drawn:
         raise ValueError(
-            f"{case_name(label) or 'the case'}: the voxel index says label {drawn} is at {centre}, found {found}: the "
-            "label map was changed after LabelVoxelIndexd, which must come after the last step that moves it"
+            f"{case_name(label) or 'the case'}: the voxel index says label {drawn} is at {centre}, found {found} in a "
+            f"label map of shape {tuple(voxels.shape)}: it was changed after LabelVoxelIndexd, which must come after "
+            "the last step that moves it"
         )
 
 

@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 BIN = $(VENV)/bin
+# without their dependencies: some of them ask for torchvision, which would replace torch
+PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wrapt humanize
 
 .PHONY: demo test lint bench clean
 
@@ -24,7 +26,8 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchio batchgeneratorsv2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
 	$(BIN)/python benchmarks/run_all.py
 
 # torch goes first and pinned: a later package that only asks for "torch" must find it satisfied

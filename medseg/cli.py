@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -183,6 +184,9 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: errors of the user's input become one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal shows "?" for "×" instead of stopping the command
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:

@@ -25,7 +25,7 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * resource.getpagesize()
 
 
-def build_network(classes: int, kernel: int):  # noqa: ANN201 - torch is imported in the measured process only
+def build_network(classes: int, kernel: int):
     import torch
 
     class Thin(torch.nn.Module):
@@ -69,8 +69,8 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
             labels = logits.argmax(1)[0].to(torch.uint8)
     else:
         labels = predict_labels(
-            image, np.eye(4), np.eye(4), shape, backend, LabelDecision(range(classes)), Window(size), backend.head_weight,
-            backend.head_bias,
+            image, np.eye(4), np.eye(4), shape, backend, LabelDecision(range(classes)), Window(size),
+            backend.head_weight, backend.head_bias,
         )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
@@ -86,7 +86,8 @@ def run(method: str, arguments: argparse.Namespace, shape: list[int], kernel: in
     request = json.dumps([method, shape, arguments.tile, arguments.classes, kernel])
     done = subprocess.run([sys.executable, __file__, "--one", request], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{method}: {done.stderr.strip().splitlines()[-1]}")
+        reason = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        raise SystemExit(f"{method}: {reason[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -103,8 +104,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(*json.loads(arguments.one))))
         return
-    print(f"{platform.processor() or platform.machine()}, {arguments.classes} classes, tile {arguments.tile}, fp32")
-    print(f"{'shape':>16} {'method':<16} {'peak MiB':>9} {'above MiB':>10} {'MONAI / it':>10} {'s':>7}")
+    print(f"{platform.processor() or platform.machine()}, {arguments.classes} classes, tile {arguments.tile}, fp32\n")
+    print("| shape | method | peak MiB | above MiB | MONAI / it | s |\n|---|---|---:|---:|---:|---:|")
     runs = [(arguments.shape, method) for method in ("monai", "medseg logits", "medseg features")]
     runs += [([512, 512, 400], "medseg features")] if arguments.large else []
     reference: float | None = None
@@ -113,8 +114,8 @@ def main() -> None:
         reference = result["above_mib"] if method == "monai" else reference
         ratio = f"{reference / result['above_mib']:.1f}" if reference and shape == arguments.shape else "–"
         print(
-            f"{'×'.join(map(str, shape)):>16} {method:<16} {result['peak_mib']:9.0f} {result['above_mib']:10.0f} "
-            f"{ratio:>10} {result['seconds']:7.1f}",
+            f"| {'×'.join(map(str, shape))} | {method} | {result['peak_mib']:.0f} | {result['above_mib']:.0f} "
+            f"| {ratio} | {result['seconds']:.1f} |",
             flush=True,
         )
 

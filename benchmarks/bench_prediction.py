@@ -1,0 +1,148 @@
+"""Prediction: merging against MONAI's sliding window, restoring against MONAI's and nnU-Net's ways.
+
+    python benchmarks/bench_prediction.py [--size 192] [--tile 96] [--repeats 3] [--restore-scale 1.0]
+
+Merging: the same network, tiles, overlap and fp32 on both sides; "network alone" is tiles × the time of one pass, what
+no merging can beat. Restoring: 14 classes from 256×256×100 to 512×512×300 (times --restore-scale) to labels; nnU-Net's
+way is reproduced with `scipy.ndimage.zoom`, which its `skimage.transform.resize` calls,
+one class at a time in float64 as nnU-Net does, then the argmax; MONAI's is `Spacing` on all classes, then the argmax.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from monai.networks.nets import DynUNet
+from monai.transforms import SpatialResample
+from scipy.ndimage import zoom
+from timing import Row, interleaved_medians, print_table
+
+from medseg.inference import SlidingWindow
+from medseg.inference.backend import TorchBackend
+from medseg.inference.streaming import Window, predict_labels
+from medseg.inference.tiles import lay_tiles
+from medseg.transforms.label_decision import LabelDecision
+from medseg.transforms.restore import restore_labels
+
+
+def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]:
+    """Seconds of one volume, model grid to labels."""
+    torch.manual_seed(0)
+    network = DynUNet(
+        3, 1, classes, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, filters=[32, 64, 128, 256, 320], res_block=False
+    ).eval()
+    image = torch.randn(1, size, size, size)
+    shape, tiles = (size,) * 3, (tile,) * 3
+    native = (int(size * 1.25),) * 3
+    affine = np.diag([0.8, 0.8, 0.8, 1.0])
+    grid = lay_tiles(shape, tiles, 0.5)
+    backend = TorchBackend(network, torch.device("cpu"))
+    decision = LabelDecision(range(classes))
+    one = torch.randn(1, 1, *tiles)
+
+    def monai() -> torch.Tensor:
+        with torch.inference_mode():
+            logits = sliding_window_inference(image[None], tiles, 1, network, 0.5, "gaussian")
+            resampled = SpatialResample()(MetaTensor(logits[0], affine=np.eye(4)), affine, native)  # type: ignore[index]
+            return resampled.argmax(0)
+
+    def logits_only() -> torch.Tensor:
+        with torch.inference_mode():
+            return SlidingWindow(tiles)(image[None], network)
+
+    def streaming() -> torch.Tensor:
+        return predict_labels(
+            image, np.eye(4), affine, native, backend, decision, Window(tiles), backend.head_weight, backend.head_bias
+        )
+
+    seconds = interleaved_medians(
+        {
+            "network, one tile": lambda: backend(one),
+            "MONAI": monai,
+            "SlidingWindow": logits_only,
+            "Predictor": streaming,
+        },
+        repeats,
+    )
+    alone = seconds["network, one tile"] * grid.num_tiles
+    agreement = (streaming() == monai()).float().mean().item()
+    topic = f"{size}³ → {native[0]}³, {grid.num_tiles} tiles of {tile}³, {classes} classes"
+    rows = [Row(topic, "network alone (tiles × one pass)", alone, 1.0, "network alone")]
+    named = {
+        "MONAI": "MONAI sliding window + SpatialResample + argmax",
+        "SlidingWindow": "SlidingWindow, logits only",
+        "Predictor": "streaming to native labels",
+    }
+    rows += [Row(topic, named[name], seconds[name], seconds[name] / alone, "network alone") for name in named]
+    faster = seconds["MONAI"] / seconds["Predictor"]
+    return [*rows, Row(topic, f"MONAI, labels agree {agreement:.5f}", seconds["MONAI"], faster, "streaming")]
+
+
+def bench_restoring(scale: float, classes: int, repeats: int) -> list[Row]:
+    """Seconds from logits to native labels."""
+    model = tuple(max(8, int(n * scale)) for n in (256, 256, 100))
+    native = tuple(max(8, int(n * scale)) for n in (512, 512, 300))
+    coarse = torch.randn(1, classes, *(max(2, n // 12) for n in model), generator=torch.manual_seed(0))
+    logits = torch.nn.functional.interpolate(coarse, model, mode="trilinear")[0].contiguous()
+    # The affine by which both ways put voxel centres at the same places: edge to edge, as resize and zoom do.
+    factor = np.asarray(model) / np.asarray(native)
+    affine = np.eye(4)
+    affine[[0, 1, 2], [0, 1, 2]] = factor
+    affine[:3, 3] = 0.5 * factor - 0.5
+    array = logits.numpy()
+
+    def nnunet(order: int) -> np.ndarray:
+        resized = np.empty((classes, *native), dtype=np.float32)
+        for c in range(classes):
+            resized[c] = zoom(array[c].astype(np.float64), 1 / factor, order=order, mode="nearest", grid_mode=True)
+        return resized.argmax(0).astype(np.uint8)
+
+    def monai() -> torch.Tensor:
+        resampled = SpatialResample()(MetaTensor(logits, affine=np.eye(4)), affine, native)
+        return resampled.argmax(0)
+
+    def ours(interpolation: str) -> torch.Tensor:
+        return restore_labels(logits, np.eye(4), affine, native, LabelDecision(range(classes)), interpolation)  # type: ignore[arg-type]
+
+    work = {
+        "linear": lambda: ours("linear"),
+        "cubic": lambda: ours("cubic"),
+        "nnU-Net's way, order 1": lambda: nnunet(1),
+        "nnU-Net's way, order 3": lambda: nnunet(3),
+        "MONAI": monai,
+    }
+    seconds = interleaved_medians(work, repeats)
+    labels = ours("linear").numpy()
+    same = {1: (nnunet(1) == labels).mean(), 3: (nnunet(3) == labels).mean()}
+    topic = f"restore {classes} classes {'×'.join(map(str, model))} → {'×'.join(map(str, native))}"
+    rows = [Row(topic, "separable linear", seconds["linear"], 1.0, "separable linear")]
+    for name in ("cubic", "MONAI", "nnU-Net's way, order 1", "nnU-Net's way, order 3"):
+        note = "".join(f", labels agree {same[o]:.5f}" for o in (1, 3) if name.endswith(f"order {o}"))
+        rows.append(Row(topic, name + note, seconds[name], seconds[name] / seconds["linear"], "separable linear"))
+    return rows
+
+
+def main() -> None:
+    """Run both and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--tile", type=int, default=96)
+    parser.add_argument("--classes", type=int, default=14)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--restore-scale", type=float, default=1.0)
+    parser.add_argument("--only", choices=["merge", "restore"])
+    arguments = parser.parse_args()
+    rows: list[Row] = []
+    if arguments.only != "restore":
+        rows += bench_merging(arguments.size, arguments.tile, arguments.classes, arguments.repeats)
+    if arguments.only != "merge":
+        rows += bench_restoring(arguments.restore_scale, arguments.classes, arguments.repeats)
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Memory: what is promised before the work is kept during it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from inference.thin_network import thin_network
+from torch import nn
+
+from medseg.inference.forward_memory import forward_bytes
+from medseg.inference.memory import parse_bytes
+from medseg.inference.memory_plan import model_shape_of
+
+CHILD = """
+import json, resource, sys
+import numpy as np
+sys.path.insert(0, {tests!r})
+from inference.plans import small_plan
+from inference.thin_network import thin_network
+from medseg.inference import Predictor
+from medseg.inference.scan import load_scan
+
+labels = {{"background": 0, **{{f"organ{{i}}": i for i in range(1, {classes})}}}}
+plan = small_plan(labels=labels, tile=[48, 48, 48], spacing={spacing})
+image = (np.random.default_rng(0).normal(size={shape}).astype(np.float32), np.diag([1.0, 1.0, 1.5, 1.0]))
+predictor = Predictor(thin_network({features}, {classes}), plan, "cpu", max_ram="100GB", batch_size={batch})
+estimate = predictor.workload.estimate(load_scan(image, plan), predictor.window)
+predictor.predict(image)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({{"estimate": estimate.total, "resident": estimate.resident, "peak": peak}}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read in Linux's units")
+@pytest.mark.parametrize(
+    ("features", "classes", "shape", "spacing", "batch"),
+    [(16, 60, (96, 90, 160), [1.0, 1.0, 1.5], 2), (16, 8, (120, 110, 100), [1.3, 1.2, 1.0], 1)],
+    ids=["features", "logits, resampled"],
+)
+def test_the_estimate_bounds_the_real_peak(
+    features: int, classes: int, shape: tuple, spacing: list, batch: int
+) -> None:
+    code = CHILD.format(
+        tests=str(Path(__file__).resolve().parents[1]), features=features, classes=classes, shape=shape,
+        spacing=spacing, batch=batch,
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] <= found["estimate"]
+    # And it is no empty promise: what the work was allowed beyond the process itself is mostly used.
+    assert found["peak"] - found["resident"] > 0.3 * (found["estimate"] - found["resident"])
+
+
+def test_forward_bytes_counts_what_lives_at_once() -> None:
+    shape = (1, 1, 8, 8, 8)
+    voxels = 8**3 * 4
+    # Input, first result and second result live together when the second convolution runs: 1 + 4 + 4 channels, less
+    # the input, which a Sequential drops only at the end.
+    network = nn.Sequential(nn.Conv3d(1, 4, 1, bias=False), nn.Conv3d(4, 4, 1, bias=False))
+    largest = (4 + 4) * voxels + network[1].weight.numel() * 4
+    with torch.no_grad():
+        counted = forward_bytes(network, shape)
+    assert counted == (1 + 4 + 4) * voxels + largest // 2
+    assert forward_bytes(thin_network(8, 3), (2, *shape[1:])) > forward_bytes(thin_network(8, 3), shape)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4GB", 4e9), ("500 MiB", 500 * 2**20), ("1.5g", 1.5e9), (12345, 12345), ("2kb", 2000)]
+)
+def test_amounts_of_memory(text: str | int, size: float) -> None:
+    assert parse_bytes(text) == int(size)
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-4GB", "4XB", "0"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="looks like 4GB"):
+        parse_bytes(text)
+
+
+def test_the_model_shape_follows_from_the_spacings() -> None:
+    assert model_shape_of((11, 11, 11), (1.0, 2.0, 3.0), [2.0, 2.0, 1.0]) == (6, 11, 31)
+    assert model_shape_of((5, 6), (1.0, 1.0), None) == (5, 6)

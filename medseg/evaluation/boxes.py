@@ -25,14 +25,15 @@ class LabelBoxes:
     """Boxes of all labels of a label map, found in one pass over it.
 
     Args:
-        label_map: integers, any shape.
+        label_map: integers or bool, any shape.
     """
 
     def __init__(self, label_map: np.ndarray) -> None:
+        label_map = label_map.astype(np.uint8) if label_map.dtype == bool else label_map
         self._label_map = label_map
         largest = int(label_map.max(initial=0))
         is_table = 0 < largest <= LARGEST_LABEL and int(label_map.min(initial=0)) >= 0
-        self._boxes = ndimage.find_objects(label_map.astype(np.int32, copy=False)) if is_table else None
+        self._boxes = ndimage.find_objects(label_map, largest) if is_table else None
 
     def region(self, values: Sequence[int]) -> Box:
         """The box of the union of these labels; empty slices where none of them occurs."""

@@ -24,7 +24,7 @@ from medseg.evaluation.scoring import Scored, Tolerance, score_all
 from medseg.evaluation.statistics import NUM_DRAWS, ClusterBootstrap
 from medseg.evaluation.structures import Labels, Structures, manifest_references, structures_of
 from medseg.evaluation.summary import SCHEMA_VERSION, comparison_json, summarise
-from medseg.evaluation.tables import comparison_table, metric_table, metrics_csv, problem_table, worst_table
+from medseg.evaluation.tables import comparison_table, metric_tables, metrics_csv, problem_table, worst_table
 from medseg.volumes import replacing
 
 
@@ -65,7 +65,7 @@ class Evaluation:
     def tables(self) -> Group:
         """What the terminal shows: problems, worst cases first, metrics, comparison (a Rich renderable)."""
         parts = [problem_table(self.problems)] if self.problems else []
-        parts += [worst_table(self.summary), metric_table(self.summary)]
+        parts += [worst_table(self.summary), *metric_tables(self.summary)]
         return Group(*parts, *([comparison_table(self.comparison)] if self.comparison else []))
 
     def print(self, console: Console | None = None) -> None:

@@ -67,9 +67,13 @@ def missing_problems(predictions: Mapping[str, Path], references: Mapping[str, P
     """The cases that only one side has."""
     problems = []
     for case in sorted(set(references) - set(predictions)):
-        problems.append(Problem(case, "prediction missing", f"only {references[case]}", "predict this case"))
+        problems.append(
+            Problem(case, "prediction missing", f"only the reference {references[case]}", "predict this case")
+        )
     for case in sorted(set(predictions) - set(references)):
-        problems.append(Problem(case, "reference missing", f"only {predictions[case]}", "add its reference"))
+        problems.append(
+            Problem(case, "reference missing", f"only the prediction {predictions[case]}", "add its reference")
+        )
     return problems
 
 

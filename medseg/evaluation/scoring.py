@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import track
 
 from medseg.errors import EvaluationError
@@ -77,7 +78,8 @@ def score_all(
     dims: dict[int, str] = {}
     inputs = []
     cases = sorted(set(predictions) & set(references))
-    for case in track(cases, description="evaluating", disable=not progress, transient=True):
+    console = Console(stderr=True)
+    for case in track(cases, description="evaluating", disable=not progress, transient=True, console=console):
         pair, found = read_pair(case, predictions[case], references[case], structures)
         problems += found
         if pair is None or (problems and not allow_missing):

@@ -12,23 +12,16 @@ from rich.table import Table
 
 from medseg.evaluation.case import LabelScore
 from medseg.evaluation.comparison import PairedDifference
-from medseg.evaluation.metrics import Metric
+from medseg.evaluation.metrics import BRATS_METRICS, COMPONENT_METRICS, EM_METRICS, Metric
 from medseg.evaluation.pairs import Problem
+from medseg.evaluation.statistics import FEW
 from medseg.evaluation.summary import estimate_json
 
 WORST_SHOWN = 10
-SHOWN_METRICS = (
-    "dice",
-    "nsd",
-    "hd95_mm",
-    "assd_mm",
-    "object_f1",
-    "pq",
-    "brats_dice",
-    "brats_hd95_mm",
-    "v_rand",
-    "v_info",
-)
+SHOWN_METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
+# In a table of their own where they were asked for.
+OBJECT_METRICS = tuple(metric.name for metric in (*COMPONENT_METRICS, *BRATS_METRICS, *EM_METRICS))
+MAX_COLUMNS = 4
 
 
 def metrics_csv(rows: Sequence[LabelScore], metrics: Sequence[Metric], size_unit: str) -> str:
@@ -59,21 +52,29 @@ def cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.9g}"
 
 
-def metric_table(summary: Mapping[str, Any]) -> Table:
-    """A row a label and one for the class mean, each number with its interval and n."""
-    shown = [metric for metric in summary["metrics"] if metric["name"] in SHOWN_METRICS]
-    table = Table(title=_title(summary), caption=summary["policy"], caption_justify="left")
+def metric_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """A row a label and one for the class mean, each number with its interval and n; object metrics apart."""
+    level = round(100 * summary["interval_level"])
+    caption = f"means with {level} % intervals, patients resampled; few: under {FEW} patients. {summary['policy']}"
+    tables = [_means(summary, [metric for metric in summary["metrics"] if metric["name"] in SHOWN_METRICS])]
+    objects = [metric for metric in summary["metrics"] if metric["name"] in OBJECT_METRICS]
+    tables += [_means(summary, objects[i : i + MAX_COLUMNS]) for i in range(0, len(objects), MAX_COLUMNS)]
+    tables[-1].caption, tables[-1].caption_justify = caption, "left"
+    return tables
+
+
+def _means(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=_title(summary), show_lines=True)
     table.add_column("label")
-    for metric in shown:
+    for metric in metrics:
         unit = f" ({metric['unit']})" if metric["unit"] else ""
         table.add_column(f"{metric['title']}{unit}", justify="right")
-    table.add_column("missed", justify="right")
-    table.add_column("spurious", justify="right")
+    table.add_column("missed / spurious", justify="right")
     for label, entry in summary["labels"].items():
-        cells = [estimate_text(entry[metric["name"]]["mean"]) for metric in shown]
-        table.add_row(label, *cells, *_counts(entry["outcomes"]))
-    cells = [estimate_text(summary["class_mean"][metric["name"]]) for metric in shown]
-    table.add_row("class mean", *cells, *_counts(summary["outcomes"]), style="bold")
+        means = [estimate_lines(entry[metric["name"]]["mean"], _digits(metric)) for metric in metrics]
+        table.add_row(label, *means, _counts(entry["outcomes"]))
+    means = [estimate_lines(summary["class_mean"][metric["name"]], _digits(metric)) for metric in metrics]
+    table.add_row("class mean", *means, _counts(summary["outcomes"]), style="bold")
     return table
 
 
@@ -104,19 +105,35 @@ def comparison_table(differences: Sequence[PairedDifference]) -> Table:
     for column in ("label", "metric", "this", "other", "difference", "p (Holm)", "verdict"):
         table.add_column(column, justify="left" if column in ("label", "metric", "verdict") else "right")
     for d in differences:
-        difference = estimate_text(estimate_json(d.difference), signed=True)
+        difference = difference_text(estimate_json(d.difference))
         table.add_row(d.label, d.metric, f"{d.this:.4f}", f"{d.other:.4f}", difference, f"{d.p_holm:.3g}", d.verdict)
     return table
 
 
-def estimate_text(estimate: Mapping[str, Any], signed: bool = False) -> str:
-    """ "0.893 [0.881, 0.904] n=52", with "few" where fewer than 20 patients stand behind it."""
+def estimate_lines(estimate: Mapping[str, Any], digits: int) -> str:
+    """Value, interval and n on a line each ("0.893", "0.881–0.904", "n=52"; "few" below 20 patients)."""
+    if estimate["value"] is None:
+        return "–\n\nn=0"
+    low, high = estimate["low"], estimate["high"]
+    interval = "no interval" if low is None or high is None else f"{low:.{digits}f}–{high:.{digits}f}"
+    return f"{estimate['value']:.{digits}f}\n{interval}\n{_n(estimate)}"
+
+
+def difference_text(estimate: Mapping[str, Any]) -> str:
+    """ "+0.0120 [+0.0031, +0.0207] n=52"."""
     if estimate["value"] is None:
         return "– n=0"
-    form = "+.4f" if signed else ".3f"
     low, high = estimate["low"], estimate["high"]
-    interval = "" if low is None or high is None else f" [{low:{form}}, {high:{form}}]"
-    return f"{estimate['value']:{form}}{interval} n={estimate['n']}{' few' if estimate['few'] else ''}"
+    interval = "no interval" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
+    return f"{estimate['value']:+.4f} {interval} {_n(estimate)}"
+
+
+def _n(estimate: Mapping[str, Any]) -> str:
+    return f"n={estimate['n']}{' few' if estimate['few'] else ''}"
+
+
+def _digits(metric: Mapping[str, Any]) -> int:
+    return 2 if metric["unit"] else 3
 
 
 def _title(summary: Mapping[str, Any]) -> str:
@@ -124,5 +141,5 @@ def _title(summary: Mapping[str, Any]) -> str:
     return f"{summary['num_cases']} cases of {summary['num_patients']} patients{left_out}"
 
 
-def _counts(outcomes: Mapping[str, int]) -> tuple[str, str]:
-    return str(outcomes["missed"] + outcomes["disjoint"]), str(outcomes["spurious"])
+def _counts(outcomes: Mapping[str, int]) -> str:
+    return f"{outcomes['missed'] + outcomes['disjoint']} / {outcomes['spurious']}"

@@ -26,3 +26,8 @@ def test_absent_labels_have_empty_boxes_that_do_not_widen_a_union() -> None:
     assert union(2, [boxes.region([2]), boxes.region([3])]) == (slice(2, 4), slice(1, 2))
     assert bounding_box(label_map == 3) == (slice(2, 4), slice(1, 2))
     assert LabelBoxes(np.zeros((3, 3), np.uint8)).region([1]) == (slice(0, 0), slice(0, 0))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint16, np.int64])
+def test_every_integer_type_is_read(dtype: type) -> None:
+    assert LabelBoxes(np.array([[0, 1], [0, 1]], dtype)).region([1]) == (slice(0, 2), slice(1, 2))

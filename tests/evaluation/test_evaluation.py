@@ -206,6 +206,9 @@ def test_sensitivity_by_size_pools_the_objects_of_all_cases(folders: tuple[Path,
     assert [entry["n"] for entry in bins] == [0, 10, 0, 0]  # 144 voxels of 3 mm³ are 0.43 ml
     assert bins[1]["sensitivity"] == 0.9
     assert bins[3]["to"] is None
+    text = printed(evaluation)
+    assert "F1 at any overlap" in text
+    assert "PQ" in text
 
 
 def test_same_input_same_summary(folders: tuple[Path, Path]) -> None:

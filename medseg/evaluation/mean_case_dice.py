@@ -66,7 +66,7 @@ class MeanCaseDice(Metric):
             self._count += torch.from_numpy(np.isfinite(scores)).to(self._count)
 
     def class_means(self) -> dict[str, float]:
-        """Mean Dice of each label over the cases that count; NaN where none does. Of this process before `compute`."""
+        """Mean Dice of each label over the cases that count; NaN where none does; of this process alone."""
         means = (self._sum / self._count).tolist()
         return dict(zip(self.labels, means, strict=True))
 

@@ -17,6 +17,8 @@ GoldenCheck = Callable[[Backend], str]
 def choose_backend(
     networks: Sequence[nn.Module],
     device: torch.device,
+    tiles: Sequence[int],
+    name: Literal["auto", "torch", "openvino"] = "auto",
     precision: Precision | Literal["auto"] = "fp32",
     golden_check: GoldenCheck | None = None,
     blend_features: bool = True,
@@ -26,6 +28,8 @@ def choose_backend(
     Args:
         networks: one, or several for an ensemble.
         device: where they run.
+        tiles: (B, C, *tile) of a full batch.
+        name: "torch", "openvino" (CPU only), or "auto": torch, which needs no conversion.
         precision: "fp32", "bf16", or "auto": bf16 where the hardware has it and the golden check allows it.
         golden_check: runs the bundle's golden sample through a backend; returns "" if its labels and logits agree with
             the recorded fp32 ones, else one line that says why not.
@@ -35,22 +39,36 @@ def choose_backend(
         The backend, and one line that says why it was chosen.
     """
 
+    if name not in ("auto", "torch", "openvino"):
+        raise ValueError(f"backend must be auto, torch or openvino, found {name!r}")
+    if name == "openvino" and device.type != "cpu":
+        raise ValueError(f"the openvino backend runs on the CPU, found device {device}; use --backend torch")
+    chosen = "openvino" if name == "openvino" else "torch"
+    alone = len(networks) == 1
+
+    def make(network: nn.Module, wanted: Precision) -> Backend:
+        if chosen == "openvino":
+            from medseg.inference.openvino_backend import OpenVINOBackend
+
+            return OpenVINOBackend(network, tiles, wanted, blend_features and alone)
+        return TorchBackend(network, device, wanted, blend_features and alone)
+
     def build(wanted: Precision) -> Backend:
-        alone = len(networks) == 1
-        members = [TorchBackend(n, device, wanted, blend_features=blend_features and alone) for n in networks]
+        members = [make(network, wanted) for network in networks]
         return members[0] if alone else EnsembleBackend(members)
 
+    where = f"{chosen} on {device}"
     if precision != "auto":
-        return build(precision), f"torch on {device} in {precision}, as asked"
+        return build(precision), f"{where} in {precision}, as asked"
     if not has_fast_bf16(device):
-        return build("fp32"), f"torch on {device} in fp32: this {device.type} has no fast bf16"
+        return build("fp32"), f"{where} in fp32: this {device.type} has no fast bf16"
     if golden_check is None:
-        return build("fp32"), f"torch on {device} in fp32: the bundle has no golden sample that would allow bf16"
+        return build("fp32"), f"{where} in fp32: the bundle has no golden sample that would allow bf16"
     backend = build("bf16")
     objection = golden_check(backend)
     if objection:
-        return build("fp32"), f"torch on {device} in fp32: bf16 fails the golden sample ({objection})"
-    return backend, f"torch on {device} in bf16: the golden sample agrees"
+        return build("fp32"), f"{where} in fp32: bf16 fails the golden sample ({objection})"
+    return backend, f"{where} in bf16: the golden sample agrees"
 
 
 def has_fast_bf16(device: torch.device) -> bool:

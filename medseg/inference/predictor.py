@@ -33,6 +33,7 @@ class Predictor:
         network: logits (B, K, *tile) of tiles (B, C, *tile); several are an ensemble (mean logits).
         plan: the values the network was trained with.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a torch device.
+        backend: "torch", "openvino" or "auto".
         precision: "fp32", "bf16", or "auto" (see `choose_backend`).
         overlap: fraction of a tile shared with its neighbour; None takes the plan's.
         batch_size: tiles given to the network at once.
@@ -58,6 +59,7 @@ class Predictor:
         plan: Plan,
         device: str | torch.device = "auto",
         *,
+        backend: Literal["auto", "torch", "openvino"] = "auto",
         precision: Precision | Literal["auto"] = "fp32",
         overlap: float | None = None,
         batch_size: int = 1,
@@ -76,7 +78,10 @@ class Predictor:
         self.plan = plan
         self.flips = flip_axes(plan) if tta == "flip" else ()
         networks = [network] if isinstance(network, nn.Module) else list(network)
-        self.backend, self.reason = choose_backend(networks, choose_device(device), precision, golden_check)
+        tiles = (batch_size, plan.in_channels, *plan.tile)
+        self.backend, self.reason = choose_backend(
+            networks, choose_device(device), tiles, backend, precision, golden_check
+        )
         self.values = FlippedMean(self.backend, self.flips) if self.flips else self.backend
         self.window = Window(
             tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation

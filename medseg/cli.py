@@ -99,12 +99,20 @@ def predict(
 
 @app.command(epilog="Example: medseg evaluate predictions references --out evaluation --labels hippocampus")
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.")],
-    references: Annotated[Path, typer.Argument(help="Folder of reference label maps.")],
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
+    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one file.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics.csv and summary.json.")],
     labels: Annotated[str | None, typer.Option(help="Manifest whose labels are compared.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Second folder of predictions to compare with.")] = None,
-    allow_missing: Annotated[bool, typer.Option(help="Go on when cases are missing on either side.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Other predictions to compare with: a folder, or an earlier metrics.csv.")
+    ] = None,
+    instances: Annotated[
+        Literal["components", "brats", "em"] | None, typer.Option(help="Add object metrics of this kind.")
+    ] = None,
+    tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD in mm.")] = 1.0,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws, at least 2000.")] = 10000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    allow_missing: Annotated[bool, typer.Option(help="Leave out cases with a problem instead of stopping.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare predictions with references."""
@@ -117,6 +125,10 @@ def evaluate(
         labels=labels,
         against=against,
         allow_missing=allow_missing,
+        tolerance_mm=tolerance_mm,
+        instances=instances,
+        num_draws=draws,
+        seed=seed,
         progress=not as_json,
     )
     if as_json:

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import random
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver
 
 from medseg.errors import WeightsError
 from medseg.plan import Plan
+from medseg.training.checkpoint_files import read_newest, set_aside, write_checkpoint
+from medseg.training.processes import barrier, is_main_process
+from medseg.training.random_states import ProcessRandomStates
 
 
 class Checkpointing:
     """Write the whole training state after every epoch, and pick it up again.
 
-    Files are written under a temporary name and renamed, and the previous one is removed afterwards, so a kill at any
-    moment leaves a complete checkpoint. Each holds the given objects, the trainer, the random states and the plan.
+    A checkpoint holds the given objects, the trainer's epoch, the evaluator's best and last metrics, the random states
+    of every process, and the plan. It is written after all other handlers of the epoch, validation included. On CPU,
+    with a fixed number of threads, a training that is killed and resumed ends in the same weights, bit for bit, as one
+    that is not. See `write_checkpoint` for what a crash leaves and `read_newest` for damaged files. Among several
+    processes the first one writes and all read.
 
     Args:
-        directory: where checkpoints go, created when missing.
-        objects: name → object with `state_dict`, e.g. network, averaged, optimizer, lr_scheduler.
+        directory: where checkpoints go, created when missing. One that holds checkpoints is renamed, not overwritten,
+            where the training does not resume them.
+        objects: name → object with `state_dict`, e.g. network, averaged, optimizer, lr_scheduler, scaler; loaded in
+            this order.
         plan: stored with the weights, so a checkpoint says what it is a checkpoint of.
-        resume: start from the newest checkpoint in `directory`, if there is one.
-        every: epochs between checkpoints.
-        keep: number of checkpoints kept.
+        resume: start from the newest whole checkpoint in `directory`, if there is one. `max_epochs` may have grown.
+        every: epochs between checkpoints; the last epoch has one in any case.
+        keep: number of checkpoints kept, ≥ 1.
+        evaluator: validation engine whose best metric is kept; None for none.
     """
 
     def __init__(
@@ -39,90 +46,90 @@ class Checkpointing:
         resume: bool = False,
         every: int = 1,
         keep: int = 2,
+        evaluator: Engine | None = None,
     ) -> None:
+        if every < 1 or keep < 1:
+            raise ValueError(f"every and keep must be at least 1, found every={every}, keep={keep}")
         self.directory = Path(directory)
         self.objects = dict(objects)
         self.plan = plan
         self.resume = resume
         self.every = every
         self.keep = keep
+        self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
-        """Save after `engine`'s epochs; load before its first one when asked to."""
-        state = {**self.objects, "trainer": engine, "random": RandomStates(), "plan": _PlanState(self.plan)}
-        saver = Checkpoint(
-            state,
-            DiskSaver(str(self.directory), atomic=True, create_dir=True, require_empty=False),
-            filename_prefix="training",
-            n_saved=self.keep,
-            global_step_transform=lambda trainer, _: trainer.state.epoch,
-        )
-        if self.resume:
-            newest = latest_checkpoint(self.directory)
-            if newest is not None:
-                # ignite's engine refuses a smaller max_epochs and keeps the saved one: extend to what was asked for
-                wanted = engine.state.max_epochs
-                Checkpoint.load_objects(state, _read(newest))
-                engine.state.max_epochs = max(wanted or 0, engine.state.epoch)
-                engine.logger.info(f"resumed from {newest} at epoch {engine.state.epoch}")
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.every), saver)
+        """Load what there is to resume; save after `engine`'s epochs."""
+        found = read_newest(self.directory) if self.resume else None
+        if found is not None:
+            self._load(engine, *found)
+        epoch, iteration = engine.state.epoch, engine.state.iteration
 
+        def start(engine: Engine) -> None:
+            # ignite begins again at 0 if nothing is left to do; put back, it goes straight to its end
+            engine.state.epoch, engine.state.iteration = epoch, iteration
+            if found is None and is_main_process() and (earlier := set_aside(self.directory)):
+                warnings.warn(f"{self.directory}: holds another training, renamed to {earlier.name}", stacklevel=2)
+            # registered this late to run after every other handler of the epoch's end
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
-class RandomStates:
-    """The states of Python's, NumPy's and torch's global generators as one object with `state_dict`."""
+        engine.add_event_handler(Events.STARTED, start)
 
-    def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  the state MONAI draws from
-        state = {
-            "python": random.getstate(),
-            "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
-            "torch": torch.get_rng_state(),
-        }
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+    def _save(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
+        if epoch % self.every and epoch != engine.state.max_epochs:
+            return
+        state = {name: item.state_dict() for name, item in self.objects.items()}
+        state["trainer"] = {name: getattr(engine.state, name) for name in ("epoch", "iteration", "epoch_length")}
+        state["evaluator"] = {} if self.evaluator is None else _metrics(self.evaluator)
+        state["random"] = ProcessRandomStates().state_dict()
+        state["plan"] = self.plan.to_dict()
+        if is_main_process():
+            write_checkpoint(self.directory, epoch, state, self.keep)
+        barrier()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        random.setstate(_as_tuples(state["python"]))
-        name, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-        torch.set_rng_state(state["torch"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
+    def _load(self, engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
+        self._check(engine, path, state)
+        for name, item in self.objects.items():
+            item.load_state_dict(state[name])
+        engine.state.epoch, engine.state.iteration = state["trainer"]["epoch"], state["trainer"]["iteration"]
+        engine.state.max_epochs = max(engine.state.max_epochs or 0, engine.state.epoch)
+        if self.evaluator is not None:
+            for name, value in state["evaluator"].items():
+                setattr(self.evaluator.state, name, value)
+        ProcessRandomStates().load_state_dict(state["random"])
+        engine.logger.info(f"resumed from {path} at epoch {engine.state.epoch}")
 
-
-class _PlanState:
-    """The plan as an object a checkpoint can hold; loading checks that it is still the same one."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.plan.to_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        changed = [key for key, value in self.plan.to_dict().items() if state.get(key) != value]
+    def _check(self, engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
+        absent = [name for name in (*self.objects, "trainer", "evaluator", "random", "plan") if name not in state]
+        if absent:
+            raise WeightsError(
+                f"{path}: lacks {', '.join(absent)}, which this training needs to go on; train into another output_dir"
+            )
+        changed = [key for key, value in self.plan.to_dict().items() if state["plan"].get(key) != value]
         if changed:
             raise WeightsError(
                 f"{self.plan.source}: {changed[0]} differs from the plan the checkpoint was trained with; "
                 "train into another output_dir, or restore the plan"
             )
+        length = state["trainer"]["epoch_length"]
+        if engine.state.epoch_length not in (None, length):
+            raise WeightsError(
+                f"{path}: was trained with {length} steps an epoch, now there are {engine.state.epoch_length}; "
+                "restore the batch size, the data and the number of processes, or train into another output_dir"
+            )
 
 
-def latest_checkpoint(directory: str | Path) -> Path | None:
-    """The newest checkpoint in a folder, None where there is none."""
-    found = sorted(Path(directory).glob("training_checkpoint_*.pt"), key=lambda file: int(file.stem.rsplit("_", 1)[1]))
-    return found[-1] if found else None
+def _metrics(evaluator: Engine) -> dict[str, Any]:
+    """Best and last metrics of a MONAI evaluator as plain numbers."""
+    state = evaluator.state
+    kept = {name: getattr(state, name) for name in ("best_metric", "best_metric_epoch") if hasattr(state, name)}
+    plain = {name: _number(value) for name, value in kept.items()}
+    metrics = {name: _number(value) for name, value in state.metrics.items()}
+    return {**plain, "metrics": {name: value for name, value in metrics.items() if value is not None}}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); delete it to resume from the one before"
-        ) from error
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+def _number(value: Any) -> float | int | None:
+    if (isinstance(value, torch.Tensor) and value.numel() == 1) or hasattr(value, "item"):
+        value = value.item()
+    return value if isinstance(value, int | float) else None

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.engines import SupervisedTrainer
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from medseg.errors import WeightsError
 from medseg.losses import WeightedDiceCELoss
 from medseg.plan import Plan
 from medseg.training import AveragedNetwork, Checkpointing, PolynomialWarmUp, TrainingUpdate, WeightAveraging
-from medseg.training.checkpoint import RandomStates, latest_checkpoint
+from medseg.training.checkpoint_files import checkpoint_files, read_newest, write_checkpoint
+from medseg.training.random_states import RandomStates
 
 
 class Step:
@@ -25,7 +27,14 @@ class Step:
         return 3
 
 
-def train(directory: Path, plan: Plan, epochs: int, total: int, resume: bool = False) -> dict[str, torch.Tensor]:
+def train(
+    directory: Path,
+    plan: Plan,
+    epochs: int,
+    total: int,
+    resume: bool = False,
+    evaluator: SupervisedEvaluator | None = None,
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = plan.create_network()
     averaged = AveragedNetwork(network, 0.9)
@@ -40,11 +49,12 @@ def train(directory: Path, plan: Plan, epochs: int, total: int, resume: bool = F
         optimizer=optimizer,
         loss_function=WeightedDiceCELoss(),
         iteration_update=TrainingUpdate("fp32"),
-        train_handlers=[Checkpointing(directory, objects, plan, resume=resume), WeightAveraging(averaged, network)],
+        train_handlers=[
+            Checkpointing(directory, objects, plan, resume=resume, evaluator=evaluator),
+            WeightAveraging(averaged, network),
+        ],
         decollate=False,
     )
-    from ignite.engine import Events
-
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: schedule.step())
     trainer.run()
     return {**network.state_dict(), **{f"averaged.{k}": v for k, v in averaged.state_dict().items()}}
@@ -61,7 +71,7 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, plan):
 def test_the_newest_two_are_kept_and_hold_the_plan(tmp_path, plan):
     train(tmp_path, plan, 3, total=3)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["training_checkpoint_2.pt", "training_checkpoint_3.pt"]
-    state = torch.load(latest_checkpoint(tmp_path), weights_only=True)
+    state = torch.load(checkpoint_files(tmp_path)[-1], weights_only=True)
     assert state["plan"] == plan.to_dict()
 
 
@@ -72,12 +82,93 @@ def test_another_plan_is_refused(tmp_path, plan):
         train(tmp_path, changed, 2, total=2, resume=True)
 
 
-def test_a_torn_checkpoint_is_named(tmp_path, plan):
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [tear, flip_a_bit, lambda file: file.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, plan, damage):
+    whole = train(tmp_path / "whole", plan, 4, total=4)
+    train(tmp_path / "parts", plan, 3, total=4)
+    damage(tmp_path / "parts" / "training_checkpoint_3.pt")
+    with pytest.warns(UserWarning, match=r"training_checkpoint_3\.pt: damaged checkpoint, trying the one before"):
+        resumed = train(tmp_path / "parts", plan, 4, total=4, resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_if_every_checkpoint_is_damaged_nothing_is_trained(tmp_path, plan):
+    train(tmp_path, plan, 2, total=3)
+    for file in checkpoint_files(tmp_path):
+        tear(file)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(WeightsError, match="all 2 checkpoints are damaged"):
+        train(tmp_path, plan, 3, total=3, resume=True)
+
+
+def test_a_crash_while_writing_leaves_the_checkpoints_there_were(tmp_path, monkeypatch):
+    for epoch in (1, 2):
+        write_checkpoint(tmp_path, epoch, {"epoch": epoch}, keep=2)
+
+    def crash(state: object, file: Path) -> None:
+        Path(file).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", crash)
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(tmp_path, 3, {"epoch": 3}, keep=2)
+    assert [file.stem for file in checkpoint_files(tmp_path)] == ["training_checkpoint_1", "training_checkpoint_2"]
+    (tmp_path / ".training_checkpoint_3.pt.1.ab.partial").write_bytes(b"left by kill -9")
+    write_checkpoint(tmp_path, 3, {"epoch": 3}, keep=2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["training_checkpoint_2.pt", "training_checkpoint_3.pt"]
+    assert read_newest(tmp_path)[1] == {"epoch": 3}
+
+
+def test_resuming_a_finished_training_changes_nothing(tmp_path, plan):
+    finished = train(tmp_path, plan, 2, total=2)
+    again = train(tmp_path, plan, 2, total=2, resume=True)
+    assert all(torch.equal(finished[name], again[name]) for name in finished)
+
+
+def test_a_finished_training_can_be_extended(tmp_path, plan):
+    train(tmp_path, plan, 2, total=4)
+    extended = train(tmp_path, plan, 4, total=4, resume=True)
+    whole = train(tmp_path / "whole", plan, 4, total=4)
+    assert all(torch.equal(whole[name], extended[name]) for name in whole)
+
+
+def test_another_training_in_the_same_place_is_set_aside(tmp_path, plan):
+    train(tmp_path / "run", plan, 2, total=2)
+    before = checkpoint_files(tmp_path / "run")[-1].read_bytes()
+    with pytest.warns(UserWarning, match="holds another training, renamed to run_1"):
+        train(tmp_path / "run", plan, 1, total=1)
+    assert [file.stem for file in checkpoint_files(tmp_path / "run")] == ["training_checkpoint_1"]
+    assert checkpoint_files(tmp_path / "run_1")[-1].read_bytes() == before
+
+
+def test_another_number_of_steps_is_refused(tmp_path, plan, monkeypatch):
     train(tmp_path, plan, 1, total=2)
-    torn = latest_checkpoint(tmp_path)
-    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
-    with pytest.raises(WeightsError, match=r"training_checkpoint_1\.pt: not a readable checkpoint"):
+    monkeypatch.setattr(Step, "__len__", lambda self: 2)
+    with pytest.raises(WeightsError, match="was trained with 3 steps an epoch, now there are 2"):
         train(tmp_path, plan, 2, total=2, resume=True)
+
+
+def test_the_best_metric_is_kept(tmp_path, plan):
+    def evaluator() -> SupervisedEvaluator:
+        return SupervisedEvaluator(torch.device("cpu"), [{"image": torch.zeros(1)}], torch.nn.Identity())
+
+    first, second = evaluator(), evaluator()
+    first.state.best_metric, first.state.best_metric_epoch = np.float64(0.75), 2
+    first.state.metrics = {"val_mean_dice": torch.tensor(0.5)}
+    train(tmp_path, plan, 1, total=2, evaluator=first)
+    train(tmp_path, plan, 2, total=2, resume=True, evaluator=second)
+    assert (second.state.best_metric, second.state.best_metric_epoch) == (0.75, 2)
+    assert second.state.metrics == {"val_mean_dice": 0.5}
 
 
 def test_without_a_checkpoint_resuming_starts_afresh(tmp_path, plan):

@@ -1,0 +1,138 @@
+"""Samples that depend on the seed, the epoch and the case alone, whichever process makes them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import Dataset, DistributedSampler
+
+
+class SampleIndex(int):
+    """A case's index in its data set that carries the seed of the sample to draw from it.
+
+    Being an integer it indexes any data set, and being pickled it brings the seed to a worker process.
+    """
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> SampleIndex:
+        made = super().__new__(cls, index)
+        made.seed = seed
+        return made
+
+    def __reduce__(self) -> tuple[type[SampleIndex], tuple[int, int]]:
+        return SampleIndex, (int(self), self.seed)
+
+
+class SeededSampler(DistributedSampler):
+    """Visit every case once an epoch, in an order and with sample seeds that are functions of (seed, epoch[, index]).
+
+    Being a `DistributedSampler`, MONAI's engines tell it the epoch. Among W processes the r-th takes every W-th index
+    from r on, so W processes with batches of b see together the batches of one process with W·b. Where W does not
+    divide the number of cases, the first cases of the epoch are drawn twice, as PyTorch does.
+
+    Args:
+        dataset: whose length matters.
+        seed: of the training, any integer ≥ 0.
+        shuffle: a new order every epoch; else the data set's own.
+        num_replicas: W; the process group's by default, 1 without one.
+        rank: r, likewise.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        world = (torch.distributed.get_world_size() if grouped else 1) if num_replicas is None else num_replicas
+        place = (torch.distributed.get_rank() if grouped else 0) if rank is None else rank
+        super().__init__(dataset, num_replicas=world, rank=place, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[SampleIndex]:
+        length = len(self.dataset)  # type: ignore[arg-type]
+        order = np.arange(length)
+        if self.shuffle:
+            # not seed + epoch, as PyTorch has it: there the epochs of seed 1 are those of seed 0, one later
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(length)
+        order = np.resize(order, self.total_size)  # repeats from the start
+        for index in order[self.rank :: self.num_replicas].tolist():
+            yield SampleIndex(index, sample_seed(self.seed, self.epoch, index))
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """The 32 bits all randomness of one sample comes from; well mixed, so neighbouring cases are unrelated."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+class SeededSamples(Dataset):
+    """A data set whose samples are drawn from the seed their index carries (see `SeededSampler`).
+
+    Before a sample is made, the seed is given to the data set's transforms (`Compose.set_random_state`) and to the
+    global generators of Python, NumPy and torch, which get their states back afterwards. So neither the number of
+    workers nor what was drawn before changes a sample. Sums differ between one thread and several, therefore the number
+    of threads is fixed too. An index without a seed is passed on as it is.
+
+    Args:
+        dataset: a MONAI data set with a `transform`, e.g. a `CacheDataset`.
+        num_threads: torch threads while a sample is made; 1 is what PyTorch's worker processes have.
+
+    Raises:
+        TypeError: the data set's transform cannot be given a random state.
+    """
+
+    def __init__(self, dataset: Any, num_threads: int = 1) -> None:
+        if not hasattr(getattr(dataset, "transform", None), "set_random_state"):
+            raise TypeError(
+                f"SeededSamples needs a data set whose transform has set_random_state, e.g. monai.transforms.Compose; "
+                f"found {type(dataset).__name__}"
+            )
+        self.dataset = dataset
+        self.num_threads = num_threads
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if not isinstance(index, SampleIndex):
+            return self.dataset[index]
+        with _drawn_from(index.seed), _threads(self.num_threads):
+            self.dataset.transform.set_random_state(index.seed)
+            return self.dataset[int(index)]
+
+
+@contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    """Seed the global generators of the CPU, and put them back."""
+    python, legacy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  what transforms that ignore their own generator draw from
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch CUDA, which a worker must not
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(torchs)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if before == number:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -114,7 +114,7 @@ def _interpolate(values: torch.Tensor, axis: int, taps: np.ndarray, weights: np.
     index = torch.from_numpy(taps).to(values.device)
     shape = [1] * values.ndim
     shape[axis] = -1
-    factor = torch.from_numpy(weights).to(values.device, values.dtype).view(len(weights), *shape)
+    factor = torch.from_numpy(weights).to(values.dtype).to(values.device).view(len(weights), *shape)
     start = values.index_select(axis, index[0])
     if len(taps) == 2:
         # start + t · (end − start): a constant stays exactly constant. Three operations, none fused, so that a voxel's

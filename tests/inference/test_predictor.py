@@ -66,6 +66,15 @@ def test_a_saved_segmentation_has_the_scans_geometry_and_marks_the_right_voxels(
     assert "Research use only" in record["notice"]
 
 
+def test_a_segmentation_shows_itself(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    array = np.random.default_rng(0).normal(size=(12, 10, 8)).astype(np.float32)
+    seg = threshold_predictor().predict((array, tilted_affine()))
+    assert (tmp_path / "seg.png") == seg.show(tmp_path / "seg.png")
+    assert (tmp_path / "seg.png").read_bytes().startswith(b"\x89PNG")
+    assert (seg._repr_png_() or b"").startswith(b"\x89PNG")
+
+
 def test_every_kind_of_input_gives_the_same_labels(tmp_path: Path) -> None:
     array = np.random.default_rng(1).normal(size=(9, 12, 7)).astype(np.float32)
     affine = tilted_affine()

@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 BIN = $(VENV)/bin
+# setuptools remarks at length that folders of data files could be packages
+INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # without their dependencies: some of them ask for torchvision, which would replace torch
 PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wrapt humanize
 
@@ -26,7 +28,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
 	$(BIN)/python benchmarks/run_all.py
 
@@ -34,15 +36,15 @@ bench: $(VENV)/.test
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
+	$(INSTALL) $(TORCH_ARGS) torch
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
+	$(INSTALL) --editable '.[train]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/.demo
 
 clean:

@@ -22,7 +22,7 @@ def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: fl
     Being traced, exported, compiled or on another device, the plain function is used.
     """
     if x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+        return torch.instance_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
     if x.is_contiguous() or x[0, 0].numel() == 1:
         # torch.group_norm, as F.group_norm refuses the map of a single voxel, whose normalised value is 0
         return torch.group_norm(x, x.shape[1], weight, bias, eps)

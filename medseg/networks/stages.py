@@ -1,7 +1,7 @@
 """One resolution level of an encoder-decoder network: convolutions on the way down, or on the way up with a skip."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from medseg.networks.blocks import (
     pad_to,
     transposed_convolution,
 )
+
+Fit = Literal["exact", "crop", "pad"]
 
 
 def convolutions(
@@ -44,22 +46,25 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     """Raise the resolution, join the skip of the same resolution (skip first), then convolve.
 
-    A skip larger than the upsampled map is cropped at its centre (valid convolutions); with `pads_odd` the upsampled
-    map is padded to the skip instead, which lets odd sizes through.
+    Args:
+        upsample: from the coarser map.
+        convolutions: of the joined maps.
+        fit: `"crop"` cuts the skip at its centre to the upsampled map (valid convolutions), `"pad"` pads the upsampled
+            map to the skip (which lets odd sizes through), `"exact"` needs neither.
     """
 
-    def __init__(self, upsample: nn.Module, convolutions: nn.Module, pads_odd: bool = False) -> None:
+    def __init__(self, upsample: nn.Module, convolutions: nn.Module, fit: Fit = "exact") -> None:
         super().__init__()
         self.upsample = upsample
         self.convolutions = convolutions
-        self.pads_odd = pads_odd
+        self.fit = fit
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return the features of this stage, at the resolution of `skip` (less the valid convolutions' margin)."""
         x = self.upsample(x)
-        if self.pads_odd:
+        if self.fit == "pad":
             x = pad_to(x, skip.shape[2:])
-        else:
+        elif self.fit == "crop":
             skip = centre_crop(skip, x.shape[2:])
         return self.convolutions(torch.cat([skip, x], dim=1))
 

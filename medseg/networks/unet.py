@@ -12,7 +12,7 @@ from medseg.networks.heads import HeadKind, make_head
 from medseg.networks.initialization import Initialization, initialize
 from medseg.networks.normalization import Norm
 from medseg.networks.residual import residual_chain
-from medseg.networks.stages import DecoderStage, EncoderStage, convolutions, make_upsample, max_pool
+from medseg.networks.stages import DecoderStage, EncoderStage, Fit, convolutions, make_upsample, max_pool
 from medseg.networks.u_shape import UShape
 
 
@@ -100,6 +100,7 @@ class UNet(UShape):
             else:
                 encoder.append(_plain_stage(shape, i, width, count, downsampling == "strided", block))
             width = c
+        fit: Fit = "crop" if padding == "valid" else "pad" if odd_sizes == "pad" else "exact"
         decoder, decoder_channels = [], []
         for i in reversed(range(len(shape.strides))):
             c = shape.channels[i]
@@ -117,7 +118,7 @@ class UNet(UShape):
             width = shape.channels[max(i - 1, 0)] if upsampling == "linear" else c
             widths = (c,) * (up_counts[i] - 1) + (width,)
             body = convolutions(spatial_dims, joined, widths, shape.kernels[i], **block)
-            decoder.append(DecoderStage(up, body, pads_odd=odd_sizes == "pad"))
+            decoder.append(DecoderStage(up, body, fit))
             decoder_channels.append(width)
         super().__init__(
             nn.ModuleList(encoder),

@@ -79,7 +79,7 @@ class UNet3D(UShape):
             c = shape.channels[i]
             up = make_upsample(upsampling, spatial_dims, width, width, shape.strides[i], bias=upsampling_bias)
             body = convolutions(spatial_dims, width + c, (c, c), shape.kernels[i], **block)
-            decoder.append(DecoderStage(up, body))
+            decoder.append(DecoderStage(up, body, "crop" if padding == "valid" else "exact"))
             width = c
         super().__init__(
             nn.ModuleList(encoder),

@@ -42,6 +42,9 @@ def predict(
         list[Path] | None, typer.Option(help="Weights to use instead of the bundle's own; several are an ensemble.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    backend: Annotated[
+        Literal["auto", "torch", "openvino"], typer.Option(help="What runs the network; openvino is an extra.")
+    ] = "auto",
     precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Arithmetic of the network.")] = "fp32",
     max_ram: Annotated[str | None, typer.Option(help="Most memory to use, e.g. 4GB; refused if it cannot be.")] = None,
     tta: Annotated[
@@ -67,6 +70,7 @@ def predict(
         bundle,
         weights=weights or None,
         device=device,
+        backend=backend,
         precision=precision,
         max_ram=max_ram,
         tta=tta,
@@ -77,14 +81,15 @@ def predict(
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("predicting", total=None)
+        scans, tiles = bar.add_task("scans", total=None), bar.add_task("tiles", total=None)
+        predictor.on_tiles = lambda done, total: bar.update(tiles, completed=done, total=total)
         results = predict_files(
             predictor,
             inputs,
             out,
             format=format,
             overwrite=overwrite,
-            on_case=lambda result, number, total: bar.update(task, completed=number + 1, total=total),
+            on_case=lambda result, number, total: bar.update(scans, completed=number + 1, total=total),
         )
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2))

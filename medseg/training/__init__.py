@@ -2,30 +2,37 @@
 
 from medseg.training.averaging import AveragedNetwork, WeightAveraging
 from medseg.training.checkpoint import Checkpointing
+from medseg.training.deep_supervision import DeepSupervision
+from medseg.training.history import TrainingHistory
 from medseg.training.initial_weights import load_initial_weights
 from medseg.training.iteration_update import EvaluationUpdate, TrainingUpdate
 from medseg.training.learning_rate import PolynomialWarmUp
-from medseg.training.precision import resolve_precision
+from medseg.training.precision import gradient_scaler, resolve_precision
 from medseg.training.processes import ShareSampler, distribute, end_processes, process_device, start_processes
 from medseg.training.progress import TrainingProgress
 from medseg.training.record import TrainingRecord
 from medseg.training.sampling import SampleIndex, SeededSampler, SeededSamples
+from medseg.training.tensorboard import TensorBoardHistory
 
 __all__ = [
     "AveragedNetwork",
     "Checkpointing",
+    "DeepSupervision",
     "EvaluationUpdate",
     "PolynomialWarmUp",
     "SampleIndex",
     "SeededSampler",
     "SeededSamples",
     "ShareSampler",
+    "TensorBoardHistory",
+    "TrainingHistory",
     "TrainingProgress",
     "TrainingRecord",
     "TrainingUpdate",
     "WeightAveraging",
     "distribute",
     "end_processes",
+    "gradient_scaler",
     "load_initial_weights",
     "process_device",
     "resolve_precision",

@@ -27,17 +27,25 @@ class TrainingUpdate:
     reaches the loss as its third argument.
 
     Args:
-        precision: `auto`, `fp32` or `bf16` (see `resolve_precision`). The loss is computed in fp32 in any case.
+        precision: `auto`, `fp32`, `bf16` or `fp16` (see `resolve_precision`). The loss is computed in fp32 in any case.
         channels_last: lay images out channels last, which CPUs' and GPUs' convolutions prefer.
         max_grad_norm: clip the gradient's norm to this value; None leaves it alone.
+        scaler: scales fp16 gradients (see `gradient_scaler`); None for none. Checkpoint it.
 
     Returns (the call): `image, label, pred, loss` as MONAI's step does.
     """
 
-    def __init__(self, precision: str = "auto", channels_last: bool = True, max_grad_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        precision: str = "auto",
+        channels_last: bool = True,
+        max_grad_norm: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         self.precision = precision
         self.channels_last = channels_last
         self.max_grad_norm = max_grad_norm
+        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
         image, label = _moved(batch, Keys.IMAGE, engine), _moved(batch, Keys.LABEL, engine)
@@ -54,11 +62,13 @@ class TrainingUpdate:
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.output[Keys.LOSS] = engine.loss_function(engine.state.output[Keys.PRED], targets, *weight)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        engine.state.output[Keys.LOSS].backward()
+        self.scaler.scale(engine.state.output[Keys.LOSS]).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self.max_grad_norm is not None:
+            self.scaler.unscale_(engine.optimizer)
             torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
-        engine.optimizer.step()
+        self.scaler.step(engine.optimizer)
+        self.scaler.update()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
@@ -69,7 +79,7 @@ class EvaluationUpdate:
     The prediction carries the image's geometry, so that it can be restored to the scan's native grid.
 
     Args:
-        precision: `auto`, `fp32` or `bf16` (see `resolve_precision`).
+        precision: `auto`, `fp32`, `bf16` or `fp16` (see `resolve_precision`).
     """
 
     def __init__(self, precision: str = "fp32") -> None:

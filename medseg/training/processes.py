@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import torch
 import torch.distributed
@@ -56,7 +57,12 @@ def distribute(network: torch.nn.Module) -> torch.nn.Module:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return network
     device = next(network.parameters()).device
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    unused: Any = getattr(
+        network, "unused_parameters", tuple
+    )  # of medseg's networks: heads the forward pass leaves out
+    return DistributedDataParallel(
+        network, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=bool(unused())
+    )
 
 
 class ShareSampler(Sampler):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ignite.engine import Engine, Events
-from monai.utils.enums import CommonKeys as Keys
 from tqdm.auto import tqdm
+
+from medseg.training.history import last_loss
+from medseg.training.processes import is_main_process
 
 
 class TrainingProgress:
@@ -23,6 +25,8 @@ class TrainingProgress:
 
     def attach(self, engine: Engine) -> None:
         """Follow `engine`, a MONAI trainer."""
+        if not is_main_process():
+            return
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
         engine.add_event_handler(Events.COMPLETED, self._close)
@@ -35,8 +39,7 @@ class TrainingProgress:
     def _advance(self, engine: Engine) -> None:
         if self._bar is None:
             return
-        output = engine.state.output
-        loss = float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
+        loss = last_loss(engine)
         self._loss = loss if self._loss is None else self._loss + self.smoothing * (loss - self._loss)
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", "loss": f"{self._loss:.4f}"}
         metrics = self.evaluator.state.metrics if self.evaluator is not None else {}

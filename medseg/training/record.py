@@ -19,6 +19,7 @@ from ignite.engine import Engine, Events
 import medseg
 from medseg.plan import Plan
 from medseg.training.precision import resolve_precision
+from medseg.training.processes import is_main_process
 from medseg.volumes import atomic
 
 RECORD_NAME = "training.json"
@@ -56,6 +57,8 @@ class TrainingRecord:
 
     def attach(self, engine: Engine) -> None:
         """Record the training `engine` runs."""
+        if not is_main_process():
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._write)
 

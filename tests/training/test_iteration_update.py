@@ -72,6 +72,20 @@ def test_bf16_on_the_cpu_is_close_to_fp32_and_not_equal():
     assert rounded == pytest.approx(exact, rel=0.03)
 
 
+def test_gradient_scaling_keeps_the_step_and_skips_overflows():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaled, _ = train_once(batch(), precision="fp32", channels_last=False, scaler=scaler, max_grad_norm=0.5)
+    plain, _ = train_once(batch(), precision="fp32", channels_last=False, max_grad_norm=0.5)
+    for a, b in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    overflowing = batch()
+    overflowing["image"][0, 0, 0, 0, 0] = float("inf")
+    skipped, _ = train_once(overflowing, precision="fp32", channels_last=False, scaler=scaler)
+    for a, b in zip(skipped.parameters(), small_network().parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert scaler.get_scale() == 2.0**9
+
+
 def test_evaluation_keeps_geometry_and_equals_the_network():
     from monai.data import MetaTensor
 

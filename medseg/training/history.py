@@ -1,0 +1,149 @@
+"""The course of a training as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.utils.enums import CommonKeys as Keys
+from torch.optim import Optimizer
+
+from medseg.figures.canvas import label_color, new_figure, save_png
+from medseg.training.processes import is_main_process
+from medseg.volumes import atomic
+
+Row = dict[str, float]
+
+
+class TrainingHistory:
+    """Keep `history.csv` up to date after every epoch and `training.png` after every validation, in `output_dir`.
+
+    A row holds the step, the epoch (a fraction where validation comes inside one), the mean training loss since the row
+    before, the learning rate, and the validation metrics, if any. A resumed training goes on with the rows up to its
+    checkpoint. Without matplotlib there is no picture and one warning says so. Only the first process writes.
+
+    Args:
+        output_dir: the run's folder.
+        optimizer: whose learning rate (of the first parameter group) is noted.
+        evaluator: validation engine whose metrics are noted; None for none.
+    """
+
+    def __init__(self, output_dir: str | Path, optimizer: Optimizer, evaluator: Engine | None = None) -> None:
+        self.output_dir = Path(output_dir)
+        self.optimizer = optimizer
+        self.evaluator = evaluator
+        self.rows: list[Row] = []
+        self._losses: list[float] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Follow `engine`, a MONAI trainer."""
+        if not is_main_process():
+            return
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._end_validation, engine)
+
+    def _start(self, engine: Engine) -> None:
+        earlier = read_history(self.output_dir / "history.csv") if engine.state.iteration else []
+        self.rows = [row for row in earlier if row["step"] <= engine.state.iteration]
+
+    def _note_loss(self, engine: Engine) -> None:
+        self._losses.append(last_loss(engine))
+
+    def _end_epoch(self, engine: Engine) -> None:
+        self._row(engine)
+        write_history(self.output_dir / "history.csv", self.rows)
+
+    def _end_validation(self, evaluator: Engine, engine: Engine) -> None:
+        metrics = {name: float(value) for name, value in evaluator.state.metrics.items() if _is_number(value)}
+        self._row(engine).update(metrics)
+        write_history(self.output_dir / "history.csv", self.rows)
+        try:
+            draw_history(self.rows, self.output_dir / "training.png")
+        except ImportError as error:
+            warnings.warn(f"training.png is not drawn: {error}", stacklevel=2)
+
+    def _row(self, engine: Engine) -> Row:
+        """The row of this step, which an epoch's end and a validation share."""
+        step = engine.state.iteration
+        if not self.rows or self.rows[-1]["step"] != step:
+            self.rows.append({"step": step, "epoch": round(step / (engine.state.epoch_length or 1), 4)})
+        if self._losses:
+            self.rows[-1]["loss"] = math.fsum(self._losses) / len(self._losses)
+            self._losses.clear()
+        self.rows[-1]["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        return self.rows[-1]
+
+
+def read_history(path: Path) -> list[Row]:
+    """The rows of a `history.csv`; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+
+
+def write_history(path: Path, rows: list[Row]) -> None:
+    """Write all rows, each column from the first row that has it."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw_history(rows: list[Row], path: Path) -> Path:
+    """Draw the loss with the learning rate, and the validation metrics, over the epochs.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = new_figure(10, 3.8)
+    left, right = figure.subplots(1, 2)
+    _plot(left, rows, "loss", "#222222", "loss")
+    left.set(xlabel="epoch", ylabel="training loss")
+    rate = left.twinx()
+    _plot(rate, rows, "learning_rate", "#999999", "learning rate", linestyle=":")
+    rate.set_ylabel("learning rate", color="#777777")
+    rate.set_ylim(bottom=0)
+    names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in _OWN]
+    key = names[0] if names else ""
+    for position, name in enumerate(names):
+        label = name.removeprefix(f"{key}_") if position else key
+        color = label_color(position - 1) if position else "#222222"
+        _plot(right, rows, name, color, f"{label} {_last(rows, name):.4f}", marker=".")
+    right.set(xlabel="epoch", ylabel="validation")
+    right.grid(alpha=0.3)
+    if names:
+        right.legend(loc="best", fontsize=8)
+    figure.tight_layout()
+    return save_png(figure, path)
+
+
+_OWN = ("step", "epoch", "loss", "learning_rate")
+
+
+def last_loss(engine: Engine) -> float:
+    """The loss of a MONAI trainer's last step, whether its output is decollated or not."""
+    output = engine.state.output
+    return float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
+
+
+def _plot(axes: Any, rows: list[Row], name: str, color: str, label: str, **style: Any) -> None:
+    points = [(row["epoch"], row[name]) for row in rows if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), color=color, label=label, linewidth=1.3, **style)
+
+
+def _last(rows: list[Row], name: str) -> float:
+    return next(row[name] for row in reversed(rows) if name in row)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (hasattr(value, "numel") and value.numel() == 1)

@@ -1,0 +1,130 @@
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from medseg.training import TensorBoardHistory, TrainingHistory
+from medseg.training.history import read_history
+from medseg.training.tensorboard import case_pictures
+
+LOSSES = [4.0, 2.0, 1.0, 3.0, 0.5, 1.5]
+
+
+def engines(directory: Path, validate_every: int, resume_at: int = 0) -> tuple[Engine, Engine]:
+    """A trainer of two steps an epoch whose losses are known, with an evaluator whose Dice is step / 10."""
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+
+    def step(engine: Engine, batch: object) -> dict[str, torch.Tensor]:
+        optimizer.param_groups[0]["lr"] = 1 / engine.state.iteration
+        network(torch.ones(2)).backward()
+        return {"loss": torch.tensor(LOSSES[engine.state.iteration - 1])}
+
+    def evaluate(engine: Engine, batch: object) -> list[dict[str, torch.Tensor]]:
+        volume = torch.zeros(1, 4, 5, 3)
+        return [{"image": volume + torch.rand(1, 4, 5, 3), "label": volume + 1, "pred": volume + 2}]
+
+    trainer, evaluator = Engine(step), Engine(evaluate)
+    trainer.state.epoch_length, trainer.state.max_epochs = 2, None
+
+    @evaluator.on(Events.EPOCH_COMPLETED)
+    def score() -> None:
+        evaluator.state.metrics = {"dice": trainer.state.iteration / 10, "dice_a": 0.5, "cases": "no number"}
+        evaluator.state.metrics.pop("cases")
+
+    TrainingHistory(directory, optimizer, evaluator).attach(trainer)
+    TensorBoardHistory(directory, optimizer, evaluator, network).attach(trainer)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(every=validate_every), lambda: evaluator.run([0], max_epochs=1)
+    )
+    return trainer, evaluator
+
+
+def train(directory: Path, epochs: int, validate_every: int = 2) -> None:
+    trainer, _ = engines(directory, validate_every)
+    trainer.run([0, 0], max_epochs=epochs)
+
+
+def events(directory: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_the_table_holds_mean_losses_rates_and_metrics(tmp_path):
+    train(tmp_path, 3, validate_every=4)
+    rows = read_history(tmp_path / "history.csv")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert [row["loss"] for row in rows] == [3.0, 2.0, 1.0]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1 / 2, 1 / 4, 1 / 6])
+    assert [row.get("dice") for row in rows] == [None, 0.4, None]
+    with (tmp_path / "history.csv").open() as stream:
+        assert next(csv.reader(stream)) == ["step", "epoch", "loss", "learning_rate", "dice", "dice_a"]
+
+
+def test_validations_inside_an_epoch_have_their_own_rows(tmp_path):
+    train(tmp_path, 3, validate_every=3)
+    rows = read_history(tmp_path / "history.csv")
+    assert [(row["step"], row["epoch"], row["loss"]) for row in rows] == [
+        (2, 1, 3.0), (3, 1.5, 1.0), (4, 2, 3.0), (6, 3, 1.0)
+    ]  # fmt: skip
+
+
+def test_the_picture_is_there_after_every_validation(tmp_path):
+    from matplotlib.image import imread
+
+    train(tmp_path, 1)
+    first = imread(tmp_path / "training.png")
+    assert first.std() > 0.05  # not a blank page
+    train(tmp_path, 3)
+    assert not np.array_equal(first, imread(tmp_path / "training.png"))
+
+
+def test_a_resumed_training_goes_on_with_the_rows_of_its_checkpoint(tmp_path):
+    train(tmp_path, 3)
+    whole = read_history(tmp_path / "history.csv")
+    trainer, _ = engines(tmp_path, 2)
+    trainer.load_state_dict({"epoch": 1, "epoch_length": 2, "max_epochs": 3})
+    trainer.run([0, 0], max_epochs=3)
+    assert read_history(tmp_path / "history.csv") == whole
+    train(tmp_path, 1)  # afresh: nothing of the earlier one stays
+    assert len(read_history(tmp_path / "history.csv")) == 1
+
+
+def test_without_matplotlib_the_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.warns(UserWarning, match=r"training\.png is not drawn: pictures need matplotlib"):
+        train(tmp_path, 1)
+    assert read_history(tmp_path / "history.csv")
+    assert not (tmp_path / "training.png").exists()
+
+
+def test_tensorboard_holds_every_step_and_validation(tmp_path):
+    train(tmp_path, 3)
+    found = events(tmp_path)
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == list(enumerate(LOSSES, start=1))
+    rates = [e.value for e in found.Scalars("train/learning_rate")]
+    assert rates == pytest.approx([1 / step for step in range(1, 7)])
+    assert [e.value for e in found.Scalars("validation/dice")] == pytest.approx([0.2, 0.4, 0.6])
+    assert len(found.Scalars("validation/dice_a")) == 3
+    assert set(found.Tags()["images"]) == {"validation/image", "validation/label", "validation/pred"}
+    assert {"weights/weight", "gradients/weight", "gradients/bias"} <= set(found.Tags()["histograms"])
+
+
+def test_pictures_show_the_slice_with_most_of_the_reference():
+    label = torch.zeros(1, 4, 6, 5)
+    label[0, 1, 2, 3] = 1
+    logits = torch.zeros(3, 4, 6, 5)
+    logits[2, :, 0, 3] = 1  # class 2 along one row of that slice
+    logits[0, :, 1:, :] = 1
+    pictures = case_pictures([{"label": label, "pred": logits}])
+    coloured = (pictures["label"] > 0).any(-1)
+    assert coloured.shape == (6, 4)
+    assert np.argwhere(coloured).tolist() == [[2, 1]]
+    assert np.argwhere((pictures["pred"] > 0).any(-1)).tolist() == [[0, i] for i in range(4)]
+    assert len({tuple(pictures[name][coloured if name == "label" else 0][0]) for name in pictures}) == 2

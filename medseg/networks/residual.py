@@ -52,7 +52,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output (B, out_channels, …)."""
-        return self.act(self.conv2(self.conv1(x)) + self.shortcut(x))
+        y = self.conv2(self.conv1(x))
+        y += self.shortcut(x)
+        return self.act(y)
 
 
 def residual_chain(

@@ -59,14 +59,27 @@ class DecoderStage(nn.Module):
         self.convolutions = convolutions
         self.fit = fit
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Return the features of this stage, at the resolution of `skip` (less the valid convolutions' margin)."""
+    def forward(self, x: Tensor, skip: Tensor | list[Tensor]) -> Tensor:
+        """Return the features of this stage, at the resolution of `skip` (less the valid convolutions' margin).
+
+        Args:
+            x: the coarser map (B, C, …).
+            skip: the encoder's map, or a list whose last entry it is. The entry is taken off, so that without gradients
+                the map is freed as soon as it has been joined (a fifth of the peak of a U-Net).
+        """
+        x = self.join(x, skip.pop() if isinstance(skip, list) else skip)
+        for block in self.convolutions.children():
+            x = block(x)
+        return x
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Return the skip and the upsampled `x` as one map."""
         x = self.upsample(x)
         if self.fit == "pad":
             x = pad_to(x, skip.shape[2:])
         elif self.fit == "crop":
             skip = centre_crop(skip, x.shape[2:])
-        return self.convolutions(torch.cat([skip, x], dim=1))
+        return torch.cat([skip, x], dim=1)
 
 
 def max_pool(spatial_dims: int, stride: Sequence[int]) -> nn.Module:

@@ -94,6 +94,6 @@ class UShape(nn.Module):
         x = maps.pop()
         decoded: list[Tensor] = []
         for stage in self.decoder:
-            x = self._run(stage, x, maps.pop())
+            x = self._run(stage, x, maps.pop()) if self.activation_checkpointing else stage(x, maps)
             decoded = [x, *decoded] if keep_all else [x]
         return decoded

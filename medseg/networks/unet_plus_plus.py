@@ -27,7 +27,10 @@ class NestedNode(nn.Module):
 
     def forward(self, coarser: Tensor, *same_level: Tensor) -> Tensor:
         """Return the node's map at the resolution of `same_level`."""
-        return self.convolutions(torch.cat([self.upsample(coarser), *same_level], dim=1))
+        x = torch.cat([self.upsample(coarser), *same_level], dim=1)
+        for block in self.convolutions.children():
+            x = block(x)  # without gradients the joined maps are freed after the first
+        return x
 
 
 class UNetPlusPlus(nn.Module):

@@ -51,7 +51,7 @@ def test_nodes_see_every_older_node_of_their_level_and_the_one_below():
     inputs = {name: node.convolutions[0].conv.in_channels for name, node in network.nodes.items()}
     assert inputs == {"0_1": 2 + 2, "1_1": 3 + 3, "0_2": 2 + 2 + 2}
     node, seen = network.nodes["0_2"], []
-    node.convolutions.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    node.convolutions[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     coarse, first, second = torch.randn(1, 3, 2, 2), torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4)
     node(coarse, first, second)
     assert torch.equal(seen[0], torch.cat([node.upsample(coarse), first, second], 1))

@@ -86,7 +86,7 @@ def read_history(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
+        return [{name: _parsed(value) for name, value in row.items() if value} for row in csv.DictReader(stream)]
 
 
 def write_history(path: Path, rows: list[Row]) -> None:
@@ -143,6 +143,10 @@ def _plot(axes: Any, rows: list[Row], name: str, color: str, label: str, **style
 
 def _last(rows: list[Row], name: str) -> float:
     return next(row[name] for row in reversed(rows) if name in row)
+
+
+def _parsed(value: str) -> float:
+    return int(value) if value.isdecimal() else float(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -68,8 +68,9 @@ class TrainingRecord:
     def _write(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        with atomic.replacing(self.output_dir / WEIGHTS_NAME) as temporary:
-            torch.save(state, temporary)
+        # through an open file: given a path, torch writes the temporary name into it, and equal weights differ
+        with atomic.replacing(self.output_dir / WEIGHTS_NAME) as temporary, temporary.open("wb") as stream:
+            torch.save(state, stream)
         record = self._record(engine)
         for name, value in ((RECORD_NAME, record), ("plan.json", self.plan.to_dict())):
             with atomic.replacing(self.output_dir / name) as temporary:

@@ -20,6 +20,10 @@ def test_writes_plain_weights_and_their_record(tmp_path, plan):
 
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
+    first = (tmp_path / "run" / "model.pt").read_bytes()
+    TrainingRecord(tmp_path / "again", network, plan, cases, {}).attach(engine)
+    engine.run([0, 1, 2], max_epochs=2)
+    assert (tmp_path / "again" / "model.pt").read_bytes() == first  # equal weights are equal files
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["weights_sha256"] == hashlib.sha256((tmp_path / "run" / "model.pt").read_bytes()).hexdigest()
     assert (record["epochs"], record["steps"], record["settings"]["seed"]) == (2, 6, 7)

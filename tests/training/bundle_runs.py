@@ -1,0 +1,65 @@
+"""Tiny trainings of the phantom bundle as users start them: in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from medseg.datasets import generate_phantoms, read_manifest
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+
+
+def tiny_bundle(root: Path) -> Path:
+    """The phantom bundle with a small network, and six small phantoms: four to train on, one to validate."""
+    folder = root / "phantom_cells_segmentation"
+    shutil.copytree(BUNDLES / folder.name, folder, ignore=shutil.ignore_patterns("models"))
+    plan_file = folder / "configs" / "plan.json"
+    plan = json.loads(plan_file.read_text())
+    plan["network"]["arguments"] |= {"channels": [4, 8, 8], "strides": [2, 2]}
+    plan["patch"] = plan["tile"] = [16, 16, 16]
+    plan_file.write_text(json.dumps(plan))
+    generate_phantoms(root / "data", num_cases=6, seed=5, shape=(24, 24, 16))
+    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    manifest["cases"] = [f"phantom_{n:03d}" for n in range(6)]
+    manifest["folds"] = {0: ["phantom_005"], 1: ["phantom_004"], 2: [f"phantom_{n:03d}" for n in range(4)]}
+    (root / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    return folder
+
+
+def command(
+    bundle: Path, output_dir: Path, *configs: str, launcher: Sequence[str] = (sys.executable,), **overrides: object
+) -> list[str]:
+    """What a user types, for the configs `train` and whatever lies over it."""
+    files = [str(bundle / "configs" / f"{name}.json") for name in ("train", *configs)]
+    given = {
+        "config_file": str(files) if configs else files[0],
+        "meta_file": bundle / "configs" / "metadata.json",
+        "logging_file": bundle / "configs" / "logging.conf",
+        "bundle_root": bundle,
+        "dataset_dir": bundle.parent / "data",
+        "manifest#name_or_path": bundle.parent / "manifest.yaml",
+        "output_dir": output_dir,
+        "precision": "fp32",
+        "val_interval": 2,
+        **overrides,
+    }
+    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    return [*launcher, "-m", "monai.bundle", "run", *options]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread, wherever the tests run: sums differ between one and two."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+
+
+def run(arguments: Sequence[str]) -> str:
+    """Run to the end, which must be a good one; returns what was printed."""
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr

@@ -21,7 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Get or adopt a dataset and verify it.", no_args_is_help=True, rich_markup_mode=None)
-bundle = typer.Typer(help="Promote weights into a bundle, verify it.", no_args_is_help=True, rich_markup_mode=None)
+bundle = typer.Typer(
+    help="Promote weights into a bundle, verify it, export its network.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data, name="data")
 app.add_typer(bundle, name="bundle")
 
@@ -186,6 +188,21 @@ def verify(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")]
             print(f"{'ok' if check.passed else 'FAILED':8}{check.name}: {check.message}")
     if not all(check.passed for check in checks):
         raise MedsegError(f"{bundle}: {sum(not c.passed for c in checks)} of {len(checks)} checks failed")
+
+
+@bundle.command(
+    "export",
+    epilog="Example: medseg bundle export bundles/hippocampus_unet3d_segmentation --format onnx --out net.onnx",
+)
+def export(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    format: Annotated[Literal["torchscript", "onnx", "safetensors"], typer.Option(help="What to write.")],
+    out: Annotated[Path, typer.Option(help="The file; its ending must be the format's.")],
+) -> None:
+    """Write the network with its weights for other runtimes."""
+    from medseg.bundle import export as export_bundle
+
+    print(export_bundle(bundle, format, out))
 
 
 @app.command(epilog="Example: medseg demo --out demo")

@@ -1,8 +1,9 @@
-"""Bundles: loading without running their code, promoting weights, verifying."""
+"""Bundles: loading without running their code, promoting weights, verifying, exporting."""
 
+from medseg.bundle.export import export
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load, load_network
 from medseg.bundle.promote import promote
 from medseg.bundle.verify import verify
 
-__all__ = ["BundleFolder", "load", "load_network", "promote", "verify"]
+__all__ = ["BundleFolder", "export", "load", "load_network", "promote", "verify"]

@@ -118,7 +118,7 @@ def draw_history(rows: list[Row], path: Path) -> Path:
         label = name.removeprefix(f"{key}_") if position else key
         color = label_color(position - 1) if position else "#222222"
         _plot(right, rows, name, color, f"{label} {_last(rows, name):.4f}", marker=".")
-    right.set(xlabel="epoch", ylabel="validation")
+    right.set(xlabel="epoch", ylabel="validation", xlim=left.get_xlim())
     right.grid(alpha=0.3)
     if names:
         right.legend(loc="best", fontsize=8)

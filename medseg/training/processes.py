@@ -93,6 +93,12 @@ def is_main_process() -> bool:
     return not grouped or torch.distributed.get_rank() == 0
 
 
+def process_count() -> int:
+    """How many processes train together."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if grouped else 1
+
+
 def barrier() -> None:
     """Wait for the other processes of the group, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

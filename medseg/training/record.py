@@ -19,7 +19,7 @@ from ignite.engine import Engine, Events
 import medseg
 from medseg.plan import Plan
 from medseg.training.precision import resolve_precision
-from medseg.training.processes import is_main_process
+from medseg.training.processes import is_main_process, process_count
 from medseg.volumes import atomic
 
 RECORD_NAME = "training.json"
@@ -54,6 +54,7 @@ class TrainingRecord:
         self.settings = dict(settings)
         self.evaluator = evaluator
         self._started = 0.0
+        self._first_epoch = 0
 
     def attach(self, engine: Engine) -> None:
         """Record the training `engine` runs."""
@@ -62,8 +63,9 @@ class TrainingRecord:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.COMPLETED, self._write)
 
-    def _start(self) -> None:
+    def _start(self, engine: Engine) -> None:
         self._started = time.monotonic()
+        self._first_epoch = engine.state.epoch
 
     def _write(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,8 @@ class TrainingRecord:
             "cases": len(self.cases),
             "data_sha256": data_checksum(self.cases),
             "validation": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
+            "processes": process_count(),
+            "resumed_at_epoch": self._first_epoch or None,  # then the minutes are those since
             "minutes": round((time.monotonic() - self._started) / 60, 1),
             "precision": resolve_precision(str(self.settings.get("precision", "fp32")), device),
             "machine": machine(device),

@@ -27,6 +27,7 @@ def test_writes_plain_weights_and_their_record(tmp_path, plan):
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["weights_sha256"] == hashlib.sha256((tmp_path / "run" / "model.pt").read_bytes()).hexdigest()
     assert (record["epochs"], record["steps"], record["settings"]["seed"]) == (2, 6, 7)
+    assert (record["processes"], record["resumed_at_epoch"]) == (1, None)
     assert record["plan_digest"] == plan.digest
     lines = "".join(
         f"{n} {hashlib.sha256(b).hexdigest()}\n" for n, b in (("a.nii.gz", b"image"), ("b.nii.gz", b"label"))

@@ -1,0 +1,86 @@
+"""Each recipe is an overlay of train.json: what it names is what trains, and its checkpoints resume."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from training.bundle_runs import BUNDLES, tiny_bundle
+
+from medseg.losses import DeepSupervisionLoss, WeightedCrossEntropyLoss
+from medseg.training import DeepSupervision
+from medseg.training.history import read_history
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("recipes"))
+
+
+def workflow(bundle: Path, recipe: str, **overrides: object) -> ConfigWorkflow:
+    configs = bundle / "configs"
+    made = ConfigWorkflow(
+        workflow_type="train",
+        config_file=[str(configs / "train.json"), str(configs / f"recipe_{recipe}.json")],
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(bundle.parent / "data"),
+        output_dir=str(bundle.parent / recipe),
+        precision="fp32",
+        **{"manifest#name_or_path": str(bundle.parent / "manifest.yaml")},
+        **overrides,
+    )
+    made.initialize()
+    return made
+
+
+def trained(bundle: Path, recipe: str, **overrides: object) -> ConfigWorkflow:
+    made = workflow(bundle, recipe, **overrides)
+    before = {name: value.clone() for name, value in made.parser.get_parsed_content("network").state_dict().items()}
+    made.run()
+    after = torch.load(bundle.parent / recipe / "model.pt", weights_only=True)
+    assert after.keys() == before.keys()  # no wrapper's names, no extra heads
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+    # without averaging the result is the network itself
+    network = made.parser.get_parsed_content("network").state_dict()
+    assert all(torch.equal(after[name], network[name]) for name in after)
+    return made
+
+
+def test_the_unet_papers(bundle):
+    made = trained(bundle, "unet2015", max_epochs=1)
+    optimizer = made.parser.get_parsed_content("optimizer")
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["momentum"], optimizer.param_groups[0]["lr"]) == (0.99, 0.001)
+    assert isinstance(made.trainer.loss_function, WeightedCrossEntropyLoss)
+
+
+def test_plateau_follows_the_validation_dice(bundle):
+    made = trained(bundle, "plateau", max_epochs=2, **{"lr_scheduler#patience": 1, "lr_scheduler#threshold": 10.0})
+    rows = read_history(bundle.parent / "plateau" / "history.csv")
+    assert len([row for row in rows if "val_mean_dice" in row]) == 8  # four steps an epoch, each validated
+    scheduler = made.parser.get_parsed_content("lr_scheduler")
+    # nothing grows elevenfold: the second bad validation in a row, the 3rd, 5th and 7th of 8, lowers the rate
+    assert scheduler.best == pytest.approx(rows[0]["val_mean_dice"])
+    assert rows[-1]["learning_rate"] == pytest.approx(1e-5 * 0.1**3)
+    resumed = workflow(bundle, "plateau", max_epochs=3, resume=True)
+    resumed.run()
+    assert resumed.parser.get_parsed_content("lr_scheduler").best == scheduler.best
+    assert json.loads((bundle.parent / "plateau" / "training.json").read_text())["resumed_at_epoch"] == 2
+
+
+def test_nnunets(bundle):
+    made = trained(bundle, "nnunet", max_epochs=1)
+    assert isinstance(made.trainer.network, DeepSupervision)
+    assert isinstance(made.trainer.loss_function, DeepSupervisionLoss)
+    assert made.trainer.optimizer.defaults["nesterov"]
+    state = torch.load(bundle.parent / "nnunet" / "checkpoints" / "training_checkpoint_1.pt", weights_only=True)
+    assert any(name.startswith("heads.1") for name in state["network"])  # a resumed training needs the extra heads
+
+
+@pytest.mark.parametrize("name", ["unet2015", "plateau", "nnunet"])
+def test_a_recipe_is_the_same_in_every_bundle(name):
+    texts = {file.read_text() for file in BUNDLES.glob(f"*/configs/recipe_{name}.json")}
+    assert len(texts) == 1

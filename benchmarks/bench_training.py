@@ -1,0 +1,137 @@
+"""Samples a second of training the hippocampus bundle, augmentation included, against MONAI's stock trainer.
+
+    python benchmarks/bench_training.py [--cases 8] [--repeats 5] [--workers 0] [--precision auto]
+
+The same network, loss, optimizer, patch and batch in both. medseg: the bundle's own random transforms, `SeededSamples`,
+`TrainingUpdate` (precision, channels last). MONAI: `SupervisedTrainer` as it comes (fp32, eager) with MONAI's
+equivalents of the transforms: `RandCropByLabelClassesd`, `Rand3DElasticd` with rotation and scaling, and the same
+intensity transforms. Cases are generated in the size of the data set's (36×50×35) and cached, so no disk is measured.
+One call is one epoch; further rows switch medseg's parts off one at a time. Medians of interleaved repeats.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import CacheDataset, DataLoader, MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.transforms import Compose, Rand3DElasticd, RandCropByLabelClassesd, SpatialPadd
+
+from medseg.losses import WeightedDiceCELoss
+from medseg.plan import Plan, read_plan
+from medseg.training import SeededSampler, SeededSamples, TrainingUpdate
+from medseg.transforms import LabelVoxelIndexd
+
+sys.path.insert(0, str(Path(__file__).parent))
+from timing import Row, interleaved_medians, print_table
+
+CONFIGS = Path(__file__).parents[1] / "bundles" / "hippocampus_unet3d_segmentation" / "configs"
+KEYS = ["image", "label"]
+Trainer = Callable[[], object]
+
+
+def cases(number: int) -> list[dict[str, MetaTensor]]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(number):
+        label = torch.zeros(1, 36, 50, 35, dtype=torch.uint8)
+        label[:, 10:26, 10:25, 10:25], label[:, 10:26, 25:40, 10:25] = 1, 2
+        image = torch.randn(label.shape, generator=generator) + label
+        made.append({"image": MetaTensor(image), "label": MetaTensor(label)})
+    return made
+
+
+def bundle_transforms(plan: Plan) -> tuple[list[Any], list[Any]]:
+    """The bundle's crop and deformation, and its intensity transforms."""
+    parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / "train.json")))
+    parser["plan"] = {"_target_": "medseg.read_plan", "path": str(CONFIGS / "plan.json")}
+    found = [
+        parser.get_parsed_content(f"train#random_transforms#{n}") for n in range(len(parser["train#random_transforms"]))
+    ]
+    return found[:2], found[2:]
+
+
+def monai_transforms(plan: Plan, spatial: list[Any]) -> list[Any]:
+    """MONAI's nearest to the bundle's crop and deformation: as often, as far."""
+    size = tuple(plan.patch)
+    crop = RandCropByLabelClassesd(
+        KEYS, "label", size, list(plan.crop_ratios or [1] * plan.out_channels), plan.out_channels, 1
+    )
+    deform = Rand3DElasticd(
+        KEYS, sigma_range=(6, 8), magnitude_range=(50, 150), prob=0.7, rotate_range=(0.35,) * 3,
+        scale_range=(0.25,) * 3, spatial_size=size, mode=("bilinear", "nearest"), padding_mode="border",
+    )  # fmt: skip
+    return [SpatialPadd(KEYS, size), crop, deform]
+
+
+def trainer(plan: Plan, loader: DataLoader, **options: Any) -> Trainer:
+    torch.manual_seed(0)
+    network = plan.create_network()
+    if "iteration_update" in options:
+        network = network.to(memory_format=torch.channels_last_3d)
+    engine = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=loader,
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3),
+        loss_function=WeightedDiceCELoss(),
+        decollate=False,
+        **options,
+    )
+    return engine.run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", default="auto")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    plan, data = read_plan(CONFIGS / "plan.json"), cases(arguments.cases)
+    spatial, intensity = bundle_transforms(plan)
+
+    def ours() -> DataLoader:
+        transforms = Compose([LabelVoxelIndexd("label"), *spatial, *intensity])
+        dataset = CacheDataset(data, transforms, copy_cache=False, num_workers=0, progress=False)
+        sampler = SeededSampler(dataset)
+        return DataLoader(
+            SeededSamples(dataset), batch_size=arguments.batch, sampler=sampler, num_workers=arguments.workers
+        )
+
+    def stock() -> DataLoader:
+        transforms = Compose([*monai_transforms(plan, spatial), *intensity])
+        dataset = CacheDataset(data, transforms, num_workers=0, progress=False)
+        return DataLoader(dataset, batch_size=arguments.batch, shuffle=True, num_workers=arguments.workers)
+
+    whole = f"medseg ({arguments.precision})"
+    reference = "MONAI stock (fp32)"
+    work: dict[str, Trainer] = {
+        whole: trainer(plan, ours(), iteration_update=TrainingUpdate(arguments.precision)),
+        reference: trainer(plan, stock()),
+        "medseg, fp32": trainer(plan, ours(), iteration_update=TrainingUpdate("fp32")),
+        "medseg, MONAI's transforms": trainer(plan, stock(), iteration_update=TrainingUpdate(arguments.precision)),
+        "medseg, samples alone": partial(list, ours()),
+        "MONAI, samples alone": partial(list, stock()),
+    }
+    seconds = interleaved_medians(work, arguments.repeats)
+    rows = [
+        Row("training", name, time / arguments.cases, seconds[reference] / time, f"speed-up over {reference}, a sample")
+        for name, time in seconds.items()
+    ]
+    print_table(rows)
+    ours_a_second, stock_a_second = (arguments.cases / seconds[name] for name in (whole, reference))
+    print(f"\n{whole}: {ours_a_second:.2f} samples/s; {reference}: {stock_a_second:.2f} samples/s")
+
+
+if __name__ == "__main__":
+    main()

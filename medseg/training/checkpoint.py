@@ -66,6 +66,8 @@ class Checkpointing:
         epoch, iteration = engine.state.epoch, engine.state.iteration
 
         def start(engine: Engine) -> None:
+            if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
+                return  # run once more, from where the first run ended
             # ignite begins again at 0 if nothing is left to do; put back, it goes straight to its end
             engine.state.epoch, engine.state.iteration = epoch, iteration
             if found is None and is_main_process() and (earlier := set_aside(self.directory)):

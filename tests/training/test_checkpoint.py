@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from medseg.errors import WeightsError
@@ -133,6 +133,16 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path, plan):
     finished = train(tmp_path, plan, 2, total=2)
     again = train(tmp_path, plan, 2, total=2, resume=True)
     assert all(torch.equal(finished[name], again[name]) for name in finished)
+
+
+def test_running_the_same_trainer_again_goes_on_and_loses_nothing(tmp_path, plan):
+    engine = Engine(lambda engine, batch: None)
+    Checkpointing(tmp_path, {}, plan).attach(engine)
+    engine.run([0, 0], max_epochs=2)
+    engine.state.max_epochs = 3
+    engine.run([0, 0])
+    assert engine.state.epoch == 3
+    assert [file.stem[-1] for file in checkpoint_files(tmp_path)] == ["2", "3"]
 
 
 def test_a_finished_training_can_be_extended(tmp_path, plan):

@@ -47,3 +47,11 @@ class EvaluationError(MedsegError, ValueError):
 
 class MemoryLimitError(MedsegError, MemoryError):
     """The work cannot be done within the memory allowed."""
+
+
+class OptionError(MedsegError, ValueError):
+    """An option of a command or function has a value that cannot be used."""
+
+
+class BackendError(MedsegError, ImportError):
+    """What should run the network is not installed."""

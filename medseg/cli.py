@@ -41,7 +41,8 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(help="Scans: files, folders, globs.", metavar="INPUT...")],
     out: Annotated[Path, typer.Option(help="Folder the segmentations go to.")],
     weights: Annotated[
-        list[Path] | None, typer.Option(help="Weights to use instead of the bundle's own; several are an ensemble.")
+        list[Path] | None,
+        typer.Option(help="Weights to use instead of the bundle's own; repeat the option for an ensemble."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     backend: Annotated[
@@ -99,9 +100,12 @@ def predict(
         for result in results:
             detail = result.message or " ".join(f"{k} {v:.2f} ml" for k, v in result.volumes_ml.items())
             print(f"{result.status:8}{result.case}  {detail}")
+            for warning in result.warnings:
+                print(f"medseg: {result.case}: warning: {warning}", file=sys.stderr)
     failed = sum(result.status == "failed" for result in results)
     if failed:
-        raise MedsegError(f"{failed} of {len(results)} scans failed; the others are in {out}")
+        rest = f"; the others are in {out}" if failed < len(results) else ""
+        raise MedsegError(f"{failed} of {len(results)} scans failed{rest}")
 
 
 @app.command(epilog="Example: medseg evaluate predictions references --out evaluation --labels hippocampus")
@@ -117,8 +121,8 @@ def evaluate(
         Literal["components", "brats", "em"] | None, typer.Option(help="Add object metrics of this kind.")
     ] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD in mm.")] = 1.0,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws, at least 2000.")] = 10000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws, at least 2000.", min=2000)] = 10000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     allow_missing: Annotated[bool, typer.Option(help="Leave out cases with a problem instead of stopping.")] = False,
     as_json: Json = False,
 ) -> None:

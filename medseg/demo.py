@@ -20,6 +20,8 @@ from medseg.inference import predict_files
 from medseg.volumes import read_label_map, read_volume
 
 BUNDLE = "phantom_cells_segmentation"
+MADE = (BUNDLE, "run", "predictions", "evaluation", "pictures")
+MARK = ".medseg-demo"
 SHOWN = 3
 
 
@@ -32,8 +34,12 @@ def run(out: str | Path, epochs: int | None = None) -> float:
 
     Returns:
         The mean Dice of the unseen phantoms.
+
+    Raises:
+        BundleError: `out` holds files of somebody else where the demo would write, or training failed.
     """
     out, console, started = Path(out).resolve(), Console(), time.monotonic()
+    _claim(out)
 
     def step(title: str) -> None:
         console.print(f"[bold]{title}[/bold]  [dim]({time.monotonic() - started:.0f} s)[/dim]")
@@ -65,6 +71,15 @@ def run(out: str | Path, epochs: int | None = None) -> float:
         console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)
     console.print(f"[bold]mean Dice of {len(unseen)} unseen phantoms: {result.mean():.3f}[/bold]")
     return result.mean()
+
+
+def _claim(out: Path) -> None:
+    """Mark the folder as the demo's, which replaces what it made before, and nobody else's files."""
+    foreign = [name for name in MADE if (out / name).exists()]
+    if foreign and not (out / MARK).is_file():
+        raise BundleError(f"{out}: {foreign[0]} is there and no demo made it; give an empty folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
 
 
 def _copy_bundle(target: Path) -> BundleFolder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
+_AXES = ("LR", "PA", "IS")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ class Plan:
     source: str = field(default="<plan>", compare=False)
 
     def __post_init__(self) -> None:
-        for rule, holds in _rules(self):
-            if not holds:
-                raise PlanError(f"{self.source}: {rule}")
+        # the types first: the rules about values compare and count
+        for check in (_type_rules, _rules):
+            for rule, holds in check(self):
+                if not holds:
+                    raise PlanError(f"{self.source}: {rule}")
 
     @property
     def in_channels(self) -> int:
@@ -112,6 +116,35 @@ class Plan:
         )
 
 
+def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
+    """What kind of value each key must hold, and whether it does."""
+
+    def each(values: Any, kind: Any) -> bool:
+        return isinstance(values, Sequence) and not isinstance(values, str) and all(isinstance(v, kind) for v in values)
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def numbers(values: Any) -> bool:
+        return each(values, int | float) and all(is_number(v) for v in values)
+
+    kinds = {
+        "name": ("a text", isinstance(plan.name, str)),
+        "channels": ("a list of {name, modality}", each(plan.channels, Mapping)),
+        "labels": ("an object of name: value", isinstance(plan.labels, Mapping)),
+        "orientation": ("a text such as RAS", isinstance(plan.orientation, str)),
+        "spacing": ("a list of finite numbers, or null", plan.spacing is None or numbers(plan.spacing)),
+        "normalization": ("a list of {scheme, …}", each(plan.normalization, Mapping)),
+        "patch": ("a list of whole numbers", each(plan.patch, int)),
+        "tile": ("a list of whole numbers", each(plan.tile, int)),
+        "network": ("an object {name, arguments}", isinstance(plan.network, Mapping)),
+        "overlap": ("a number", is_number(plan.overlap)),
+        "crop_ratios": ("a list of finite numbers, or null", plan.crop_ratios is None or numbers(plan.crop_ratios)),
+        "mirror_axes": ("a list of whole numbers", each(plan.mirror_axes, int)),
+    }
+    return [(f"{key} must be {kind}, found {getattr(plan, key)!r}", holds) for key, (kind, holds) in kinds.items()]
+
+
 def _rules(plan: Plan) -> list[tuple[str, bool]]:
     """Each rule a plan keeps, worded with the value found, and whether it holds."""
     dims = plan.spatial_dims
@@ -122,12 +155,23 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
             plan.schema_version == SCHEMA_VERSION,
         ),
         (f"spatial_dims must be 2 or 3, found {dims!r}", dims in (2, 3)),
-        ("channels must name at least one channel", len(plan.channels) > 0),
+        (
+            f"channels needs at least one {{name, modality}}, found {list(plan.channels)}",
+            len(plan.channels) > 0 and all({"name", "modality"} <= set(channel) for channel in plan.channels),
+        ),
+        (
+            f"orientation needs one letter of each of {' '.join(_AXES[:dims])}, found {plan.orientation!r}",
+            len(plan.orientation) == dims and _is_orientation(plan.orientation, dims),
+        ),
         (f"labels must contain background: 0, found {dict(plan.labels)}", plan.labels.get("background") == 0),
         (f"labels must be distinct non-negative integers, found {values}", _are_label_values(values)),
         (
             f"normalization needs one entry a channel ({len(plan.channels)}), found {len(plan.normalization)}",
             len(plan.normalization) == len(plan.channels),
+        ),
+        (
+            f"normalization: each entry needs a scheme, found {list(plan.normalization)}",
+            all(isinstance(entry.get("scheme"), str) for entry in plan.normalization),
         ),
         (f"overlap must be in [0, 1), found {plan.overlap!r}", 0 <= plan.overlap < 1),
         (f"blending must be gaussian or constant, found {plan.blending!r}", plan.blending in ("gaussian", "constant")),
@@ -161,6 +205,10 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
     return rules
 
 
+def _is_orientation(codes: str, dims: int) -> bool:
+    return all(sum(code in pair for code in codes) == 1 for pair in _AXES[:dims])
+
+
 def _are_label_values(values: Sequence[Any]) -> bool:
     return all(isinstance(v, int) and v >= 0 for v in values) and len(set(values)) == len(values)
 
@@ -176,6 +224,8 @@ def read_plan(path: str | Path) -> Plan:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PlanError(f"{path}: no such plan; a bundle keeps it at configs/plan.json") from None
+    except OSError as error:
+        raise PlanError(f"{path}: could not be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict):

@@ -62,6 +62,17 @@ def test_labels_are_ordered_by_value(tmp_path):
         ({"crop_ratios": [0, 0, 0]}, "crop_ratios needs one ratio a label"),
         ({"mirror_axes": [3]}, r"mirror_axes must lie in 0..2, found \[3\]"),
         ({"blending": "linear"}, "blending must be gaussian or constant, found 'linear'"),
+        ({"labels": [0, 1]}, r"labels must be an object of name: value, found \[0, 1\]"),
+        ({"network": "unet"}, "network must be an object {name, arguments}, found 'unet'"),
+        ({"channels": ["T1"]}, "channels must be a list of {name, modality}"),
+        ({"channels": [{"name": "T1"}]}, "channels needs at least one {name, modality}"),
+        ({"patch": [40.5, 40, 40]}, "patch must be a list of whole numbers"),
+        ({"spacing": [1, 1, float("nan")]}, "spacing must be a list of finite numbers, or null"),
+        ({"orientation": "XYZ"}, "orientation needs one letter of each of LR PA IS, found 'XYZ'"),
+        ({"orientation": "RRS"}, "orientation needs one letter of each of LR PA IS, found 'RRS'"),
+        ({"orientation": "RA"}, "orientation needs one letter of each of LR PA IS, found 'RA'"),
+        ({"normalization": [{"schema": "z_score"}]}, "normalization: each entry needs a scheme"),
+        ({"overlap": "half"}, "overlap must be a number, found 'half'"),
         ({"extra": 1}, "unknown key 'extra'; valid keys are"),
     ],
 )
@@ -87,6 +98,8 @@ def test_files_that_are_no_plan(tmp_path):
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(PlanError, match="not valid JSON"):
         read_plan(tmp_path / "plan.json")
+    with pytest.raises(PlanError, match="could not be read: Is a directory"):
+        read_plan(tmp_path)
     (tmp_path / "plan.json").write_text("[1]")
     with pytest.raises(PlanError, match="a plan is a JSON object, found list"):
         read_plan(tmp_path / "plan.json")

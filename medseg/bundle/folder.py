@@ -51,7 +51,7 @@ class BundleFolder:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """configs/metadata.json."""
-        return self._json("configs/metadata.json")
+        return self.read_json("configs/metadata.json")
 
     @property
     def weights_path(self) -> Path:
@@ -67,7 +67,7 @@ class BundleFolder:
         try:
             entries = yaml.safe_load(listing.read_text(encoding="utf-8"))["large_files"]
             return {entry["path"]: entry["hash_val"] for entry in entries}
-        except (yaml.YAMLError, KeyError, TypeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise BundleError(f"{listing}: needs large_files: [{{path, hash_type, hash_val}}] ({error!r})") from None
 
     def checked_weights(self) -> tuple[Path, str]:
@@ -98,11 +98,14 @@ class BundleFolder:
     def inference_differs_from_template(self) -> bool:
         """Whether configs/inference.json could do other than `medseg.load` does."""
         path = self.path / "configs" / "inference.json"
-        return path.is_file() and self._json("configs/inference.json") != inference_template()
+        return path.is_file() and self.read_json("configs/inference.json") != inference_template()
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the bundle by its path in it."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BundleError(f"{self.path / name}: could not be read: {error.strerror}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise BundleError(f"{self.path / name}: not valid JSON ({error})") from None
 

@@ -42,13 +42,17 @@ def promote(bundle: str | Path, run: str | Path) -> Promotion:
     for file in (source, record_file):
         if not file.is_file():
             raise BundleError(f"{run}: {file.name} is missing, so this is not the output_dir of a finished training")
-    record = json.loads(record_file.read_text(encoding="utf-8"))
-    if record["plan_digest"] != folder.plan.digest:
+    try:
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+        plan_digest, weights_sha256 = record["plan_digest"], record["weights_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{record_file}: is not the record of a finished training ({error!r}); train again") from None
+    if plan_digest != folder.plan.digest:
         raise BundleError(
             f"{run}: was trained with another plan than {folder.plan.source}; train again, or restore the plan"
         )
     digest = weights.sha256(source)
-    if digest != record["weights_sha256"]:
+    if digest != weights_sha256:
         raise WeightsError(f"{source}: is not the file its record {record_file.name} was written for; train again")
     weights.load_into(folder.plan.create_network(), source)  # refuses what does not fit, before anything is replaced
     listing = {"large_files": [{"path": WEIGHTS, "hash_type": "sha256", "hash_val": digest}]}

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 from monai.bundle.properties import InferProperties, TrainProperties
+from monai.data import MetaTensor
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load_network
 from medseg.errors import MedsegError
+from medseg.inference import preprocessing
 
 REQUIRED_METADATA = (
     "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
@@ -52,6 +54,7 @@ def _checks() -> Iterator[tuple[str, Callable[[BundleFolder], str]]]:
     yield "inference.json", _check_template
     yield "training properties", lambda folder: _check_properties(folder, "train")
     yield "inference properties", lambda folder: _check_properties(folder, "inference")
+    yield "evaluate.json", _check_evaluation
     yield "weights", lambda folder: f"sha256 {folder.checked_weights()[1][:12]}"
     yield "network", _check_network
 
@@ -61,6 +64,9 @@ def _run(name: str, check: Callable[[BundleFolder], str], folder: BundleFolder) 
         return Check(name, True, check(folder))
     except (MedsegError, _BrokenPromiseError) as error:
         return Check(name, False, str(error))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # a bundle can be broken in ways nobody listed, and naming them is what verification is for
+        return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 class _BrokenPromiseError(Exception):
@@ -100,6 +106,13 @@ def _check_template(folder: BundleFolder) -> str:
     return "equals the template"
 
 
+def _check_evaluation(folder: BundleFolder) -> str:
+    overlay = folder.read_json("configs/evaluate.json")
+    if "run" not in overlay:
+        raise _BrokenPromiseError("evaluate.json has no run, so it would train")
+    return "an overlay of train.json"
+
+
 def _check_properties(folder: BundleFolder, kind: str) -> str:
     """Look the properties up by id: MONAI's own check_properties would build every component, data set included."""
     parser = ConfigParser(ConfigParser.load_config_file(str(folder.path / "configs" / f"{kind}.json")))
@@ -121,7 +134,9 @@ def _has(parser: ConfigParser, wanted: dict) -> bool:
 def _check_network(folder: BundleFolder) -> str:
     plan = folder.plan
     network = load_network(folder.path)
-    tile = torch.zeros(1, plan.in_channels, *plan.tile)
+    noise = torch.randn(plan.in_channels, *plan.tile, generator=torch.Generator().manual_seed(0))
+    preprocessing(plan)(MetaTensor(noise, affine=torch.eye(4)))  # an orientation or scheme that cannot be used raises
+    tile = noise[None]
     with torch.inference_mode():
         found = tuple(network(tile).shape)
     wanted = (1, plan.out_channels, *plan.tile)

@@ -50,3 +50,10 @@ def test_an_unfinished_run_is_refused(bundle, finished_run):
         BundleError, match=r"model\.pt is missing, so this is not the output_dir of a finished training"
     ):
         promote(bundle, finished_run)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_record_is_named(bundle, finished_run, text):
+    (finished_run / "training.json").write_text(text)
+    with pytest.raises(BundleError, match=r"training\.json: is not the record of a finished training"):
+        promote(bundle, finished_run)

@@ -64,3 +64,17 @@ def test_metadata_must_describe_the_tensors(bundle):
     del formats["inputs"]["image"]["value_range"]
     change(file, network_data_format=formats)
     assert failed(bundle)["metadata"] == "metadata.json: inputs image lacks value_range"
+
+
+def test_files_missing_or_cut_short_are_findings_not_crashes(bundle):
+    configs = bundle / "configs"
+    (configs / "train.json").write_text("{")
+    (configs / "evaluate.json").unlink()
+    change(configs / "metadata.json", network_data_format={})
+    (bundle / "large_files.yml").write_bytes("large_files: []".encode("utf-16"))
+    assert set(failed(bundle)) == {"metadata", "training properties", "evaluate.json", "weights", "network"}
+
+
+def test_a_normalisation_nobody_knows_is_found(bundle):
+    change(bundle / "configs" / "plan.json", normalization=[{"scheme": "zz"}])
+    assert "zz" in failed(bundle)["network"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from medseg.errors import MedsegError
+from medseg.inference.input_digest import input_digests
 from medseg.inference.segmentation import provenance_path
 
 
@@ -41,16 +42,18 @@ class CaseResult:
         return asdict(self)
 
 
-def is_finished(target: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether the output is there, made of the same input by the same weights and settings."""
+def is_finished(target: Path, inputs: Sequence[Path], identity: Mapping[str, Any]) -> bool:
+    """Whether the output is there, made of inputs of the same content by the same weights and settings."""
     beside = provenance_path(target)
     if not (target.is_file() and beside.is_file()):
         return False
     try:
         made = json.loads(beside.read_text(encoding="utf-8"))
+        if not isinstance(made, dict) or any(made.get(key) != value for key, value in identity.items()):
+            return False
+        return made.get("input_sha256") == input_digests(inputs)  # last, because it reads the inputs
     except (OSError, ValueError):
         return False
-    return isinstance(made, dict) and all(made.get(key) == value for key, value in identity.items())
 
 
 def failure_line(error: Exception) -> str | None:

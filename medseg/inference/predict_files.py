@@ -97,10 +97,7 @@ def _predict(
     on_start: Callable[[Case, int, int], None] | None,
 ) -> Iterator[CaseResult]:
     """Results in order; reading is one case ahead and writing one behind."""
-    finished = [
-        not overwrite and is_finished(job.target, predictor.identity([str(path) for path in job.case.paths]))
-        for job in jobs
-    ]
+    finished = [not overwrite and is_finished(job.target, job.case.paths, predictor.identity) for job in jobs]
     # Under a memory limit only one scan is held at a time.
     ahead = 0 if predictor.max_ram is not None else 1
     reading: dict[int, Future[Scan]] = {}

@@ -136,7 +136,7 @@ class Predictor:
         )  # fmt: skip
         seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
         sources = [volume.name for volume in scan.channels]
-        provenance = record(self.plan, self.facts, self._settings(), sources, seconds, notes)
+        provenance = record(self.plan, self.facts, self._settings(), sources, scan.input_sha256, seconds, notes)
         names = self.channel_names
         return Segmentation(
             labels.numpy(), dict(self.plan.labels), scan.reference, provenance,
@@ -150,12 +150,12 @@ class Predictor:
         """Label or region of each channel of logits."""
         return self.plan.label_names[len(self.plan.labels) - self.decision.num_channels :]
 
-    def identity(self, sources: Sequence[str]) -> dict[str, Any]:
-        """The part of a result's record that must be equal for the result to be taken as finished."""
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The part of a result's record that, beside its input, must be equal for it to be taken as finished."""
         return {
             "plan_sha256": self.plan.digest,
             "weights_sha256": list(self.facts.weights_sha256),
-            "input": list(sources),
             **self._settings(),
         }
 

@@ -39,8 +39,8 @@ def software_versions() -> dict[str, str]:
 
 
 def record(
-    plan: Plan, facts: ModelFacts, settings: Mapping[str, Any], sources: Sequence[str], seconds: Mapping[str, float],
-    warnings: Sequence[str],
+    plan: Plan, facts: ModelFacts, settings: Mapping[str, Any], sources: Sequence[str],
+    input_sha256: Sequence[str | None], seconds: Mapping[str, float], warnings: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """How one segmentation was made, as plain data."""
     return {
@@ -51,6 +51,7 @@ def record(
         "plan": plan.name,
         "plan_sha256": plan.digest,
         "input": list(sources),
+        "input_sha256": list(input_sha256),
         "labels": dict(plan.labels),
         **settings,
         "versions": software_versions(),

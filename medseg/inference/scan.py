@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 
 from medseg.errors import GeometryError, VolumeError
+from medseg.inference.input_digest import input_digest
 from medseg.plan import Plan
 from medseg.volumes import Grid, Volume, check_finite, read_volume
 
@@ -23,9 +24,11 @@ class Scan:
 
     Args:
         channels: one volume a channel, all on one grid.
+        input_sha256: digest of the file or folder of each channel; None where it was in memory.
     """
 
     channels: tuple[Volume, ...]
+    input_sha256: tuple[str | None, ...] = ()
 
     @property
     def reference(self) -> Volume:
@@ -78,7 +81,8 @@ def load_scan(source: Any, plan: Plan) -> Scan:
                 f"{volume.name}: {plan.name} takes {plan.spatial_dims}D images, found shape {volume.grid.shape}"
             )
     _check_grids(volumes)
-    return Scan(tuple(volumes))
+    digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in volumes)
+    return Scan(tuple(volumes), digests)
 
 
 def _volumes(source: Any, plan: Plan) -> list[Volume]:

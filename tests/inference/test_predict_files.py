@@ -83,6 +83,15 @@ def test_a_second_run_skips_what_is_finished_by_the_same_model(scans: Path, tmp_
     assert {r.status for r in predict_files(other, [scans], out, overwrite=True)} == {"done"}
 
 
+def test_a_replaced_scan_is_predicted_again(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(), [scans], out)
+    image = nib.load(scans / "case1.nii.gz")
+    nib.save(nib.Nifti1Image(-image.get_fdata().astype(np.float32), image.affine), scans / "case1.nii.gz")
+    assert [r.status for r in predict_files(make_predictor(), [scans], out)] == ["skipped", "done", "skipped"]
+    np.testing.assert_array_equal(nib.load(out / "case1.nii.gz").get_fdata(), image.get_fdata() < 0)
+
+
 def test_a_memory_limit_reads_one_scan_at_a_time_with_the_same_results(scans: Path, tmp_path: Path) -> None:
     results = predict_files(make_predictor(max_ram="8GB"), [scans], tmp_path / "out")
     assert [r.status for r in results] == ["done"] * 3

@@ -12,7 +12,7 @@ import torch
 
 from medseg.errors import MedsegError
 from medseg.inference.input_digest import input_digests
-from medseg.inference.segmentation import provenance_path
+from medseg.inference.segmentation import map_path, provenance_path
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,28 @@ class CaseResult:
         return asdict(self)
 
 
-def is_finished(target: Path, inputs: Sequence[Path], identity: Mapping[str, Any]) -> bool:
-    """Whether the output is there, made of inputs of the same content by the same weights and settings."""
-    beside = provenance_path(target)
-    if not (target.is_file() and beside.is_file()):
-        return False
+def finished_record(
+    target: Path, inputs: Sequence[Path], identity: Mapping[str, Any], maps: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """The record of an output that an earlier run has finished; None where it must be made.
+
+    Args:
+        target: the segmentation's file.
+        inputs: must hold what they held then.
+        identity: what the record must say of weights and settings.
+        maps: names of the maps that must lie beside it.
+    """
     try:
-        made = json.loads(beside.read_text(encoding="utf-8"))
+        made = json.loads(provenance_path(target).read_text(encoding="utf-8"))
         if not isinstance(made, dict) or any(made.get(key) != value for key, value in identity.items()):
-            return False
-        return made.get("input_sha256") == input_digests(inputs)  # last, because it reads the inputs
+            return None
+        if not set(maps) <= set(made.get("maps", ())):
+            return None
+        if not all(path.is_file() for path in (target, *(map_path(target, name) for name in maps))):
+            return None
+        return made if made.get("input_sha256") == input_digests(inputs) else None  # last: it reads the inputs
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def failure_line(error: Exception) -> str | None:

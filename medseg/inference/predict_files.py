@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 from medseg.errors import VolumeError
-from medseg.inference.case_result import CaseResult, failure_line, is_finished
+from medseg.inference.case_result import CaseResult, failure_line, finished_record
 from medseg.inference.cases import Case, find_cases
 from medseg.inference.predictor import Predictor
 from medseg.inference.scan import Scan, load_scan
@@ -97,7 +97,10 @@ def _predict(
     on_start: Callable[[Case, int, int], None] | None,
 ) -> Iterator[CaseResult]:
     """Results in order; reading is one case ahead and writing one behind."""
-    finished = [not overwrite and is_finished(job.target, job.case.paths, predictor.identity) for job in jobs]
+    finished = [
+        None if overwrite else finished_record(job.target, job.case.paths, predictor.identity, predictor.maps)
+        for job in jobs
+    ]
     # Under a memory limit only one scan is held at a time.
     ahead = 0 if predictor.max_ram is not None else 1
     reading: dict[int, Future[Scan]] = {}
@@ -108,18 +111,20 @@ def _predict(
         if ahead == 0 and isinstance(waiting, Future):
             waiting.result()
         for soon in range(number, min(number + 1 + ahead, len(jobs))):
-            if not finished[soon] and soon not in reading:
+            if finished[soon] is None and soon not in reading:
                 reading[soon] = reader.submit(load_scan, list(jobs[soon].case.paths), predictor.plan)
-        coming = (
-            CaseResult(job.case.name, "skipped", str(job.target), "finished by an earlier run")
-            if finished[number]
-            else _segment(predictor, job, reading.pop(number), writer)
-        )
+        made = finished[number]
+        coming = _segment(predictor, job, reading.pop(number), writer) if made is None else _skipped(job, made)
         if waiting is not None:
             yield waiting.result() if isinstance(waiting, Future) else waiting
         waiting = coming
     if waiting is not None:
         yield waiting.result() if isinstance(waiting, Future) else waiting
+
+
+def _skipped(job: Job, made: Mapping[str, Any]) -> CaseResult:
+    message, volumes = "finished by an earlier run", dict(made.get("volumes_ml", {}))
+    return CaseResult(job.case.name, "skipped", str(job.target), message, volumes_ml=volumes)
 
 
 def _segment(

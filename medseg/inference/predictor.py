@@ -19,7 +19,7 @@ from medseg.inference.observers import Certainty, ProbabilityMaps
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.provenance import ModelFacts, record
 from medseg.inference.scan import Scan, load_scan
-from medseg.inference.segmentation import Segmentation
+from medseg.inference.segmentation import Segmentation, map_names
 from medseg.inference.streaming import Window, predict_labels
 from medseg.inference.test_time_flips import FlippedMean, flip_axes
 from medseg.plan import Plan
@@ -149,6 +149,11 @@ class Predictor:
     def channel_names(self) -> list[str]:
         """Label or region of each channel of logits."""
         return self.plan.label_names[len(self.plan.labels) - self.decision.num_channels :]
+
+    @property
+    def maps(self) -> list[str]:
+        """Names of the maps that are written beside each segmentation."""
+        return map_names(self.uncertainty, self.channel_names if self.save_probabilities else ())
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,12 @@ class Segmentation:
         """
         path = Path(path)
         write_volume(path, self.array, like=self.scan)
+        maps = map_names(self.entropy is not None, self.probabilities or ())
         if self.entropy is not None:
-            write_volume(_beside(path, "entropy"), self.entropy, like=self.scan)
+            write_volume(map_path(path, "entropy"), self.entropy, like=self.scan)
         for label, probability in (self.probabilities or {}).items():
-            write_volume(_beside(path, f"probability_{label}"), probability.astype(np.float32), like=self.scan)
-        found: dict[str, Any] = {"volumes_ml": self.volumes_ml()}
+            write_volume(map_path(path, f"probability_{label}"), probability.astype(np.float32), like=self.scan)
+        found: dict[str, Any] = {"maps": maps, "volumes_ml": self.volumes_ml()}
         if self.intervals_ml is not None:
             found["volume_intervals_ml"] = dict(self.intervals_ml)
         write_provenance(provenance_path(path), {**self.provenance, **found})
@@ -93,7 +94,13 @@ class Segmentation:
             return None
 
 
-def _beside(path: Path, what: str) -> Path:
+def map_names(has_entropy: bool, probability_labels: Iterable[str]) -> list[str]:
+    """What the maps beside a segmentation are called."""
+    return ["entropy"] * has_entropy + [f"probability_{label}" for label in probability_labels]
+
+
+def map_path(path: Path, what: str) -> Path:
+    """Where a map of that name lies beside a segmentation."""
     return path.with_name(f"{stem_of(path)}_{what}{suffix_of(path)}")
 
 

@@ -92,6 +92,21 @@ def test_a_replaced_scan_is_predicted_again(scans: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(nib.load(out / "case1.nii.gz").get_fdata(), image.get_fdata() < 0)
 
 
+def test_a_second_run_makes_the_maps_the_first_was_not_asked_for(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = predict_files(make_predictor(), [scans], out)
+    both = {"uncertainty": True, "save_probabilities": True}
+    assert {r.status for r in predict_files(make_predictor(**both), [scans], out)} == {"done"}
+    maps = {p.name for p in out.iterdir() if p.name.startswith("case0_")}
+    assert maps == {f"case0_{m}.nii.gz" for m in ("entropy", "probability_background", "probability_bright")}
+    for fewer in ({}, {"uncertainty": True}, both):
+        again = predict_files(make_predictor(**fewer), [scans], out)
+        assert [(r.status, r.volumes_ml) for r in again] == [("skipped", r.volumes_ml) for r in first]
+    (out / "case1_entropy.nii.gz").unlink()
+    again = predict_files(make_predictor(**both), [scans], out)
+    assert [r.status for r in again] == ["skipped", "done", "skipped"]
+
+
 def test_a_memory_limit_reads_one_scan_at_a_time_with_the_same_results(scans: Path, tmp_path: Path) -> None:
     results = predict_files(make_predictor(max_ram="8GB"), [scans], tmp_path / "out")
     assert [r.status for r in results] == ["done"] * 3

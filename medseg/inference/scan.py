@@ -41,11 +41,18 @@ class Scan:
         return self.reference.name
 
     def to_tensor(self) -> MetaTensor:
-        """(C, *native grid) float32 with the metadata that preprocessing and restoring need."""
+        """(C, *native grid) float32 with the metadata that preprocessing and restoring need.
+
+        Raises:
+            VolumeError: a value is beyond float32.
+        """
         grid = self.reference.grid
         image = torch.empty((len(self.channels), *grid.shape), dtype=torch.float32)
         for c, volume in enumerate(self.channels):
-            np.copyto(image[c].numpy(), volume.array, casting="unsafe")
+            with np.errstate(over="ignore"):
+                np.copyto(image[c].numpy(), volume.array, casting="unsafe")
+            if volume.array.dtype.itemsize > image.itemsize and not np.isfinite(image[c].aminmax()).all():
+                raise VolumeError(f"{volume.name}: holds values beyond float32; rescale them first")
         affine = torch.from_numpy(grid.affine.copy())
         meta = {
             "original_affine": affine.clone(),

@@ -262,6 +262,7 @@ def _single(window: Any) -> Any:
     [
         ((np.full((4, 4, 4), np.nan), np.eye(4)), "NaN"),
         ((np.full((4, 4, 4), np.inf), np.eye(4)), "infinite"),
+        ((np.full((4, 4, 4), -1e39), np.eye(4)), "image in memory: holds values beyond float32; rescale them first"),
         ((np.zeros((4, 4, 4), complex), np.eye(4)), "complex128"),
         ((np.zeros((4, 4, 4)), np.zeros((4, 4))), "affine"),
         ((np.zeros((4, 4, 4)), np.full((4, 4), np.nan)), "affine"),

@@ -14,7 +14,7 @@ from medseg.inference.case_result import CaseResult, failure_line, finished_reco
 from medseg.inference.cases import Case, find_cases
 from medseg.inference.predictor import Predictor
 from medseg.inference.scan import Scan, load_scan
-from medseg.inference.segmentation import Segmentation
+from medseg.inference.segmentation import Segmentation, check_record_is_ours, map_path
 from medseg.volumes import suffix_of
 
 SUFFIX_OF_FORMAT = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "png": ".png", "tiff": ".tif"}
@@ -55,9 +55,11 @@ def predict_files(
         One result a case, in order; `any(r.status == "failed" for r in results)` means a non-zero exit.
 
     Raises:
-        VolumeError: the inputs cannot be understood, or an output would replace an input.
+        VolumeError: the inputs cannot be understood, or an output would replace an input or a `.json` that is not
+            medseg's.
     """
     jobs = _jobs(find_cases(inputs, predictor.plan.in_channels), Path(out_dir), format)
+    _check_outputs(jobs, predictor.maps)
     results: list[CaseResult] = []
     with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
         written = _predict(predictor, jobs, overwrite, reader, writer, on_start)
@@ -72,12 +74,20 @@ def predict_files(
 
 
 def _jobs(cases: list[Case], out: Path, wanted: str) -> list[Job]:
-    jobs = [Job(case, out / (case.name + _suffix(case, wanted))) for case in cases]
-    given = {path.resolve() for case in cases for path in case.paths}
+    return [Job(case, out / (case.name + _suffix(case, wanted))) for case in cases]
+
+
+def _check_outputs(jobs: list[Job], maps: list[str]) -> None:
+    given = {path.resolve() for job in jobs for path in job.case.paths}
+    seen: set[Path] = set()
     for job in jobs:
-        if job.target.resolve() in given:
-            raise VolumeError(f"{job.target}: the output would replace an input; choose another output folder")
-    return jobs
+        for output in (job.target, *(map_path(job.target, name) for name in maps)):
+            if output.resolve() in given:
+                raise VolumeError(f"{output}: the output would replace an input; choose another output folder")
+            if output in seen:
+                raise VolumeError(f"{output}: would be written for two cases; predict them into separate folders")
+            seen.add(output)
+        check_record_is_ours(job.target)
 
 
 def _suffix(case: Case, wanted: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from medseg.errors import GeometryError
+from medseg.errors import GeometryError, VolumeError
 from medseg.volumes import Volume, replacing, stem_of, suffix_of, write_volume
 
 
@@ -63,9 +63,11 @@ class Segmentation:
             path: the suffix chooses the format.
 
         Raises:
-            VolumeError: the file cannot be written; nothing half-written is left.
+            VolumeError: the file cannot be written, or the `.json` is there and not medseg's; nothing half-written is
+                left.
         """
         path = Path(path)
+        check_record_is_ours(path)
         write_volume(path, self.array, like=self.scan)
         maps = map_names(self.entropy is not None, self.probabilities or ())
         if self.entropy is not None:
@@ -107,6 +109,23 @@ def map_path(path: Path, what: str) -> Path:
 def provenance_path(path: str | Path) -> Path:
     """Where the record of a saved segmentation lies: beside it, with .json for its image suffix."""
     return Path(path).with_name(stem_of(path) + ".json")
+
+
+def check_record_is_ours(path: Path) -> None:
+    """Refuse to replace a `.json` that something else wrote, such as a BIDS sidecar.
+
+    Raises:
+        VolumeError: one lies where the record of the segmentation at `path` would go.
+    """
+    beside = provenance_path(path)
+    if not beside.is_file():
+        return
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not (isinstance(found, dict) and found.keys() >= {"notice", "plan_sha256"}):
+        raise VolumeError(f"{beside}: exists and was not written by medseg; choose another output folder")
 
 
 def write_provenance(path: Path, record: Mapping[str, Any]) -> None:

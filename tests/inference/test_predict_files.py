@@ -73,7 +73,8 @@ def test_a_second_run_skips_what_is_finished_by_the_same_model(scans: Path, tmp_
     out = tmp_path / "out"
     predict_files(make_predictor(weights_sha256=["a"]), [scans], out)
     (out / "case1.json").unlink()
-    (out / "case2.json").write_text("{half")
+    record = json.loads((out / "case2.json").read_text())
+    (out / "case2.json").write_text(json.dumps({**record, "overlap": 0.9}))
     again = make_predictor(weights_sha256=["a"])
     results = predict_files(again, [scans], out)
     assert [r.status for r in results] == ["skipped", "done", "done"]
@@ -105,6 +106,27 @@ def test_a_second_run_makes_the_maps_the_first_was_not_asked_for(scans: Path, tm
     (out / "case1_entropy.nii.gz").unlink()
     again = predict_files(make_predictor(**both), [scans], out)
     assert [r.status for r in again] == ["skipped", "done", "skipped"]
+
+
+@pytest.mark.parametrize("content", ['{"RepetitionTime": 2.3}', '["notice", "plan_sha256"]', "{half"])
+def test_a_json_that_is_not_medsegs_is_kept(scans: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "case1.json").write_text(content)
+    predictor = make_predictor()
+    with pytest.raises(VolumeError, match=r"case1\.json: exists and was not written by medseg; choose another output"):
+        predict_files(predictor, [scans], out, overwrite=True)
+    with pytest.raises(VolumeError, match=r"case1\.json: exists and was not written by medseg"):
+        predictor.predict(scans / "case1.nii.gz").save(out / "case1.nii.gz")
+    assert [p.name for p in out.iterdir()] == ["case1.json"]
+    assert (out / "case1.json").read_text() == content
+
+
+def test_maps_of_one_case_never_replace_another_case(scans: Path, tmp_path: Path) -> None:
+    (scans / "case0.nii.gz").rename(scans / "case1_entropy.nii.gz")
+    with pytest.raises(VolumeError, match=r"case1_entropy\.nii\.gz: would be written for two cases"):
+        predict_files(make_predictor(uncertainty=True), [scans], tmp_path / "out")
+    assert {r.status for r in predict_files(make_predictor(), [scans], tmp_path / "out")} == {"done"}
 
 
 def test_a_memory_limit_reads_one_scan_at_a_time_with_the_same_results(scans: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
+from medseg.errors import OptionError
 from medseg.inference.pointwise_head import PointwiseHead, split_head
 
 Precision = Literal["fp32", "bf16"]
@@ -51,7 +52,7 @@ class TorchBackend:
         blend_features: bool = True,
     ) -> None:
         if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16, found {precision!r}")
+            raise OptionError(f"precision must be fp32 or bf16, found {precision!r}")
         self.network = network.to(device).eval()
         self.device = device
         self.precision: Precision = precision

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from medseg.errors import OptionError
 from medseg.inference.backend import Backend, Precision, TorchBackend
 from medseg.inference.ensemble import EnsembleBackend
 
@@ -37,12 +38,17 @@ def choose_backend(
 
     Returns:
         The backend, and one line that says why it was chosen.
-    """
 
+    Raises:
+        OptionError: a backend or precision that does not exist, or not on that device.
+        BackendError: the backend is not installed.
+    """
     if name not in ("auto", "torch", "openvino"):
-        raise ValueError(f"backend must be auto, torch or openvino, found {name!r}")
+        raise OptionError(f"backend must be auto, torch or openvino, found {name!r}")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise OptionError(f"precision must be auto, fp32 or bf16, found {precision!r}")
     if name == "openvino" and device.type != "cpu":
-        raise ValueError(f"the openvino backend runs on the CPU, found device {device}; use --backend torch")
+        raise OptionError(f"the openvino backend runs on the CPU, found device {device}; use --backend torch")
     chosen = "openvino" if name == "openvino" else "torch"
     alone = len(networks) == 1
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from medseg.errors import OptionError
+
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
     """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        ValueError: the device is not there.
+        OptionError: the device is not there.
     """
     if isinstance(name, torch.device):
         return name
@@ -17,9 +19,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind = name.partition(":")[0]
+    kind, _, number = name.partition(":")
     is_there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not is_there.get(kind, False):
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    is_numbered = number.isdecimal() and int(number) < count if ":" in name else True
+    if not is_there.get(kind, False) or not is_numbered:
         choices = ", ".join(["auto", *(k for k, there in is_there.items() if there)])
-        raise ValueError(f"device {name!r} is not available here; choose one of {choices}")
+        raise OptionError(f"device {name!r} is not available here; choose one of {choices}")
     return torch.device(name)

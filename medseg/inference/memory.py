@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import prod
 from pathlib import Path
 
-from medseg.errors import MemoryLimitError
+from medseg.errors import MemoryLimitError, OptionError
 from medseg.inference.tiles import TileGrid
 from medseg.transforms.label_tail import CHUNK_VALUES, CHUNK_VOXELS, SLAB_PLANES, SLAB_VALUES
 
@@ -48,13 +48,13 @@ def parse_bytes(text: str | int) -> int:
     """Bytes of "4GB", "500 MiB" or a plain number.
 
     Raises:
-        ValueError: it is none of these, or not positive.
+        OptionError: it is none of these, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", str(text).upper())
     unit = match[2] if match else ""
     unit = unit if unit.endswith("B") or not unit else unit + "B"
     if not match or unit not in UNITS or float(match[1]) <= 0:
-        raise ValueError(f"an amount of memory looks like 4GB or 500MiB, found {text!r}")
+        raise OptionError(f"an amount of memory looks like 4GB or 500MiB, found {text!r}")
     return int(float(match[1]) * UNITS[unit])
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from medseg.errors import BackendError, OptionError
 from medseg.inference.backend import Precision
 from medseg.inference.pointwise_head import split_head
 
@@ -53,7 +54,7 @@ class OpenVINOBackend:
             `~/.cache/medseg`.
 
     Raises:
-        ImportError: OpenVINO is not installed.
+        BackendError: OpenVINO is not installed.
     """
 
     name = "openvino"
@@ -69,9 +70,9 @@ class OpenVINOBackend:
         try:
             import openvino
         except ImportError as error:
-            raise ImportError("the openvino backend is not installed; pip install 'medseg[openvino]'") from error
+            raise BackendError("the openvino backend is not installed; pip install 'medseg[openvino]'") from error
         if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be fp32 or bf16, found {precision!r}")
+            raise OptionError(f"precision must be fp32 or bf16, found {precision!r}")
         self.device = torch.device("cpu")
         self.precision: Precision = precision
         self.shape = tuple(int(n) for n in shape)

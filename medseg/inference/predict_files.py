@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from medseg.errors import VolumeError
+from medseg.errors import OptionError, VolumeError
 from medseg.inference.case_result import CaseResult, failure_line, finished_record
 from medseg.inference.cases import Case, find_cases
 from medseg.inference.predictor import Predictor
@@ -55,9 +55,12 @@ def predict_files(
         One result a case, in order; `any(r.status == "failed" for r in results)` means a non-zero exit.
 
     Raises:
+        OptionError: an unknown format.
         VolumeError: the inputs cannot be understood, or an output would replace an input or a `.json` that is not
             medseg's.
     """
+    if format != "same" and format not in SUFFIX_OF_FORMAT:
+        raise OptionError(f"format must be one of same, {', '.join(SUFFIX_OF_FORMAT)}; found {format!r}")
     jobs = _jobs(find_cases(inputs, predictor.plan.in_channels), Path(out_dir), format)
     _check_outputs(jobs, predictor.maps)
     results: list[CaseResult] = []

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from medseg.errors import OptionError
 from medseg.inference.backend import Precision
 from medseg.inference.backend_choice import GoldenCheck, choose_backend
 from medseg.inference.device import choose_device
@@ -50,7 +51,8 @@ class Predictor:
 
     Raises:
         PlanError: flips are asked for and the network was never trained to mirror.
-        ValueError: an option is none of those above.
+        OptionError: an option is none of those above.
+        BackendError: the backend is not installed.
     """
 
     def __init__(
@@ -74,7 +76,13 @@ class Predictor:
         on_tiles: Callable[[int, int], None] | None = None,
     ) -> None:
         if tta not in ("none", "flip"):
-            raise ValueError(f"tta must be none or flip, found {tta!r}")
+            raise OptionError(f"tta must be none or flip, found {tta!r}")
+        if interpolation not in ("linear", "cubic"):
+            raise OptionError(f"interpolation must be linear or cubic, found {interpolation!r}")
+        if overlap is not None and not 0 <= overlap < 1:
+            raise OptionError(f"overlap must be at least 0 and below 1, found {overlap}")
+        if batch_size < 1:
+            raise OptionError(f"batch_size must be at least 1, found {batch_size}")
         self.plan = plan
         self.flips = flip_axes(plan) if tta == "flip" else ()
         networks = [network] if isinstance(network, nn.Module) else list(network)

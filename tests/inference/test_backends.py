@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from inference.plans import small_plan
 from inference.thin_network import thin_network
 
+from medseg.errors import BackendError, OptionError
 from medseg.inference import Predictor
 from medseg.inference.backend import TorchBackend
+from medseg.inference.backend_choice import choose_backend
 from medseg.inference.device import choose_device
 from medseg.inference.ensemble import EnsembleBackend
 from medseg.inference.forward_memory import forward_bytes
@@ -86,10 +89,38 @@ def test_an_ensemble_refuses_features_and_emptiness() -> None:
         EnsembleBackend([])
 
 
-def test_unknown_choices_are_refused() -> None:
-    with pytest.raises(ValueError, match="auto, torch or openvino, found 'tensorrt'"):
-        Predictor(thin_network(4, 3), small_plan(), "cpu", backend="tensorrt")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="choose one of auto, cpu"):
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"backend": "tensorrt"}, "backend must be auto, torch or openvino, found 'tensorrt'"),
+        ({"precision": "fp8"}, "precision must be auto, fp32 or bf16, found 'fp8'"),
+        ({"tta": "turn"}, "tta must be none or flip, found 'turn'"),
+        ({"interpolation": "nearest"}, "interpolation must be linear or cubic, found 'nearest'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, found 0"),
+        ({"overlap": 1.0}, r"overlap must be at least 0 and below 1, found 1\.0"),
+        ({"overlap": -0.1}, "overlap must be"),
+        ({"overlap": float("nan")}, "overlap must be"),
+        ({"max_ram": "lots"}, "looks like 4GB"),
+        ({"device": "quantum"}, "choose one of auto, cpu"),
+        ({"device": "cpu:x"}, "device 'cpu:x'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available here"),
+    ],
+)
+def test_unknown_choices_are_refused(options: dict[str, Any], rule: str) -> None:
+    with pytest.raises(OptionError, match=rule):
+        Predictor(thin_network(4, 3), small_plan(), **{"device": "cpu", **options})
+
+
+def test_parts_refuse_unknown_choices_too() -> None:
+    with pytest.raises(OptionError, match="choose one of auto, cpu"):
         choose_device("quantum")
-    with pytest.raises(ValueError, match="fp32 or bf16"):
+    with pytest.raises(OptionError, match="fp32 or bf16"):
         TorchBackend(thin_network(4, 3), torch.device("cpu"), "fp8")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="runs on the CPU"):
+        choose_backend([thin_network(4, 3)], torch.device("cuda"), (1, 1, 16, 16, 16), "openvino")
+
+
+def test_openvino_that_is_absent_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"pip install 'medseg\[openvino\]'"):
+        Predictor(thin_network(4, 3), small_plan(), "cpu", backend="openvino")

@@ -12,6 +12,7 @@ import torch
 from inference.thin_network import thin_network
 from torch import nn
 
+from medseg.errors import OptionError
 from medseg.inference.forward_memory import forward_bytes
 from medseg.inference.memory import parse_bytes
 from medseg.inference.memory_plan import model_shape_of
@@ -80,7 +81,7 @@ def test_amounts_of_memory(text: str | int, size: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "lots", "-4GB", "4XB", "0"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="looks like 4GB"):
+    with pytest.raises(OptionError, match="looks like 4GB"):
         parse_bytes(text)
 
 

@@ -15,7 +15,7 @@ import torch
 from inference.plans import small_plan
 from inference.thin_network import ThresholdNetwork
 
-from medseg.errors import VolumeError
+from medseg.errors import OptionError, VolumeError
 from medseg.inference import Predictor, predict_files
 
 TWO = {"background": 0, "bright": 1}
@@ -198,6 +198,11 @@ def test_an_output_folder_that_cannot_be_written_is_reported_for_each_scan(scans
 def test_an_output_never_replaces_an_input(scans: Path) -> None:
     with pytest.raises(VolumeError, match="would replace an input"):
         predict_files(make_predictor(), [scans], scans)
+
+
+def test_an_unknown_format_is_refused_before_the_work(scans: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="format must be one of same, nifti, nrrd, mha, png, tiff; found 'dicom'"):
+        predict_files(make_predictor(), [scans], tmp_path / "out", format="dicom")  # type: ignore[arg-type]
 
 
 def test_a_defect_is_raised_and_not_called_out_of_memory(scans: Path, tmp_path: Path) -> None:

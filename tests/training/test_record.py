@@ -1,6 +1,7 @@
 import hashlib
 import json
 
+import pytest
 import torch
 from ignite.engine import Engine
 
@@ -21,6 +22,8 @@ def test_writes_plain_weights_and_their_record(tmp_path, plan):
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
     first = (tmp_path / "run" / "model.pt").read_bytes()
+    engine = Engine(lambda engine, batch: None)
+    engine.state.device = torch.device("cpu")
     TrainingRecord(tmp_path / "again", network, plan, cases, {}).attach(engine)
     engine.run([0, 1, 2], max_epochs=2)
     assert (tmp_path / "again" / "model.pt").read_bytes() == first  # equal weights are equal files
@@ -41,3 +44,16 @@ def test_the_data_checksum_sees_contents_not_places(tmp_path):
         (tmp_path / folder / "scan.nii.gz").write_bytes(content)
     sums = [data_checksum([{"image": tmp_path / f / "scan.nii.gz"}]) for f in ("one", "two", "three")]
     assert sums[0] == sums[1] != sums[2]
+
+
+def test_an_earlier_result_is_kept_under_another_name(tmp_path, plan):
+    for content in (b"first", b"second"):
+        (tmp_path / "model.pt").write_bytes(content)
+        engine = Engine(lambda engine, batch: None)
+        engine.state.device = torch.device("cpu")
+        TrainingRecord(tmp_path, plan.create_network(), plan, [], {}).attach(engine)
+        with pytest.warns(UserWarning, match=r"model\.pt: is the result of another training, renamed to model_"):
+            engine.run([0], max_epochs=1)
+    assert (tmp_path / "model_1.pt").read_bytes() == b"first"
+    assert (tmp_path / "model_2.pt").read_bytes() == b"second"
+    assert torch.load(tmp_path / "model.pt", weights_only=True)

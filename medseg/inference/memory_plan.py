@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
 import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from medseg.inference.backend import Backend
 from medseg.inference.forward_memory import forward_bytes
@@ -15,6 +17,7 @@ from medseg.inference.scan import Scan
 from medseg.inference.streaming import Window
 from medseg.plan import Plan
 from medseg.transforms.label_decision import LabelDecision
+from medseg.volumes import Grid
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Workload:
     """What a predictor does to every scan, as far as memory is concerned.
 
     Args:
-        plan: channels and spacing.
+        plan: channels, orientation and spacing.
         backend: what is blended, and where it is computed.
         predict: the backend with everything around it, as tiles are given to it.
         decision: how many logits a voxel, and the labels' type.
@@ -41,20 +44,21 @@ class Workload:
         The model grid's shape follows from the spacings; the pass through the network is measured without storage.
         """
         native = scan.reference.grid
-        model_shape = model_shape_of(native.shape, native.spacing, self.plan.spacing)
-        resamples = model_shape != native.shape
+        native_shape = tuple(native.shape[axis] for axis in axes_in(native, self.plan.orientation))
+        model_shape = model_shape_of(native, self.plan.orientation, self.plan.spacing)
+        resamples = model_shape != native_shape
         head = self.backend.head_weight
         classes = self.decision.num_channels
         merge = merge_bytes(
-            window.over(model_shape), native.shape, self.plan.in_channels, classes if head is None else head.shape[1],
+            window.over(model_shape), native_shape, self.plan.in_channels, classes if head is None else head.shape[1],
             self.decision.dtype.itemsize, 0 if not resamples else 1 if window.interpolation == "linear" else 3,
             window.batch_size, is_head_apart=bool(self.observer_bytes) or head is not None,
         )  # fmt: skip
         tiles = (window.batch_size, self.plan.in_channels, *window.tile)
         return MemoryEstimate(
             resident=resident_bytes(),
-            preprocess=preprocess_bytes(native.shape, model_shape, self.plan.in_channels, resamples),
-            merge=merge + self.observer_bytes * prod(native.shape),
+            preprocess=preprocess_bytes(native_shape, model_shape, self.plan.in_channels, resamples),
+            merge=merge + self.observer_bytes * prod(native_shape),
             network=forward_bytes(self.predict, tiles) if self.backend.device.type == "cpu" else 0,
         )
 
@@ -73,10 +77,24 @@ class Workload:
         return window
 
 
-def model_shape_of(
-    native_shape: Sequence[int], native_spacing: Sequence[float], spacing: Sequence[float] | None
-) -> tuple[int, ...]:
-    """Shape after Spacing, axes still in native order: (n − 1) · native / model + 1 voxels, rounded."""
+def model_shape_of(native: Grid, orientation: str, spacing: Sequence[float] | None) -> tuple[int, ...]:
+    """Shape after Orientation and Spacing: (n − 1) · native / model + 1 voxels an axis, rounded.
+
+    Args:
+        native: the scan's grid.
+        orientation: of the model's axes, as "RAS".
+        spacing: of the model's axes in mm; None keeps the scan's.
+    """
+    order = axes_in(native, orientation)
+    shape = tuple(native.shape[axis] for axis in order)
     if spacing is None:
-        return tuple(native_shape)
-    return tuple(round((n - 1) * a / b + 1) for n, a, b in zip(native_shape, native_spacing, spacing, strict=True))
+        return shape
+    native_spacing = [native.spacing[axis] for axis in order]
+    return tuple(round((n - 1) * a / b + 1) for n, a, b in zip(shape, native_spacing, spacing, strict=True))
+
+
+def axes_in(native: Grid, orientation: str) -> list[int]:
+    """The file's axis that becomes each axis of an orientation."""
+    rows = [*range(native.spatial_dims), 3]
+    found = io_orientation(native.affine[np.ix_(rows, rows)])
+    return [int(axis) for axis in np.argsort(ornt_transform(found, axcodes2ornt(orientation))[:, 0])]

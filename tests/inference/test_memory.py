@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from inference.plans import small_plan
 from inference.thin_network import thin_network
 from torch import nn
 
 from medseg.errors import OptionError
+from medseg.inference import Predictor
 from medseg.inference.forward_memory import forward_bytes
 from medseg.inference.memory import parse_bytes
 from medseg.inference.memory_plan import model_shape_of
+from medseg.inference.preprocessing import preprocessing
+from medseg.inference.scan import load_scan
+from medseg.volumes import Grid
 
 CHILD = """
 import json, sys
@@ -86,5 +93,34 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
 
 
 def test_the_model_shape_follows_from_the_spacings() -> None:
-    assert model_shape_of((11, 11, 11), (1.0, 2.0, 3.0), [2.0, 2.0, 1.0]) == (6, 11, 31)
-    assert model_shape_of((5, 6), (1.0, 1.0), None) == (5, 6)
+    grid = Grid((11, 11, 11), np.diag([1.0, 2.0, 3.0, 1.0]))
+    assert model_shape_of(grid, "RAS", [2.0, 2.0, 1.0]) == (6, 11, 31)
+    assert model_shape_of(Grid((5, 6), np.eye(4)), "RA", None) == (5, 6)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("orientation", ["RAS", "PIR", "SLA"])
+def test_the_model_shape_is_the_preprocessed_shape_however_the_file_stores_it(
+    order: tuple[int, ...], orientation: str
+) -> None:
+    """MONAI's own Orientation and Spacing are the oracle."""
+    affine = np.eye(4)
+    affine[:3, :3] = (np.diag([0.7, -1.1, 5.0]))[:, order]
+    shape = tuple(np.array([40, 30, 9])[list(order)])
+    plan = small_plan(spacing=[2.0, 0.9, 1.3], orientation=orientation, normalization=[{"scheme": "none"}])
+    scan = load_scan((np.zeros(shape, np.float32), affine), plan)
+    image = preprocessing(plan)(scan.to_tensor())
+    assert model_shape_of(scan.reference.grid, plan.orientation, plan.spacing) == image.shape[1:]
+
+
+def test_the_estimate_does_not_depend_on_the_order_of_the_axes_in_the_file() -> None:
+    plan = small_plan(spacing=[1.0, 1.0, 5.0], tile=[16, 16, 8], patch=[16, 16, 8])
+    predictor = Predictor(thin_network(4, 3), plan, "cpu", max_ram="8GB")
+    work = set()
+    for order in permutations(range(3)):
+        affine = np.eye(4)
+        affine[:3, :3] = np.diag([1.0, 1.0, 5.0])[:, order]
+        shape = tuple(np.array([60, 50, 9])[list(order)])
+        estimate = predictor.workload.estimate(load_scan((np.zeros(shape, np.float32), affine), plan), predictor.window)
+        work.add((estimate.preprocess, estimate.merge))
+    assert len(work) == 1

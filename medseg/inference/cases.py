@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from medseg.errors import VolumeError
 from medseg.volumes import stem_of, suffix_of
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+WEIGHTS = (".pt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Case:
     paths: tuple[Path, ...]
 
 
-def find_cases(inputs: Iterable[str | Path], num_channels: int = 1) -> list[Case]:
+def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Path | None = None) -> list[Case]:
     """Collect the cases that inputs name, in order.
 
     A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one; a model of one channel takes
@@ -38,20 +40,22 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1) -> list[Case
     Args:
         inputs: files, folders or glob patterns.
         num_channels: channels a case must have.
+        exclude: a folder, such as that of the outputs, whose files are no inputs unless an input begins with it.
 
     Raises:
-        VolumeError: an input does not exist or matches nothing, two cases have one name, or channels are missing.
+        VolumeError: an input is empty, looks like weights or matches nothing, two cases have one name, or channels
+            are missing.
     """
     files: list[Path] = []
     for given in inputs:
-        files += _expand(given)
+        files += _expand(given, None if exclude is None else resolved(exclude))
     channels: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
     for path in files:
         match = CHANNEL_SUFFIX.match(stem_of(path)) if suffix_of(path) else None
         name = match["case"] if match else stem_of(path)
         number = int(match["channel"]) if match else 0
         first = channels[path.parent, name].setdefault(number, path)
-        if first.resolve() != path.resolve():
+        if resolved(first) != resolved(path):
             raise VolumeError(
                 f"{path}: the same case {name!r} and channel as {first}; rename one or predict them apart"
             )
@@ -67,23 +71,35 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1) -> list[Case
     return cases
 
 
-def _expand(given: str | Path) -> list[Path]:
+def resolved(path: Path) -> Path:
+    """The path without links; a loop of links, where Path.resolve raises, is kept to fail when it is read."""
+    return Path(os.path.realpath(path))
+
+
+def _expand(given: str | Path, exclude: Path | None) -> list[Path]:
+    if not str(given).strip():
+        raise VolumeError("an input is empty; name a file, a folder or a pattern")
     path = Path(given)
+    if path.suffix.lower() in WEIGHTS:
+        raise VolumeError(f"{path}: looks like weights; give --weights before each file")
     if not path.exists() and has_magic(str(given)):
         found = sorted(Path(p) for p in glob(str(given), recursive=True))  # noqa: PTH207 - patterns may be absolute
+        start = next(folder for folder in path.parents if not has_magic(str(folder)))
+        if exclude is not None and not resolved(start).is_relative_to(exclude):
+            found = [p for p in found if not resolved(p).is_relative_to(exclude)]
         if not found:
             raise VolumeError(f"{given}: the pattern matches no file; check the folder and the quotes around it")
-        return [file for each in found for file in _expand(each)] if found != [path] else found
+        return [file for each in found for file in _expand(each, exclude)] if found != [path] else found
     if path.is_dir():
-        return _images_below(path) or [path]
+        return _images_below(path, exclude) or [path]
     return [path]
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
     below = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
     images = [child for child in below if suffix_of(child) and not child.is_dir()]
     for child in below:
-        if child.is_dir():
+        if child.is_dir() and resolved(child) != exclude:
             images += sorted(p for p in child.iterdir() if suffix_of(p) and not p.name.startswith("."))
     return images
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from medseg.errors import OptionError, VolumeError
 from medseg.inference.case_result import CaseResult, failure_line, finished_record
-from medseg.inference.cases import Case, find_cases
+from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation, check_record_is_ours, map_path
@@ -44,7 +44,8 @@ def predict_files(
 
     Args:
         predictor: the model, loaded once.
-        inputs: files, folders, globs, or folders of cases with `_0000`, `_0001`, … channels.
+        inputs: files, folders, globs, or folders of cases with `_0000`, `_0001`, … channels; never what lies in
+            out_dir, unless an input begins with it.
         out_dir: gets `<case><suffix>` and `<case>.json` for each case; created if absent.
         format: "same" keeps each scan's own format.
         overwrite: predict again what an earlier run with the same weights and settings has finished.
@@ -61,7 +62,7 @@ def predict_files(
     """
     if format != "same" and format not in SUFFIX_OF_FORMAT:
         raise OptionError(f"format must be one of same, {', '.join(SUFFIX_OF_FORMAT)}; found {format!r}")
-    jobs = _jobs(find_cases(inputs, predictor.plan.in_channels), Path(out_dir), format)
+    jobs = _jobs(find_cases(inputs, predictor.plan.in_channels, exclude=Path(out_dir)), Path(out_dir), format)
     _check_outputs(jobs, predictor.maps)
     results: list[CaseResult] = []
     with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
@@ -81,11 +82,11 @@ def _jobs(cases: list[Case], out: Path, wanted: str) -> list[Job]:
 
 
 def _check_outputs(jobs: list[Job], maps: list[str]) -> None:
-    given = {path.resolve() for job in jobs for path in job.case.paths}
+    given = {resolved(path) for job in jobs for path in job.case.paths}
     seen: set[Path] = set()
     for job in jobs:
         for output in (job.target, *(map_path(job.target, name) for name in maps)):
-            if output.resolve() in given:
+            if resolved(output) in given:
                 raise VolumeError(f"{output}: the output would replace an input; choose another output folder")
             if output in seen:
                 raise VolumeError(f"{output}: would be written for two cases; predict them into separate folders")

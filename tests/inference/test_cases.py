@@ -65,3 +65,38 @@ def test_what_cannot_be_understood_is_one_line(folder: Path) -> None:
     (folder / "sub" / "b.nii").touch()
     with pytest.raises(VolumeError, match="under the name of"):
         find_cases([folder], 1)
+
+
+def test_an_output_folder_is_no_input(folder: Path) -> None:
+    (folder / "predictions").mkdir()
+    (folder / "predictions" / "a.nrrd").touch()
+    out = folder / "predictions"
+    for given in (folder, str(folder / "*"), str(folder / "**" / "*.nrrd")):
+        found = find_cases([given], 1, exclude=folder / "sub" / ".." / "predictions")
+        assert not [path for case in found for path in case.paths if out in path.parents]
+        assert "a" in [case.name for case in found]
+    # What begins with the output folder is meant.
+    assert [c.name for c in find_cases([out / "a.nrrd"], 1, exclude=out)] == ["a"]
+    assert [c.name for c in find_cases([out], 1, exclude=out)] == ["a"]
+    assert [c.name for c in find_cases([str(out / "*.nrrd")], 1, exclude=out)] == ["a"]
+    with pytest.raises(VolumeError, match="matches no file"):
+        find_cases([str(folder / "*" / "a.nrrd")], 1, exclude=out)
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_an_empty_name_is_refused(given: str) -> None:
+    with pytest.raises(VolumeError, match="an input is empty"):
+        find_cases([given], 1)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_weights_among_the_inputs_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(VolumeError, match=f"{name}: looks like weights; give --weights before each file"):
+        find_cases([folder / "b.nii.gz", folder / name], 1)
+
+
+def test_a_loop_of_links_stays_a_case_so_that_it_fails_by_name(tmp_path: Path) -> None:
+    (tmp_path / "x.nii").symlink_to(tmp_path / "y.nii")
+    (tmp_path / "y.nii").symlink_to(tmp_path / "x.nii")
+    assert names(tmp_path / "x.nii") == ["x"]
+    assert names(tmp_path) == ["x", "y"]

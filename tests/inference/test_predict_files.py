@@ -185,6 +185,20 @@ def test_every_kind_of_damage_is_one_line_and_the_good_scan_is_done(scans: Path,
     assert sorted(p.name for p in out.iterdir()) == ["case0.json", "case0.nii.gz"]
 
 
+def test_a_second_run_does_not_take_its_outputs_as_inputs(scans: Path) -> None:
+    for expected in ("done", "skipped"):
+        results = predict_files(make_predictor(), [scans], scans / "predictions")
+        assert [(r.case, r.status) for r in results] == [(f"case{i}", expected) for i in range(3)]
+
+
+def test_a_loop_of_links_is_one_line(scans: Path, tmp_path: Path) -> None:
+    (scans / "x.nii").symlink_to("x.nii")
+    results = predict_files(make_predictor(), [scans], tmp_path / "out")
+    assert [r.status for r in results] == ["done"] * 3 + ["failed"]
+    assert "x.nii" in results[3].message
+    assert "\n" not in results[3].message
+
+
 def test_an_output_folder_that_cannot_be_written_is_reported_for_each_scan(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     results = predict_files(make_predictor(), [scans], tmp_path / "file")

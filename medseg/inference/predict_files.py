@@ -15,6 +15,7 @@ from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation, check_record_is_ours, map_path
+from medseg.plan import Plan
 from medseg.volumes import suffix_of
 
 SUFFIX_OF_FORMAT = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "png": ".png", "tiff": ".tif"}
@@ -117,7 +118,7 @@ def _predict(
     ]
     # Under a memory limit only one scan is held at a time.
     ahead = 0 if predictor.max_ram is not None else 1
-    reading: dict[int, Future[Scan]] = {}
+    reading: dict[int, Future[tuple[Scan, float]]] = {}
     waiting: Future[CaseResult] | CaseResult | None = None
     for number, job in enumerate(jobs):
         if on_start is not None:
@@ -126,7 +127,7 @@ def _predict(
             waiting.result()
         for soon in range(number, min(number + 1 + ahead, len(jobs))):
             if finished[soon] is None and soon not in reading:
-                reading[soon] = reader.submit(load_scan, list(jobs[soon].case.paths), predictor.plan)
+                reading[soon] = reader.submit(_read, jobs[soon], predictor.plan)
         made = finished[number]
         coming = _segment(predictor, job, reading.pop(number), writer) if made is None else _skipped(job, made)
         if waiting is not None:
@@ -136,17 +137,23 @@ def _predict(
         yield waiting.result() if isinstance(waiting, Future) else waiting
 
 
+def _read(job: Job, plan: Plan) -> tuple[Scan, float]:
+    """The scan, and the seconds that took."""
+    started = perf_counter()
+    return load_scan(list(job.case.paths), plan), perf_counter() - started
+
+
 def _skipped(job: Job, made: Mapping[str, Any]) -> CaseResult:
     message, volumes = "finished by an earlier run", dict(made.get("volumes_ml", {}))
     return CaseResult(job.case.name, "skipped", str(job.target), message, volumes_ml=volumes)
 
 
 def _segment(
-    predictor: Predictor, job: Job, reading: Future[Scan], writer: ThreadPoolExecutor
+    predictor: Predictor, job: Job, reading: Future[tuple[Scan, float]], writer: ThreadPoolExecutor
 ) -> Future[CaseResult] | CaseResult:
     started = perf_counter()
     try:
-        segmentation = predictor.predict_scan(reading.result())
+        segmentation = predictor.predict_scan(*reading.result())
     except Exception as error:
         return _failure(job, error, started)
     return writer.submit(_write, job, segmentation, started)

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from medseg.errors import GeometryError, VolumeError
 from medseg.inference.input_digest import input_digest
 from medseg.plan import Plan
-from medseg.volumes import Grid, Volume, check_finite, read_volume
+from medseg.volumes import Grid, Volume, as_volume, check_finite, read_volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,25 +97,41 @@ def _volumes(source: Any, plan: Plan) -> list[Volume]:
         return [source]
     if isinstance(source, str | os.PathLike):
         return [read_volume(Path(source), spatial_dims=plan.spatial_dims)]
-    if isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], str | os.PathLike | Volume):
+    if isinstance(source, tuple) and len(source) == 2 and not _is_image(source[0]):
         return _from_array(source[0], source[1], plan)
     if isinstance(source, Sequence):
         return [volume for part in source for volume in _volumes(part, plan)]
-    if hasattr(source, "affine") and hasattr(source, "dataobj"):
+    if _is_nibabel(source):
         return _from_nibabel(source, plan)
-    if type(source).__module__.partition(".")[0] == "SimpleITK":
-        return _from_simpleitk(source, plan)
+    if _is_simpleitk(source):
+        return _from_simpleitk(source)
     raise VolumeError(
         f"{type(source).__name__}: not a scan medseg can read; give a path, a list of paths (one a channel), a nibabel "
         "or SimpleITK image, or (array, affine)"
     )
 
 
+def _is_image(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike | Volume) or _is_nibabel(source) or _is_simpleitk(source)
+
+
+def _is_nibabel(source: Any) -> bool:
+    return hasattr(source, "affine") and hasattr(source, "dataobj")
+
+
+def _is_simpleitk(source: Any) -> bool:
+    return type(source).__module__.partition(".")[0] == "SimpleITK"
+
+
 def _from_array(array: Any, affine: Any, plan: Plan, header: Any = None, kind: str = "memory") -> list[Volume]:
     values = np.asarray(array)
     if values.dtype.kind not in "biuf":
         raise VolumeError(f"image in memory: has {values.dtype} voxels where one real number a voxel is expected")
-    matrix = np.asarray(affine, dtype=np.float64)
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        found = " ".join(repr(affine).split())[:80]
+        raise GeometryError(f"image in memory: the affine must be 4×4 numbers, found {found}") from error
     if matrix.shape == (3, 3) and plan.spatial_dims == 2:
         matrix = np.block([[matrix[:2, :2], np.zeros((2, 1)), matrix[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
     parts = list(values) if values.ndim == plan.spatial_dims + 1 else [values]
@@ -138,20 +154,13 @@ def _from_nibabel(image: Any, plan: Plan) -> list[Volume]:
     return _from_array(data, image.affine, plan, image.header if is_nifti else None, "nifti" if is_nifti else "memory")
 
 
-def _from_simpleitk(image: Any, plan: Plan) -> list[Volume]:
+def _from_simpleitk(image: Any) -> list[Volume]:
     import SimpleITK as sitk  # noqa: N813
 
-    dims = image.GetDimension()
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        parts = [sitk.VectorIndexSelectionCast(image, c) for c in range(image.GetNumberOfComponentsPerPixel())]
-    else:
-        parts = [image]
-    linear = np.asarray(image.GetDirection()).reshape(dims, dims) * np.asarray(image.GetSpacing())
-    affine = np.eye(4)
-    affine[:dims, :dims] = linear
-    affine[:dims, 3] = image.GetOrigin()
-    affine[:2] *= -1  # ITK's millimetres grow to the left and back (LPS), ours to the right and front (RAS)
-    return [v for part in parts for v in _from_array(sitk.GetArrayFromImage(part).T, affine, plan)]
+    components = image.GetNumberOfComponentsPerPixel()
+    if components == 1:
+        return [as_volume(image)]
+    return [as_volume(sitk.VectorIndexSelectionCast(image, c)) for c in range(components)]
 
 
 def _check_grids(volumes: Sequence[Volume]) -> None:

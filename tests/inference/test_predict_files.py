@@ -69,6 +69,13 @@ def test_every_scan_is_written_under_its_name_and_reported_in_order(scans: Path,
     assert [e for e in events if e[0] == "start"] == [("start", f"case{i}", i, 3) for i in range(3)]
 
 
+def test_the_record_tells_how_long_reading_took(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "scan.nii.gz")
+    predict_files(make_predictor(), [tmp_path / "scan.nii.gz"], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "scan.json").read_text())["seconds"]["read"] > 0
+
+
 def test_a_second_run_skips_what_is_finished_by_the_same_model(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_files(make_predictor(weights_sha256=["a"]), [scans], out)

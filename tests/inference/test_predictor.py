@@ -125,6 +125,9 @@ def test_several_channels_are_compared_and_kept_in_order(tmp_path: Path) -> None
     np.testing.assert_array_equal(
         predictor.predict((np.stack([first, second]), np.eye(4))).array, np.where(first > 0, 7, 0)
     )
+    images = [nib.load(path) for path in paths]
+    for pair in (tuple(paths), tuple(images), tuple(sitk.ReadImage(str(path)) for path in paths)):
+        np.testing.assert_array_equal(predictor.predict(pair).array, np.where(first > 0, 7, 0))
     with pytest.raises(VolumeError, match=r"takes 2 channel\(s\) \(flair, t1\), found 1"):
         predictor.predict(paths[0])
     moved = np.eye(4)
@@ -268,6 +271,10 @@ def _single(window: Any) -> Any:
         ((np.zeros((4, 4, 4)), np.full((4, 4), np.nan)), "affine"),
         ((np.zeros((4, 4)), np.eye(4)), "takes 3D images"),
         ((np.zeros((0, 4, 4)), np.eye(4)), "at least 1"),
+        ((np.zeros((4, 4, 4)), "x"), r"affine.*'x'"),
+        ((np.zeros((4, 4, 4)), [[1, 2], [3]]), "affine"),
+        (sitk.Image([4, 5, 6, 2], sitk.sitkFloat32), "4D.*where 3D is expected"),
+        (sitk.Image([4, 5, 6], sitk.sitkComplexFloat32), "complex64"),
         (3.5, "not a scan"),
         ("nowhere.nii.gz", "no such file"),
     ],

@@ -18,8 +18,14 @@ PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wr
 demo: $(VENV)/.demo
 	$(BIN)/medseg demo --out demo
 
+# Three processes: the thread pools of OpenVINO, ONNX Runtime and compiled graphs do not mix with forked data workers.
+NATIVE = tests/inference tests/networks
+FORKING = tests/training tests/bundle
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(NATIVE) $(FORKING))
+	$(BIN)/python -m pytest $(NATIVE)
+	$(BIN)/python -m pytest $(FORKING)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -110,7 +110,8 @@ def test_bf16_training_step_reaches_every_parameter(name):
     with torch.autocast("cpu", torch.bfloat16):
         loss = network(image(network)).float().square().mean()
     loss.backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+    broken = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    assert broken == []
     assert sum(p.grad is None for p in network.parameters() if p.requires_grad) == len(network.unused_parameters())
 
 

@@ -132,8 +132,11 @@ class UNETR(UShape):
     def encode(self, x: Tensor) -> list[Tensor]:
         """Return the skips, finest first, and the last tap's tokens as the coarsest map."""
         self.check_input(x)
+        # the transformer goes first: what is computed last is freed first in the backward pass, and the stem's
+        # full-size activations would otherwise be held while the transformer's gradients pile up
+        tokens = self.encoder(x)
         stem = self._run(self.stem, x)
-        taps = [_in_format_of(stem, tap) for tap in self.encoder(x)]
+        taps = [_in_format_of(stem, tap) for tap in tokens]
         skips = [self._run(project, tap) for project, tap in zip(self.projections, taps[:-1], strict=True)]
         return [stem, *skips, taps[-1]]
 

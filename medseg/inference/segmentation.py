@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medseg.errors import GeometryError, VolumeError
-from medseg.volumes import Volume, replacing, stem_of, suffix_of, write_volume
+from medseg.errors import GeometryError
+from medseg.inference.saving import map_names as map_names  # kept here for those who import it
+from medseg.inference.saving import save_segmentation
+from medseg.volumes import Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,24 +61,13 @@ class Segmentation:
         An entropy map goes to `<name>_entropy` and probabilities to `<name>_probability_<label>` beside it.
 
         Args:
-            path: the suffix chooses the format.
+            path: the suffix chooses the format; `.dcm` is a DICOM Segmentation, where the scan is a DICOM series.
 
         Raises:
-            VolumeError: the file cannot be written, or the `.json` is there and not medseg's; nothing half-written is
-                left.
+            VolumeError: a file cannot be written, or the `.json` is there and not medseg's; nothing is changed then.
         """
         path = Path(path)
-        check_record_is_ours(path)
-        write_volume(path, self.array, like=self.scan)
-        maps = map_names(self.entropy is not None, self.probabilities or ())
-        if self.entropy is not None:
-            write_volume(map_path(path, "entropy"), self.entropy, like=self.scan)
-        for label, probability in (self.probabilities or {}).items():
-            write_volume(map_path(path, f"probability_{label}"), probability.astype(np.float32), like=self.scan)
-        found: dict[str, Any] = {"maps": maps, "volumes_ml": self.volumes_ml()}
-        if self.intervals_ml is not None:
-            found["volume_intervals_ml"] = dict(self.intervals_ml)
-        write_provenance(provenance_path(path), {**self.provenance, **found})
+        save_segmentation(self, path)
         return path
 
     def show(self, path: str | Path | None = None) -> Any:
@@ -95,40 +85,9 @@ class Segmentation:
         except ImportError:
             return None
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture and the volumes, without scripts."""
+        from medseg.figures import segmentation_html
 
-def map_names(has_entropy: bool, probability_labels: Iterable[str]) -> list[str]:
-    """What the maps beside a segmentation are called."""
-    return ["entropy"] * has_entropy + [f"probability_{label}" for label in probability_labels]
-
-
-def map_path(path: Path, what: str) -> Path:
-    """Where a map of that name lies beside a segmentation."""
-    return path.with_name(f"{stem_of(path)}_{what}{suffix_of(path)}")
-
-
-def provenance_path(path: str | Path) -> Path:
-    """Where the record of a saved segmentation lies: beside it, with .json for its image suffix."""
-    return Path(path).with_name(stem_of(path) + ".json")
-
-
-def check_record_is_ours(path: Path) -> None:
-    """Refuse to replace a `.json` that something else wrote, such as a BIDS sidecar.
-
-    Raises:
-        VolumeError: one lies where the record of the segmentation at `path` would go.
-    """
-    beside = provenance_path(path)
-    if not beside.is_file():
-        return
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not (isinstance(found, dict) and found.keys() >= {"notice", "plan_sha256"}):
-        raise VolumeError(f"{beside}: exists and was not written by medseg; choose another output folder")
-
-
-def write_provenance(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        name = Path(self.scan.name).name
+        return segmentation_html(self.scan.array, self.array, self.affine, self.labels, self.volumes_ml(), name)

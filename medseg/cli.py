@@ -55,11 +55,14 @@ def predict(
     ] = "none",
     overlap: Annotated[float | None, typer.Option(help="Overlap of tiles in [0, 1); the plan's by default.")] = None,
     format: Annotated[
-        Literal["same", "nifti", "nrrd", "mha", "png", "tiff"], typer.Option(help="Format of the segmentations.")
+        Literal["same", "nifti", "nrrd", "mha", "png", "tiff", "dicom-seg"],
+        typer.Option(help="Format of the segmentations; dicom-seg is an extra and needs DICOM series."),
     ] = "same",
     save_probabilities: Annotated[bool, typer.Option(help="Save each class's probability map.")] = False,
     uncertainty: Annotated[bool, typer.Option(help="Save an entropy map and volume intervals.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Predict again what is finished already.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Predict again what is finished, and replace files of others.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Segment scans on their own grids."""
@@ -98,8 +101,9 @@ def predict(
         print(json.dumps([result.to_dict() for result in results], indent=2))
     else:
         for result in results:
-            detail = result.message or " ".join(f"{k} {v:.2f} ml" for k, v in result.volumes_ml.items())
-            print(f"{result.status:8}{result.case}  {detail}")
+            volumes = " ".join(f"{name} {volume:.2f} ml" for name, volume in result.volumes_ml.items())
+            note = f" ({result.message})" if volumes and result.message else result.message
+            print(f"{result.status:8}{result.case}  {volumes}{note}")
             for warning in result.warnings:
                 print(f"medseg: {result.case}: warning: {warning}", file=sys.stderr)
     failed = sum(result.status == "failed" for result in results)

@@ -12,7 +12,7 @@ import torch
 
 from medseg.errors import MedsegError
 from medseg.inference.input_digest import input_digests
-from medseg.inference.segmentation import map_path, provenance_path
+from medseg.inference.saving import map_path, provenance_path
 
 
 @dataclass(frozen=True)

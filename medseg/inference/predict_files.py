@@ -13,12 +13,20 @@ from medseg.errors import OptionError, VolumeError
 from medseg.inference.case_result import CaseResult, failure_line, finished_record
 from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
+from medseg.inference.saving import has_our_record, map_path, save_segmentation
 from medseg.inference.scan import Scan, load_scan
-from medseg.inference.segmentation import Segmentation, check_record_is_ours, map_path
+from medseg.inference.segmentation import Segmentation
 from medseg.plan import Plan
-from medseg.volumes import suffix_of
+from medseg.volumes import DICOM_SEG_SUFFIX, is_dicom, suffix_of
 
-SUFFIX_OF_FORMAT = {"nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha", "png": ".png", "tiff": ".tif"}
+SUFFIX_OF_FORMAT = {
+    "nifti": ".nii.gz",
+    "nrrd": ".nrrd",
+    "mha": ".mha",
+    "png": ".png",
+    "tiff": ".tif",
+    "dicom-seg": DICOM_SEG_SUFFIX,
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ def predict_files(
     inputs: Iterable[str | Path],
     out_dir: str | Path,
     *,
-    format: Literal["same", "nifti", "nrrd", "mha", "png", "tiff"] = "same",
+    format: Literal["same", "nifti", "nrrd", "mha", "png", "tiff", "dicom-seg"] = "same",
     overwrite: bool = False,
     on_start: Callable[[Case, int, int], None] | None = None,
     on_case: Callable[[CaseResult, int, int], None] | None = None,
@@ -48,8 +56,9 @@ def predict_files(
         inputs: files, folders, globs, or folders of cases with `_0000`, `_0001`, … channels; never what lies in
             out_dir, unless an input begins with it.
         out_dir: gets `<case><suffix>` and `<case>.json` for each case; created if absent.
-        format: "same" keeps each scan's own format.
-        overwrite: predict again what an earlier run with the same weights and settings has finished.
+        format: "same" keeps each scan's own format, and makes NIfTI of DICOM; "dicom-seg" takes DICOM series alone.
+        overwrite: predict again what an earlier run with the same weights and settings has finished, and replace
+            files that have no record of medseg's beside them.
         on_start: called with (case, its number from 0, number of cases) before each case.
         on_case: called with (result, its number from 0, number of cases) after each case, in order.
 
@@ -58,13 +67,15 @@ def predict_files(
 
     Raises:
         OptionError: an unknown format.
-        VolumeError: the inputs cannot be understood, or an output would replace an input or a `.json` that is not
-            medseg's.
+        VolumeError: the inputs cannot be understood, or an output would replace an input, or a file that is not
+            medseg's (a `.json` even with overwrite), or DICOM SEG is asked for and cannot be made.
     """
     if format != "same" and format not in SUFFIX_OF_FORMAT:
         raise OptionError(f"format must be one of same, {', '.join(SUFFIX_OF_FORMAT)}; found {format!r}")
     jobs = _jobs(find_cases(inputs, predictor.plan.in_channels, exclude=Path(out_dir)), Path(out_dir), format)
-    _check_outputs(jobs, predictor.maps)
+    if format == "dicom-seg":
+        _check_dicom(jobs)
+    _check_outputs(jobs, predictor.maps, overwrite)
     results: list[CaseResult] = []
     with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
         written = _predict(predictor, jobs, overwrite, reader, writer, on_start)
@@ -82,17 +93,37 @@ def _jobs(cases: list[Case], out: Path, wanted: str) -> list[Job]:
     return [Job(case, out / (case.name + _suffix(case, wanted))) for case in cases]
 
 
-def _check_outputs(jobs: list[Job], maps: list[str]) -> None:
+def _check_dicom(jobs: list[Job]) -> None:
+    """Raise unless a DICOM Segmentation can be made of every input that is there."""
+    from medseg.volumes.dicom_seg import check_highdicom
+
+    for job in jobs:
+        check_highdicom(job.target)
+        source = job.case.paths[0]
+        if source.exists() and not is_dicom(source):
+            raise VolumeError(f"{source}: DICOM SEG needs a DICOM series as its input; choose another --format")
+
+
+def _check_outputs(jobs: list[Job], maps: list[str], overwrite: bool) -> None:
     given = {resolved(path) for job in jobs for path in job.case.paths}
     seen: set[Path] = set()
+    strange: list[Path] = []
     for job in jobs:
-        for output in (job.target, *(map_path(job.target, name) for name in maps)):
+        outputs = [job.target, *(map_path(job.target, name) for name in maps)]
+        for output in outputs:
             if resolved(output) in given:
                 raise VolumeError(f"{output}: the output would replace an input; choose another output folder")
             if output in seen:
                 raise VolumeError(f"{output}: would be written for two cases; predict them into separate folders")
             seen.add(output)
-        check_record_is_ours(job.target)
+        if not has_our_record(job.target) and not overwrite:
+            strange += [output for output in outputs if output.is_file()]
+    if strange:
+        more = f" ({len(strange) - 1} more files likewise)" if len(strange) > 1 else ""
+        raise VolumeError(
+            f"{strange[0]}: exists without medseg's record beside it{more}; choose another output folder, or replace "
+            "with --overwrite"
+        )
 
 
 def _suffix(case: Case, wanted: str) -> str:
@@ -161,12 +192,12 @@ def _segment(
 
 def _write(job: Job, segmentation: Segmentation, started: float) -> CaseResult:
     try:
-        segmentation.save(job.target)
+        record = save_segmentation(segmentation, job.target)
     except Exception as error:
         return _failure(job, error, started)
     return CaseResult(
-        job.case.name, "done", str(job.target), seconds=perf_counter() - started, volumes_ml=segmentation.volumes_ml(),
-        warnings=list(segmentation.provenance.get("warnings", [])),
+        job.case.name, "done", str(job.target), seconds=perf_counter() - started, volumes_ml=record["volumes_ml"],
+        warnings=record["warnings"],
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Networks for other runtimes: TorchScript and ONNX."""
 
 import contextlib
-import tempfile
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,6 +12,7 @@ from torch import nn
 
 from medseg.errors import NetworkError
 from medseg.networks.sizes import AxisSizes
+from medseg.volumes import staged
 
 
 def example_input(network: Any) -> torch.Tensor:
@@ -32,7 +32,7 @@ def export_torchscript(network: nn.Module, path: str | Path) -> Path:
     with _evaluated(network) as copy, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, on shapes that do follow the input
         traced = torch.jit.trace(copy, example_input(copy), check_trace=False)
-        with _atomic(file) as temporary:
+        with staged(file) as temporary:
             torch.jit.save(traced, str(temporary))
     return file
 
@@ -63,7 +63,7 @@ def export_onnx(network: nn.Module, path: str | Path) -> Path:
         )
         if program is None:
             raise NetworkError(f"{file}: the ONNX exporter returned nothing")
-        with _atomic(file) as temporary:
+        with staged(file) as temporary:
             program.save(temporary, external_data=False)
     return file
 
@@ -92,12 +92,3 @@ def _checked(path: str | Path, endings: tuple[str, ...]) -> Path:
 @contextlib.contextmanager
 def _evaluated(network: nn.Module) -> Iterator[Any]:
     yield deepcopy(network).cpu().float().eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _atomic(file: Path) -> Iterator[Path]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        temporary = Path(folder) / file.name
-        yield temporary
-        temporary.replace(file)

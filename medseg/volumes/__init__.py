@@ -1,24 +1,27 @@
 """Images on disk and in memory: grids, volumes, reading and writing. Needs neither torch nor MONAI."""
 
-from medseg.volumes.atomic import replacing
-from medseg.volumes.formats import SUFFIXES, format_of, stem_of, suffix_of
+from medseg.volumes.atomic import replacing, staged
+from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, format_of, stem_of, suffix_of
 from medseg.volumes.grid import Grid
 from medseg.volumes.memory import as_volume
-from medseg.volumes.read import check_finite, read_grid, read_label_map, read_volume
+from medseg.volumes.read import check_finite, is_dicom, read_grid, read_label_map, read_volume
 from medseg.volumes.volume import Volume
 from medseg.volumes.write import write_volume
 
 __all__ = [
+    "DICOM_SEG_SUFFIX",
     "SUFFIXES",
     "Grid",
     "Volume",
     "as_volume",
     "check_finite",
     "format_of",
+    "is_dicom",
     "read_grid",
     "read_label_map",
     "read_volume",
     "replacing",
+    "staged",
     "stem_of",
     "suffix_of",
     "write_volume",

@@ -1,14 +1,15 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Writing files so that they are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from medseg.errors import VolumeError
+from medseg.errors import MedsegError, VolumeError
 
 
 @contextmanager
@@ -23,20 +24,72 @@ def replacing(path: Path | str, suffix: str = "") -> Iterator[Path]:
         VolumeError: the folder cannot be written or is full; the temporary file is removed and ``path`` is as before.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial{suffix}")
+    temporary = path.with_name(f"{_hidden(path.name)}{suffix}")
     try:
         if path.is_dir():
-            raise VolumeError(f"{path}: a folder is in the way of the output file; remove it or choose another name")
+            raise _in_the_way(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("r+b") as written:
-            os.fsync(written.fileno())
+        _flush(temporary)
         temporary.replace(path)
     except VolumeError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise VolumeError(f"{path}: could not be written: {reason}; check the folder and its free space") from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def staged(path: Path | str) -> Iterator[Path]:
+    """Yield the name of ``path`` in a new hidden folder beside it; whatever is put there is moved when the block ends.
+
+    For writers that keep the file's name inside the file, and for several files that belong together: they take their
+    places one right after the other, ``path`` first, and only once all of them are whole.
+
+    Args:
+        path: the file to create or replace. Its folder is created.
+
+    Raises:
+        VolumeError: as `replacing`.
+    """
+    path = Path(path)
+    folder = path.with_name(_hidden(path.name))
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        files = sorted(folder.iterdir(), key=lambda file: (file.name != path.name, file.name))
+        for file in files:
+            if path.with_name(file.name).is_dir():
+                raise _in_the_way(path.with_name(file.name))
+            _flush(file)
+        for file in files:
+            file.replace(path.with_name(file.name))
+    except MedsegError as error:
+        if str(folder) not in str(error):
+            raise
+        # what is written is named by where it was to go, not by where it was put together
+        raise type(error)(str(error).replace(str(folder), str(path.parent))) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hidden(name: str) -> str:
+    return f".{name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+
+
+def _flush(file: Path) -> None:
+    with file.open("r+b") as written:
+        os.fsync(written.fileno())
+
+
+def _in_the_way(path: Path) -> VolumeError:
+    return VolumeError(f"{path}: a folder is in the way of the output file; remove it or choose another name")
+
+
+def _unwritable(path: Path, error: OSError) -> VolumeError:
+    reason = error.strerror or str(error)
+    return VolumeError(f"{path}: could not be written: {reason}; check the folder and its free space")

@@ -19,6 +19,9 @@ SUFFIXES: dict[str, str] = {
     ".tiff": "tiff",
 }
 
+# No suffix of SUFFIXES: a folder of .dcm files is one image, and a segmentation among them is no scan.
+DICOM_SEG_SUFFIX = ".dcm"
+
 
 def suffix_of(path: Path | str) -> str:
     """The image suffix of a path in lower case, ".nii.gz" counted as one; "" where it is none that medseg knows."""

@@ -52,7 +52,7 @@ def read_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
 def read_grid(path: Path | str) -> Grid:
     """The grid of an image file, without reading its voxels where the format allows that."""
     path = Path(path)
-    if _is_dicom(path):
+    if is_dicom(path):
         from medseg.volumes.dicom import read_dicom_grid
 
         return read_dicom_grid(path)
@@ -105,7 +105,7 @@ def as_integers(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _read(path: Path) -> Volume:
-    if _is_dicom(path):
+    if is_dicom(path):
         from medseg.volumes.dicom import read_dicom
 
         return read_dicom(path)
@@ -118,8 +118,8 @@ def _read(path: Path) -> Volume:
     return read_itk(path, format)
 
 
-def _is_dicom(path: Path) -> bool:
-    """A folder that is not named like an image, or a file with a DICOM suffix."""
+def is_dicom(path: Path) -> bool:
+    """Whether a path is read as DICOM: a folder that is not named like an image, or a file with a DICOM suffix."""
     if path.is_dir():
         return not suffix_of(path)
     return path.suffix.lower() in (".dcm", ".ima", ".dicom") and path.exists()

@@ -10,6 +10,7 @@ _MODULES = {
     "elastic": "RandElasticDeformation",
     "boundary_weight": "BoundaryWeightMap",
     "restore": "RestoreToNative",
+    "labelled_slices": "KeepLabelledSlices",
 }
 
 _HOMES = {

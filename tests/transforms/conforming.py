@@ -112,6 +112,13 @@ ENTRIES = [
         added_labels=(0,),
         needs_affine=True,
     ),
+    Entry(
+        "keep labelled slices",
+        lambda missing: transforms.KeepLabelledSlicesd("label", 0.3, axes=(0,), allow_missing_keys=missing),
+        ("label",),
+        label_keys=("label",),
+        added_labels=(255,),
+    ),
     Entry(  # the image taken for logits of two classes on their native grid
         "restore to native",
         lambda missing: transforms.RestoreToNatived("image", label_values=[0, 1], allow_missing_keys=missing),

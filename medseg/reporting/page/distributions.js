@@ -1,0 +1,93 @@
+// One line of dots a structure: every dot is a case and opens it.
+"use strict";
+medseg.distributions = (function () {
+  const ROWS = 12, WIDTH = 600, HEIGHT = 46;
+  const { element } = medseg;
+  let data, root, metric, first = 0, order = [];
+
+  function scale() {
+    const all = data.values[metric.name].flat().filter((value) => value !== null);
+    if (!all.length) return { low: 0, high: 1 };
+    if (metric.unit === "" && Math.max(...all) <= 1 && Math.min(...all) >= 0) return { low: 0, high: 1 };
+    const low = Math.min(0, ...all), high = Math.max(0, ...all);
+    return { low, high: high > low ? high : low + 1 };
+  }
+
+  function row(label, number, { low, high }) {
+    const x = (value) => 8 + (WIDTH - 16) * (value - low) / (high - low);
+    const mean = (data.means[label] || {})[metric.name] || {};
+    const values = data.values[metric.name].map((of) => of[number]);
+    const ranked = values.map((value, i) => [value, i]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
+    const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", tabindex: 0, role: "img", class: "dots" });
+    const text = ranked.length
+      ? `${label}: ${metric.title} of ${ranked.length} cases from ${medseg.number(ranked[0][0], metric.unit)} to ${medseg.number(ranked[ranked.length - 1][0], metric.unit)}, mean ${medseg.number(mean.value, metric.unit)}`
+      : `${label}: no case counts`;
+    svg.setAttribute("aria-label", `${text}. Arrow keys choose a case, Enter opens it.`);
+    svg.append(element("line", { class: "grid-line", x1: 0, x2: WIDTH, y1: HEIGHT / 2, y2: HEIGHT / 2 }));
+    if (mean.low !== null && mean.low !== undefined) svg.append(element("line", { class: "interval", x1: x(mean.low), x2: x(mean.high), y1: HEIGHT / 2, y2: HEIGHT / 2 }));
+    const dots = ranked.map(([value, i], rank) => {
+      const one = data.outcomes[i][number], penalised = one === "missed" || one === "spurious" || one === "disjoint";
+      const dot = element("circle", { class: penalised ? "dot penalised" : "dot", cx: x(value).toFixed(1), cy: (HEIGHT / 2 + ((rank * 7) % 5 - 2) * 7).toFixed(1), r: 4.5, "data-case": i },
+        element("title", {}, `${data.cases[i].name}: ${medseg.number(value, metric.unit)}${penalised ? ` (${one})` : ""}`));
+      dot.addEventListener("click", () => medseg.open(i));
+      return dot;
+    });
+    svg.append(...dots);
+    if (mean.value !== null && mean.value !== undefined) svg.append(element("line", { class: "mean", x1: x(mean.value), x2: x(mean.value), y1: 4, y2: HEIGHT - 4 }));
+    let chosen = -1;
+    svg.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && chosen >= 0) { medseg.open(ranked[chosen][1]); return; }
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!step || !dots.length) return;
+      event.preventDefault();
+      if (chosen >= 0) dots[chosen].classList.remove("chosen");
+      chosen = Math.min(Math.max(chosen + step, 0), dots.length - 1);
+      dots[chosen].classList.add("chosen");
+      const [value, i] = ranked[chosen];
+      root.said.textContent = `${label}: ${data.cases[i].name}, ${metric.title} ${medseg.number(value, metric.unit)}, ${data.outcomes[i][number]}`;
+    });
+    const interval = mean.low === null || mean.low === undefined ? "" : ` (${medseg.number(mean.low)}–${medseg.number(mean.high)})`;
+    return [element("b", {}, label), svg, element("span", {}, `mean ${medseg.number(mean.value, metric.unit)}${interval}, n=${ranked.length}`)];
+  }
+
+  function axis({ low, high }) {
+    const svg = element("svg", { class: "axis", viewBox: `0 0 ${WIDTH} 18`, "aria-hidden": "true" });
+    for (let i = 0; i <= 4; i++) {
+      const value = low + (high - low) * i / 4;
+      svg.append(element("text", { x: 8 + (WIDTH - 16) * i / 4, y: 13, "text-anchor": i === 0 ? "start" : i === 4 ? "end" : "middle" }, medseg.number(value, metric.unit)));
+    }
+    return svg;
+  }
+
+  function draw() {
+    const range = scale(), shown = order.slice(first, first + ROWS);
+    root.strip.replaceChildren(...shown.flatMap((number) => row(data.labels[number], number, range)), axis(range));
+    root.pager.hidden = order.length <= ROWS;
+    root.pageText.textContent = `structures ${first + 1}–${first + shown.length} of ${order.length}, lowest Dice first`;
+    root.before.disabled = first === 0; root.after.disabled = first + ROWS >= order.length;
+    highlight(medseg.found());
+  }
+
+  function highlight(found) {
+    root.strip.classList.toggle("searching", found !== null);
+    for (const dot of root.strip.querySelectorAll(".dot")) dot.classList.toggle("hit", found !== null && found.has(Number(dot.dataset.case)));
+  }
+
+  function build(into, given) {
+    data = given;
+    metric = data.metrics[0];
+    const dice = (label) => { const mean = (data.means[label] || {}).dice; return mean && mean.value !== null ? mean.value : 2; };
+    order = data.labels.map((_, i) => i);
+    if (order.length > ROWS) order.sort((a, b) => dice(data.labels[a]) - dice(data.labels[b]));
+    const choose = element("select", { id: "metric", onchange: (event) => { metric = data.metrics[Number(event.target.value)]; draw(); } },
+      ...data.metrics.map(({ title, unit }, i) => element("option", { value: i }, unit ? `${title} (${unit})` : title)));
+    const turn = (step) => () => { first += step * ROWS; draw(); };
+    root = { strip: element("div", { class: "strip" }), said: element("p", { class: "soft", "aria-live": "polite" }), pageText: element("span"),
+      before: element("button", { type: "button", onclick: turn(-1), "aria-label": "Structures before" }, "‹"), after: element("button", { type: "button", onclick: turn(1), "aria-label": "More structures" }, "›") };
+    root.pager = element("span", { class: "pager" }, root.before, root.pageText, root.after);
+    into.append(element("div", { class: "bar" }, element("label", {}, "metric", choose), root.pager), root.strip, root.said);
+    draw();
+  }
+
+  return { build, highlight: (found) => root && highlight(found) };
+})();

@@ -1,0 +1,37 @@
+// Inert blocks of base64 text in the page become bytes again: gunzipped when asked for, never fetched.
+"use strict";
+const medseg = {};
+
+medseg.bytes = function (text) {
+  const raw = atob(text);
+  const bytes = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+  return bytes;
+};
+
+medseg.unpack = async function (id) {
+  const block = document.getElementById(id);
+  if (!block) throw new Error(`the page lacks its block ${id}`);
+  const stream = new Blob([medseg.bytes(block.textContent.trim())]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+};
+
+medseg.unpackJson = async (id) => JSON.parse(new TextDecoder().decode(await medseg.unpack(id)));
+
+// element("a", {href: "#x", onclick: f}, "text", child): text is never parsed as HTML.
+medseg.element = function (tag, attributes = {}, ...children) {
+  const svg = ["svg", "circle", "line", "g", "text", "title", "path"].includes(tag);
+  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+};
+
+medseg.number = function (value, unit = "") {
+  if (value === null || value === undefined) return "–";
+  const digits = unit === "" ? 3 : Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
+  return value.toFixed(digits) + (unit ? ` ${unit}` : "");
+};

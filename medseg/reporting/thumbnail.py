@@ -1,0 +1,83 @@
+"""A small picture of one case: the slice where reference and prediction differ most, with both outlines."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+
+import numpy as np
+
+from medseg.reporting.case_view import CaseView
+from medseg.reporting.panels import Panel
+
+REFERENCE_RGB, PREDICTION_RGB = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)
+_GREYS = 48
+_REFERENCE, _PREDICTION = _GREYS, _GREYS + 1
+MAX_BYTES = 30_000
+
+
+def thumbnail(view: CaseView, size: int = 160) -> str:
+    """A PNG in base64, at most 30 kB, its longer side ``size`` pixels in true proportions."""
+    while True:
+        png = _draw(view, size)
+        if len(png) <= MAX_BYTES or size <= 32:
+            return base64.b64encode(png).decode("ascii")
+        size = size * 3 // 4
+
+
+def telling_slice(view: CaseView, panel: Panel) -> int:
+    """Where most voxels differ; without any difference where most are labelled; else the middle."""
+    others = tuple(axis for axis in range(3) if axis != panel.axis)
+    for mask in (view.reference != view.prediction, view.reference != 0):
+        counts = np.count_nonzero(mask, axis=others)
+        if counts.any():
+            return int(counts.argmax())
+    return view.reference.shape[panel.axis] // 2
+
+
+def _draw(view: CaseView, size: int) -> bytes:
+    panel = view.panels[0]
+    position = telling_slice(view, panel)
+    spacing = view.spacing
+    rows, columns = panel.cut(view.reference, position).shape
+    height_mm, width_mm = rows * spacing[panel.down], columns * spacing[panel.across]
+    scale = size / max(height_mm, width_mm)
+    height, width = max(round(height_mm * scale), 1), max(round(width_mm * scale), 1)
+    take = np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    if view.image is not None and view.grey is not None:
+        shades = np.rint(view.grey.shades(next(iter(view.grey.windows))) * (_GREYS - 1)).astype(np.uint8)
+        pixels = shades[panel.cut(view.image, position)[take]]
+    pixels[outline(panel.cut(view.reference, position)[take])] = _REFERENCE
+    predicted = outline(panel.cut(view.prediction, position)[take])
+    across, down = np.indices(predicted.shape)
+    pixels[predicted & ((across + down) % 6 < 3)] = _PREDICTION
+    return _palette_png(pixels)
+
+
+def outline(labels: np.ndarray) -> np.ndarray:
+    """The labelled pixels that touch another label, the background or the border."""
+    padded = np.pad(labels, 1)
+    inner = padded[1:-1, 1:-1]
+    sides = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return (inner != 0) & np.logical_or.reduce([inner != side for side in sides])
+
+
+def _palette_png(pixels: np.ndarray) -> bytes:
+    """A PNG of palette indices: 48 greys and the two outlines."""
+    greys = [(round(255 * g / (_GREYS - 1)),) * 3 for g in range(_GREYS)]
+    palette = bytes(value for rgb in (*greys, REFERENCE_RGB, PREDICTION_RGB) for value in rgb)
+    height, width = pixels.shape
+    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels], axis=1)  # each line begins with its filter: none
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+        + _chunk(b"PLTE", palette)
+        + _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
+        + _chunk(b"IEND", b"")
+    )
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -3,6 +3,7 @@
 from medseg.training.averaging import AveragedNetwork, WeightAveraging
 from medseg.training.checkpoint import Checkpointing
 from medseg.training.deep_supervision import DeepSupervision
+from medseg.training.finite_steps import FiniteSteps, NonFiniteError
 from medseg.training.history import TrainingHistory
 from medseg.training.initial_weights import load_initial_weights
 from medseg.training.iteration_update import EvaluationUpdate, TrainingUpdate
@@ -19,6 +20,8 @@ __all__ = [
     "Checkpointing",
     "DeepSupervision",
     "EvaluationUpdate",
+    "FiniteSteps",
+    "NonFiniteError",
     "PolynomialWarmUp",
     "SampleIndex",
     "SeededSampler",

@@ -8,6 +8,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.swa_utils import AveragedModel
 
+from medseg.training.finite_steps import FiniteSteps
+
 
 class AveragedNetwork(AveragedModel):
     """A copy of a network whose parameters follow an exponential moving average.
@@ -29,7 +31,7 @@ class AveragedNetwork(AveragedModel):
 
 
 class WeightAveraging:
-    """Training handler that updates an averaged network after every iteration.
+    """Training handler that updates an averaged network after every step that moved the weights.
 
     Args:
         averaged: the averaged network, updated in place.
@@ -44,7 +46,9 @@ class WeightAveraging:
         """Follow the network that `engine` trains."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._follow)
 
-    def _follow(self) -> None:
+    def _follow(self, engine: Engine) -> None:
+        if FiniteSteps.of(engine).is_last_skipped:
+            return
         self.averaged.update_parameters(self.network)
 
 

@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from medseg.errors import WeightsError
 from medseg.plan import Plan
 from medseg.training.checkpoint_files import read_newest, set_aside, write_checkpoint
+from medseg.training.finite_steps import FiniteSteps
 from medseg.training.processes import barrier, is_main_process
 from medseg.training.random_states import ProcessRandomStates
 
@@ -83,6 +84,7 @@ class Checkpointing:
             return
         state = {name: item.state_dict() for name, item in self.objects.items()}
         state["trainer"] = {name: getattr(engine.state, name) for name in ("epoch", "iteration", "epoch_length")}
+        state["finite_steps"] = FiniteSteps.of(engine).state_dict()
         state["evaluator"] = {} if self.evaluator is None else _metrics(self.evaluator)
         state["random"] = ProcessRandomStates().state_dict()
         state["plan"] = self.plan.to_dict()
@@ -96,6 +98,7 @@ class Checkpointing:
             item.load_state_dict(state[name])
         engine.state.epoch, engine.state.iteration = state["trainer"]["epoch"], state["trainer"]["iteration"]
         engine.state.max_epochs = max(engine.state.max_epochs or 0, engine.state.epoch)
+        FiniteSteps.of(engine).load_state_dict(state.get("finite_steps", {}))
         if self.evaluator is not None:
             for name, value in state["evaluator"].items():
                 setattr(self.evaluator.state, name, value)

@@ -13,6 +13,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch.optim import Optimizer
 
 from medseg.figures.canvas import label_color, new_figure, save_png
+from medseg.training.finite_steps import FiniteSteps
 from medseg.training.processes import is_main_process
 from medseg.volumes import atomic
 
@@ -23,8 +24,9 @@ class TrainingHistory:
     """Keep `history.csv` up to date after every epoch and `training.png` after every validation, in `output_dir`.
 
     A row holds the step, the epoch (a fraction where validation comes inside one), the mean training loss since the row
-    before, the learning rate, and the validation metrics, if any. A resumed training goes on with the rows up to its
-    checkpoint. Without matplotlib there is no picture and one warning says so. Only the first process writes.
+    before, the learning rate, and the validation metrics, if any; where steps were skipped (see `FiniteSteps`), how
+    many, and their losses are left out of the mean. A resumed training goes on with the rows up to its checkpoint.
+    Without matplotlib there is no picture and one warning says so. Only the first process writes.
 
     Args:
         output_dir: the run's folder.
@@ -38,6 +40,7 @@ class TrainingHistory:
         self.evaluator = evaluator
         self.rows: list[Row] = []
         self._losses: list[float] = []
+        self._skipped = 0
 
     def attach(self, engine: Engine) -> None:
         """Follow `engine`, a MONAI trainer."""
@@ -54,7 +57,10 @@ class TrainingHistory:
         self.rows = [row for row in earlier if row["step"] <= engine.state.iteration]
 
     def _note_loss(self, engine: Engine) -> None:
-        self._losses.append(last_loss(engine))
+        if FiniteSteps.of(engine).is_last_skipped:
+            self._skipped += 1
+        else:
+            self._losses.append(last_loss(engine))
 
     def _end_epoch(self, engine: Engine) -> None:
         self._row(engine)
@@ -77,6 +83,9 @@ class TrainingHistory:
         if self._losses:
             self.rows[-1]["loss"] = math.fsum(self._losses) / len(self._losses)
             self._losses.clear()
+        if self._skipped:
+            self.rows[-1]["skipped_steps"] = self._skipped
+            self._skipped = 0
         self.rows[-1]["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         return self.rows[-1]
 
@@ -126,7 +135,7 @@ def draw_history(rows: list[Row], path: Path) -> Path:
     return save_png(figure, path)
 
 
-_OWN = ("step", "epoch", "loss", "learning_rate")
+_OWN = ("step", "epoch", "loss", "skipped_steps", "learning_rate")
 
 
 def last_loss(engine: Engine) -> float:

@@ -13,6 +13,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 
+from medseg.training.finite_steps import FiniteSteps, all_finite
 from medseg.training.precision import autocast, resolve_precision
 
 
@@ -31,6 +32,8 @@ class TrainingUpdate:
         channels_last: lay images out channels last, which CPUs' and GPUs' convolutions prefer.
         max_grad_norm: clip the gradient's norm to this value; None leaves it alone.
         scaler: scales fp16 gradients (see `gradient_scaler`); None for none. Checkpoint it.
+        max_skipped: a step whose loss or gradient is not finite changes no weight and no running statistic and is
+            counted (`FiniteSteps`); so many in a row end the training.
 
     Returns (the call): `image, label, pred, loss` as MONAI's step does.
     """
@@ -41,8 +44,12 @@ class TrainingUpdate:
         channels_last: bool = True,
         max_grad_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        max_skipped: int = 20,
     ) -> None:
+        if max_skipped < 1:
+            raise ValueError(f"max_skipped must be at least 1, found {max_skipped}")
         self.precision = precision
+        self.max_skipped = max_skipped
         self.channels_last = channels_last
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
@@ -57,20 +64,36 @@ class TrainingUpdate:
 
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
-        with autocast(resolve_precision(self.precision, engine.state.device), engine.state.device):
+        statistics = [(buffer, buffer.clone()) for buffer in engine.network.buffers()]
+        precision = resolve_precision(self.precision, engine.state.device)
+        with autocast(precision, engine.state.device):
             engine.state.output[Keys.PRED] = engine.inferer(inputs, engine.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.output[Keys.LOSS] = engine.loss_function(engine.state.output[Keys.PRED], targets, *weight)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         self.scaler.scale(engine.state.output[Keys.LOSS]).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        if self.max_grad_norm is not None:
-            self.scaler.unscale_(engine.optimizer)
-            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_grad_norm)
-        self.scaler.step(engine.optimizer)
-        self.scaler.update()
+        is_finite = self._step(engine)
+        if not is_finite:
+            engine.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, before in statistics:
+                    buffer.copy_(before)
+        FiniteSteps.of(engine).count(engine, is_finite, precision, self.max_skipped)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+    def _step(self, engine: SupervisedTrainer) -> bool:
+        """Move the weights if the loss and the gradient are finite, and say whether they were."""
+        self.scaler.unscale_(engine.optimizer)
+        parameters, norm = list(engine.network.parameters()), None
+        if self.max_grad_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        is_finite = all_finite(engine.state.output[Keys.LOSS].detach(), parameters, norm)
+        if is_finite:
+            self.scaler.step(engine.optimizer)
+        self.scaler.update()
+        return is_finite
 
 
 class EvaluationUpdate:

@@ -103,3 +103,12 @@ def barrier() -> None:
     """Wait for the other processes of the group, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def all_agree(flag: torch.Tensor) -> bool:
+    """Whether the flag, a boolean scalar on this process's device, is true in every process of the group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        agreed = flag.int()
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+        return bool(agreed.item())
+    return bool(flag.item())

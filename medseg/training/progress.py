@@ -5,6 +5,7 @@ from __future__ import annotations
 from ignite.engine import Engine, Events
 from tqdm.auto import tqdm
 
+from medseg.training.finite_steps import FiniteSteps
 from medseg.training.history import last_loss
 from medseg.training.processes import is_main_process
 
@@ -39,9 +40,12 @@ class TrainingProgress:
     def _advance(self, engine: Engine) -> None:
         if self._bar is None:
             return
-        loss = last_loss(engine)
-        self._loss = loss if self._loss is None else self._loss + self.smoothing * (loss - self._loss)
-        shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}", "loss": f"{self._loss:.4f}"}
+        loss, steps = last_loss(engine), FiniteSteps.of(engine)
+        if not steps.is_last_skipped:
+            self._loss = loss if self._loss is None else self._loss + self.smoothing * (loss - self._loss)
+        shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"}
+        shown |= {"loss": f"{self._loss:.4f}"} if self._loss is not None else {}
+        shown |= {"skipped": str(steps.skipped)} if steps.skipped else {}
         metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
         shown |= {name: f"{value:.4f}" for name, value in metrics.items() if isinstance(value, float)}
         self._bar.set_postfix(shown, refresh=False)

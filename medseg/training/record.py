@@ -19,6 +19,7 @@ from ignite.engine import Engine, Events
 
 import medseg
 from medseg.plan import Plan
+from medseg.training.finite_steps import FiniteSteps
 from medseg.training.precision import resolve_precision
 from medseg.training.processes import is_main_process, process_count
 from medseg.volumes import atomic
@@ -102,6 +103,7 @@ class TrainingRecord:
             "settings": self.settings,
             "epochs": engine.state.epoch,
             "steps": engine.state.iteration,
+            "skipped_steps": FiniteSteps.of(engine).skipped,
             "cases": len(self.cases),
             "data_sha256": data_checksum(self.cases),
             "validation": {name: value for name, value in metrics.items() if isinstance(value, int | float)},

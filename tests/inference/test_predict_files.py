@@ -14,6 +14,7 @@ import pytest
 import torch
 from inference.plans import small_plan
 from inference.thin_network import ThresholdNetwork
+from volumes.dicom_series import write_series
 
 from medseg.errors import OptionError, VolumeError
 from medseg.inference import Predictor, predict_files
@@ -79,7 +80,7 @@ def test_the_record_tells_how_long_reading_took(tmp_path: Path) -> None:
 def test_a_second_run_skips_what_is_finished_by_the_same_model(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_files(make_predictor(weights_sha256=["a"]), [scans], out)
-    (out / "case1.json").unlink()
+    (out / "case1.nii.gz").unlink()
     record = json.loads((out / "case2.json").read_text())
     (out / "case2.json").write_text(json.dumps({**record, "overlap": 0.9}))
     again = make_predictor(weights_sha256=["a"])
@@ -127,6 +128,37 @@ def test_a_json_that_is_not_medsegs_is_kept(scans: Path, tmp_path: Path, content
         predictor.predict(scans / "case1.nii.gz").save(out / "case1.nii.gz")
     assert [p.name for p in out.iterdir()] == ["case1.json"]
     assert (out / "case1.json").read_text() == content
+
+
+def test_a_mask_without_a_record_is_not_silently_replaced(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("case1.nii.gz", "case2_entropy.nii.gz"):
+        (out / name).write_bytes(b"drawn by hand")
+    predictor = make_predictor(uncertainty=True)
+    rule = r"case1\.nii\.gz: exists without medseg's record beside it \(1 more files likewise\); .* with --overwrite"
+    with pytest.raises(VolumeError, match=rule):
+        predict_files(predictor, [scans], out)
+    assert calls(predictor) == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == dict.fromkeys(
+        ("case1.nii.gz", "case2_entropy.nii.gz"), b"drawn by hand"
+    )
+    assert {r.status for r in predict_files(predictor, [scans], out, overwrite=True)} == {"done"}
+    assert nib.load(out / "case1.nii.gz").shape == (8, 9, 11)
+    assert {r.status for r in predict_files(predictor, [scans], out)} == {"skipped"}
+
+
+def test_a_case_is_saved_with_all_its_files_or_not_at_all(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(), [scans / "case0.nii.gz"], out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    (out / "case0_entropy.nii.gz").mkdir()
+    results = predict_files(make_predictor(uncertainty=True), [scans], out)
+    assert [r.status for r in results] == ["failed", "done", "done"]
+    rule = "a folder is in the way of the output file; remove it or choose another name"
+    assert results[0].message == f"{out / 'case0_entropy.nii.gz'}: {rule}"
+    assert {p.name: p.read_bytes() for p in out.glob("case0*") if p.is_file()} == before
+    assert not list(out.glob(".*"))
 
 
 def test_maps_of_one_case_never_replace_another_case(scans: Path, tmp_path: Path) -> None:
@@ -221,8 +253,42 @@ def test_an_output_never_replaces_an_input(scans: Path) -> None:
         predict_files(make_predictor(), [scans], scans)
 
 
+def test_a_dicom_series_becomes_a_dicom_segmentation(tmp_path: Path) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    series = write_series(tmp_path / "series")
+    predictor = make_predictor(uncertainty=True, weights_sha256=["abc"])
+    (result,) = predict_files(predictor, [series], tmp_path / "out", format="dicom-seg")
+    assert (result.status, result.output) == ("done", str(tmp_path / "out" / "series.dcm"))
+    names = {"series.dcm", "series.json", "series_entropy.nii.gz"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    found = highdicom.seg.segread(result.output)
+    labels = predictor.predict(series).array
+    voxels = found.get_pixels_by_source_instance(
+        [uid for *_, uid in found.get_source_image_uids()], segment_numbers=[1], assert_missing_frames_are_empty=True
+    )
+    assert np.count_nonzero(voxels) == np.count_nonzero(labels) > 0
+    assert (found.ManufacturerModelName, found.DeviceSerialNumber) == ("small_segmentation", "abc")
+    record = json.loads((tmp_path / "out" / "series.json").read_text())
+    assert result.warnings == record["warnings"]
+    (again,) = predict_files(predictor, [series], tmp_path / "out", format="dicom-seg")
+    assert (again.status, again.volumes_ml) == ("skipped", result.volumes_ml)
+
+
+def test_dicom_segmentations_of_other_files_are_refused_before_the_work(scans: Path, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    predictor = make_predictor()
+    with pytest.raises(
+        VolumeError, match=r"case0\.nii\.gz: DICOM SEG needs a DICOM series as its input; choose another"
+    ):
+        predict_files(predictor, [scans], tmp_path / "out", format="dicom-seg")
+    assert calls(predictor) == 0
+    (absent,) = predict_files(predictor, [tmp_path / "absent"], tmp_path / "out", format="dicom-seg")
+    assert "no such file" in absent.message
+
+
 def test_an_unknown_format_is_refused_before_the_work(scans: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="format must be one of same, nifti, nrrd, mha, png, tiff; found 'dicom'"):
+    rule = "format must be one of same, nifti, nrrd, mha, png, tiff, dicom-seg; found 'dicom'"
+    with pytest.raises(OptionError, match=rule):
         predict_files(make_predictor(), [scans], tmp_path / "out", format="dicom")  # type: ignore[arg-type]
 
 

@@ -1,0 +1,173 @@
+"""The UNet++ and UNETR bundles of the hippocampus, and the sparse recipe: small trainings, and the promoted weights."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow, run
+
+import medseg
+from medseg.bundle import promote, verify
+from medseg.datasets import generate_phantoms, read_manifest
+from medseg.evaluation import case_dice
+from medseg.inference import Predictor
+from medseg.training import DeepSupervision
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+TINY: dict[str, dict[str, Any]] = {
+    "unet3d": {"channels": [4, 8, 8], "strides": [2, 2]},
+    "unetplusplus": {"channels": [4, 8, 8]},
+    "unetr": {
+        "image_size": 16,
+        "channels": [4, 8],
+        "embedding_channels": 12,
+        "num_heads": 2,
+        "mlp_channels": 24,
+        "taps": [1, 2],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Three phantoms to train on and one to validate, under the labels' values of the hippocampus."""
+    root = tmp_path_factory.mktemp("data")
+    generate_phantoms(root, num_cases=5, seed=5, shape=(24, 24, 16))
+    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    manifest["cases"] = [f"phantom_{n:03d}" for n in range(5)]
+    manifest["folds"] = {0: ["phantom_004"], 1: ["phantom_003"], 2: [f"phantom_{n:03d}" for n in range(3)]}
+    (root / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    return root
+
+
+def tiny_bundle(network: str, root: Path) -> Path:
+    folder = root / f"hippocampus_{network}_segmentation"
+    shutil.copytree(BUNDLES / folder.name, folder, ignore=shutil.ignore_patterns("models"))
+    plan_file = folder / "configs" / "plan.json"
+    plan = json.loads(plan_file.read_text())
+    plan["network"]["arguments"] |= TINY[network]
+    plan["patch"] = plan["tile"] = [16, 16, 16]
+    plan_file.write_text(json.dumps(plan))
+    return folder
+
+
+def workflow(bundle: Path, data: Path, *configs: str, **overrides: object) -> ConfigWorkflow:
+    made = ConfigWorkflow(
+        workflow_type="train",
+        config_file=[str(bundle / "configs" / f"{name}.json") for name in ("train", *configs)],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(data),
+        output_dir=str(bundle.parent / "run"),
+        precision="fp32",
+        max_epochs=1,
+        val_interval=1,
+        **{"manifest#name_or_path": str(data / "manifest.yaml")},
+        **overrides,
+    )
+    made.initialize()
+    return made
+
+
+def train(made: ConfigWorkflow, bundle: Path) -> set[str]:
+    """Run a training; the names of the weights that moved, among the promoted network's."""
+    before = {name: value.clone() for name, value in made.parser.get_parsed_content("network").state_dict().items()}
+    made.run()
+    after = torch.load(bundle.parent / "run" / "model.pt", weights_only=True)
+    assert (
+        after.keys()
+        == before.keys()
+        == medseg.read_plan(bundle / "configs" / "plan.json").create_network().state_dict().keys()
+    )
+    return {name for name in after if not torch.equal(after[name], before[name])}
+
+
+def weight_names(bundle: Path) -> set[str]:
+    return set(medseg.read_plan(bundle / "configs" / "plan.json").create_network().state_dict())
+
+
+def test_unet_plus_plus_trains_all_its_heads(data, tmp_path):
+    bundle = tiny_bundle("unetplusplus", tmp_path)
+    made = workflow(bundle, data)
+    assert isinstance(made.trainer.network, DeepSupervision)
+    moved = train(made, bundle)
+    assert moved == weight_names(bundle)
+    promote(bundle, tmp_path / "run")
+    assert not [check for check in verify(bundle) if not check.passed]
+    # a pruned network predicts as its head in the whole one does
+    network, plan = medseg.load_network(bundle), medseg.read_plan(bundle / "configs" / "plan.json")
+    x = torch.randn(1, 1, 16, 16, 16)
+    with torch.inference_mode():
+        heads = [
+            head(f) for head, f in zip(network.intermediate_heads(), network.intermediate_features(x), strict=True)
+        ]
+        assert torch.equal(network.prune(1)(x), heads[-1])
+        assert torch.equal(network(x), heads[0])
+    scan = data / "images" / "phantom_003.nii.gz"
+    assert Predictor(network.prune(1), plan, "cpu").predict(scan).array.shape == nib.load(scan).shape
+
+
+def test_unetr_trains_its_tokens_and_its_decoder(data, tmp_path):
+    bundle = tiny_bundle("unetr", tmp_path)
+    assert train(workflow(bundle, data), bundle) == weight_names(bundle)
+    promote(bundle, tmp_path / "run")
+    assert not [check for check in verify(bundle) if not check.passed]
+
+
+def test_the_sparse_recipe_shows_the_loss_a_tenth_of_the_slices(data, tmp_path):
+    bundle = tiny_bundle("unet3d", tmp_path)
+    made = workflow(bundle, data, "recipe_sparse", **{"train#sparse_annotation#0#fraction": 0.2})
+    assert train(made, bundle) == weight_names(bundle)
+    for sample in made.parser.get_parsed_content("train#dataset")._cache:
+        known = sample["label_voxel_index"]
+        width, height, depth = known.shape
+        assert sum(known.count(value) for value in (0, 1, 2)) == round(0.2 * depth) * width * height
+        assert sum(known.count(value) for value in (0, 1, 2, 255)) == width * height * depth
+    for sample in made.parser.get_parsed_content("train#dataset"):
+        for patch in sample if isinstance(sample, list) else [sample]:
+            assert patch["label"].unique().tolist()[-1] == 255
+    assert made.trainer.loss_function.cross_entropy.ignore_label == 255
+
+
+@pytest.fixture(scope="module", params=["unetplusplus", "unetr"])
+def bundle(request) -> Path:
+    folder = BUNDLES / f"hippocampus_{request.param}_segmentation"
+    if not (folder / "models" / "model.pt").is_file():
+        pytest.skip("no weights promoted yet")
+    return folder
+
+
+@pytest.mark.data
+def test_the_promoted_weights_segment_a_scan_they_never_saw(bundle, shared_data):
+    scan = shared_data / "hippocampus" / "images" / "hippocampus_003.nii.gz"  # of fold 1
+    reference = np.asarray(nib.load(shared_data / "hippocampus" / "labels" / scan.name).dataobj).astype(np.uint8)
+    network, plan = medseg.load_network(bundle), medseg.read_plan(bundle / "configs" / "plan.json")
+    depths = range(1, network.depth + 1) if hasattr(network, "prune") else []
+    for candidate in [network, *(network.prune(depth) for depth in depths)]:
+        segmentation = Predictor(candidate, plan, "cpu").predict(scan)
+        assert min(case_dice(segmentation.array, reference, [1, 2])) > 0.75
+    assert np.array_equal(segmentation.affine, nib.load(scan).affine)
+
+
+@pytest.mark.data
+def test_the_bundle_run_gives_the_same_labels(bundle, shared_data, tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.nii.gz").symlink_to(shared_data / "hippocampus" / "images" / "hippocampus_003.nii.gz")
+    run(
+        config_file=str(bundle / "configs" / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(scans),
+        output_dir=str(tmp_path / "out"),
+    )
+    by_bundle = np.asarray(nib.load(tmp_path / "out" / "a_seg.nii.gz").dataobj)
+    assert np.array_equal(by_bundle, medseg.load(bundle).predict(scans / "a.nii.gz").array)

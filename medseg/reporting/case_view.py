@@ -127,7 +127,9 @@ def case_view(
     cropped = PatientFrame(Grid(shape, grid.affine @ start), has_patient)
     reference_part, prediction_part = reference[box], prediction[box]
     if frame.tilt_degrees:
-        notes.append(f"oblique by {frame.tilt_degrees:.1f}°: planes follow the scan's own axes, letters are the nearest")
+        notes.append(
+            f"oblique by {frame.tilt_degrees:.1f}°: planes follow the scan's own axes, letters are the nearest"
+        )
     return CaseView(
         reference=np.ascontiguousarray(cropped.turned(as_bytes(reference_part, values))),
         prediction=np.ascontiguousarray(cropped.turned(as_bytes(prediction_part, values))),

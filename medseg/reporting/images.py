@@ -69,7 +69,7 @@ def find_images(source: Source | None, references: Mapping[str, Path], manifest:
 
 
 def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
-    """The image's voxels where it can be read and lies on the label maps' grid; else None and one line that says why."""
+    """The voxels of an image that lies on the label maps' grid; else None and one line that says why."""
     try:
         volume = read_volume(path, allow_non_finite=True)
     except MedsegError as error:

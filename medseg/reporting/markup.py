@@ -36,7 +36,7 @@ def bullets(items: Iterable[object], class_: str | None = None) -> Html:
 
 
 def table(
-    caption: str,
+    about: str,
     head: Sequence[object],
     rows: Iterable[Sequence[object]],
     *,
@@ -46,7 +46,7 @@ def table(
     """A real table in a box that scrolls; the first cell of a row is its header.
 
     Args:
-        caption: what the table shows.
+        about: what the table shows, a line above it.
         head: titles of the columns.
         rows: cells; each as long as the head.
         classes: class of each column; shorter ones leave the rest plain.
@@ -64,8 +64,16 @@ def table(
         for number, row in enumerate(body)
     ]
     columns = [tag("th", title, scope="col", class_=class_) for title, class_ in zip(head, of, strict=True)]
-    inner = tag("table", tag("caption", caption), tag("thead", tag("tr", *columns)), tag("tbody", *lines))
-    return tag("div", inner, class_="wide", tabindex=0, role="region", aria_label=caption)
+    inner = tag("table", tag("thead", tag("tr", *columns)), tag("tbody", *lines), aria_label=about)
+    return Html(
+        tag("p", about, class_="about") + tag("div", inner, class_="wide", tabindex=0, role="region", aria_label=about)
+    )
+
+
+def with_code(words: str) -> Html:
+    """A text whose `backticked` parts are code."""
+    parts = words.split("`")
+    return Html("".join(tag("code", part) if number % 2 else text(part) for number, part in enumerate(parts)))
 
 
 def estimate(entry: Mapping[str, Any], digits: int) -> Html:

@@ -73,8 +73,8 @@ def draw_pictures(
 ) -> Pictures:
     """Draw the cases, worst first, into at most so many bytes.
 
-    What does not fit is left out in this order: voxels of the viewer's volumes, thumbnails of the best cases, volumes of
-    the best cases.
+    What does not fit is left out in this order: voxels of the viewer's volumes, thumbnails of the best cases, volumes
+    of the best cases.
 
     Args:
         inputs: case, prediction and reference file of each case, worst first.
@@ -155,7 +155,7 @@ def _pack_within(view: CaseView, max_bytes: int) -> tuple[CaseView, tuple[str | 
 
 
 def _drop_to_fit(pictures: Pictures, order: Sequence[str], opened: Sequence[str], max_bytes: int) -> None:
-    best_first = [case for case in reversed(order) if case not in opened] + [case for case in reversed(opened)]
+    best_first = [case for case in reversed(order) if case not in opened] + [*reversed(opened)]
     for held in (pictures.thumbnails, pictures.volumes):
         for case in best_first:
             if pictures.num_bytes <= max_bytes:

@@ -53,8 +53,8 @@ def view_note(pictures: Pictures, num_cases: int, with_images: bool) -> str:
     if len(pictures.views) == num_cases:
         return "Every case can be opened in the viewer."
     return (
-        f"The viewer opens {len(pictures.views)} of {num_cases} cases: the {NUM_WORST} worst and those at the 5th, 25th, "
-        "50th, 75th and 95th percentile of Dice, as far as they fit; the others have their numbers and a thumbnail."
+        f"The viewer opens {len(pictures.views)} of {num_cases} cases: the {NUM_WORST} worst and those at the 5th, "
+        "25th, 50th, 75th and 95th percentile of Dice, as far as they fit; the others have their numbers and a thumbnail."
     )
 
 

@@ -63,8 +63,8 @@ def write_report(
     Args:
         evaluation: what `medseg.evaluation.evaluate` returned; None where it could not evaluate anything.
         path: the page, whole or not at all.
-        images: the scans: a folder (also one laid out as the manifest says), files, or case id → file. None looks beside
-            the references where the manifest says scans lie; without scans the outlines are shown alone.
+        images: the scans: a folder (also one laid out as the manifest says), files, or case id → file. None looks
+            beside the references where the manifest says scans lie; without scans the outlines are shown alone.
         labels: what `evaluate` was given; a manifest also says how label files are coded and which modality scans are.
         title: heading of the page.
         with_images: False leaves out everything drawn from voxels: numbers only.

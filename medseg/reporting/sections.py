@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medseg.evaluation.tables import OBJECT_METRICS
-from medseg.reporting.markup import Html, bullets, estimate, section, table, tag
+from medseg.reporting.markup import Html, bullets, estimate, section, table, tag, with_code
 
 Summary = Mapping[str, Any]
 NAVIGATION = {
@@ -20,39 +20,39 @@ NAVIGATION = {
     "manifest": "Manifest",
     "methods": "Methods",
 }
-# Their means hold the penalties of missed structures; a median over the cases where both masks exist stands beside them.
-DISTANCES = ("hd95_mm", "assd_mm")
+# Its mean holds the penalties of missed structures; the median of the cases where both masks exist stands beside it.
+TWICE = "hd95_mm"
 
 
 def metric_table(summary: Summary) -> Html:
-    """Means of every structure with their intervals; distances twice."""
+    """Means of every structure with their intervals; HD95 twice."""
     metrics = [metric for metric in summary["metrics"] if metric["name"] not in OBJECT_METRICS]
-    head: list[object] = ["structure"]
+    head: list[object] = ["structure", "missed", "spurious"]
     for metric in metrics:
         head.append(_title(metric))
-        if metric["name"] in DISTANCES:
-            head.append(Html(f"{metric['title']} (mm){tag('small', 'median, where both exist')}"))
-    head += ["missed", "spurious", "absent on both"]
+        if metric["name"] == TWICE:
+            head.append(Html(f"median{tag('small', 'where both exist')}"))
+    head.append("absent on both")
     rows = []
     for label, entry in summary["labels"].items():
-        cells: list[object] = [label]
+        cells: list[object] = [label, *_outcomes(entry["outcomes"])]
         for metric in metrics:
             cells.append(estimate(entry[metric["name"]]["mean"], _digits(metric)))
-            if metric["name"] in DISTANCES:
+            if metric["name"] == TWICE:
                 cells.append(estimate(entry[metric["name"]]["median_detected"], _digits(metric)))
-        rows.append([*cells, *_outcomes(entry["outcomes"])])
-    cells = ["class mean"]
+        rows.append([*cells, entry["outcomes"]["absent"]])
+    cells = ["class mean", *_outcomes(summary["outcomes"])]
     for metric in metrics:
         cells.append(estimate(summary["class_mean"][metric["name"]], _digits(metric)))
-        if metric["name"] in DISTANCES:
+        if metric["name"] == TWICE:
             cells.append("")
-    rows.append([*cells, *_outcomes(summary["outcomes"])])
+    rows.append([*cells, summary["outcomes"]["absent"]])
     level = round(100 * summary["interval_level"])
-    caption = (
+    about = (
         f"Means over cases with {level} % intervals (patients resampled {summary['bootstrap']['draws']:,} times) and n; "
         "“few” is under 20 patients. Missed structures count as 0 or the image diagonal."
     )
-    return section("metrics", "Metrics", table(caption, head, rows, total=True), _comparison(summary))
+    return section("metrics", "Metrics", table(about, head, rows, total=True), _comparison(summary))
 
 
 def _comparison(summary: Summary) -> Html:
@@ -64,8 +64,8 @@ def _comparison(summary: Summary) -> Html:
         difference = estimate(d["difference"], 4)
         rows.append([d["label"], d["metric"], *values, difference, f"{d['p_holm']:.3g}", d["verdict"]])
     head = ["structure", "metric", "this", "other", "difference", "p (Wilcoxon, Holm)", "verdict"]
-    caption = "Paired differences, this minus the other; a winner only where the interval leaves 0 out and p is below 5 %"
-    return Html(tag("h3", "Comparison") + table(caption, head, rows, classes=(None, "text")))
+    about = "Paired differences, this minus the other; a winner needs an interval without 0 and p below 5 %"
+    return Html(tag("h3", "Comparison") + table(about, head, rows, classes=(None, "text")))
 
 
 def distributions() -> Html:
@@ -73,12 +73,15 @@ def distributions() -> Html:
     search = tag(
         "div",
         Html(
-            '<label class="grow">find cases <input type="search" id="search" placeholder="name, patient, missed, spurious"'
-            ' autocomplete="off"></label>'
+            '<label class="grow">find cases <input type="search" id="search"'
+            ' placeholder="name, patient, missed, spurious" autocomplete="off"></label><span id="found" aria-live="polite"></span>'
         ),
         class_="bar",
     )
-    words = "Every dot is a case and opens it; rings are missed, spurious or disjoint. The bar is the mean with its interval."
+    words = (
+        "Every dot is a case and opens it; rings are missed, spurious or disjoint. The line is the mean, the bar its "
+        "interval."
+    )
     return section("distributions", "Distributions", tag("p", words, class_="soft"), search, _place("distributions"))
 
 
@@ -94,7 +97,11 @@ def viewer(has_views: bool) -> Html:
         if has_views
         else "No volumes are on this page; choosing a case shows its numbers."
     )
-    parts = [tag("p", note, class_="soft"), tag("div", id="choices"), Html('<p id="no-volume" class="notice" hidden></p>')]
+    parts = [
+        tag("p", note, class_="soft"),
+        tag("div", id="choices"),
+        Html('<p id="no-volume" class="notice" hidden></p>'),
+    ]
     return section("viewer", "Viewer", *parts, _place("viewer"), tag("div", id="details-place"))
 
 
@@ -103,7 +110,7 @@ def lesions(summary: Summary) -> Html:
     metrics = [metric for metric in summary["metrics"] if metric["name"] in OBJECT_METRICS]
     if not metrics:
         words = "Left out: no object metrics were asked for (`--instances components`, `brats` or `em`)."
-        return section("lesions", "Lesions and objects", tag("p", words, class_="soft"))
+        return section("lesions", "Lesions and objects", tag("p", with_code(words), class_="soft"))
     rows = [
         [label, *(estimate(entry[metric["name"]]["mean"], _digits(metric)) for metric in metrics)]
         for label, entry in summary["labels"].items()
@@ -126,7 +133,7 @@ def calibration(summary: Summary) -> Html:
         "Left out: label maps carry no probabilities. `medseg predict --save-probabilities` keeps them for a "
         "calibration analysis."
     )
-    return section("calibration", "Calibration", tag("p", words, class_="soft"))
+    return section("calibration", "Calibration", tag("p", with_code(words), class_="soft"))
 
 
 def manifest(summary: Summary, hidden: bool) -> Html:
@@ -136,7 +143,9 @@ def manifest(summary: Summary, hidden: bool) -> Html:
     if hidden:
         parts.append(tag("p", "File names and their hashes are left out because ids are hidden.", class_="soft"))
     else:
-        parts.append(Html(f'<details id="files"><summary>{summary["num_cases"]} cases and their files</summary></details>'))
+        parts.append(
+            Html(f'<details id="files"><summary>{summary["num_cases"]} cases and their files</summary></details>')
+        )
     values = [f"{name}: {', '.join(map(str, found))}" for name, found in summary["label_values"].items()]
     parts.append(tag("details", tag("summary", f"{len(values)} structures and their values"), bullets(values)))
     return section("manifest", "Manifest", *parts)
@@ -144,14 +153,16 @@ def manifest(summary: Summary, hidden: bool) -> Html:
 
 def methods(paragraph: str) -> Html:
     """A paragraph to copy."""
-    parts = [tag("textarea", paragraph, id="methods-text", readonly="", aria_label="Methods paragraph", spellcheck="false")]
+    parts = [
+        tag("textarea", paragraph, id="methods-text", readonly="", aria_label="Methods paragraph", spellcheck="false")
+    ]
     parts.append(Html('<p><button type="button" data-copy="methods-text">copy</button></p>'))
     return section("methods", "Methods", *parts)
 
 
 def left_out(remarks: Sequence[str], problems: Sequence[Mapping[str, str]], failure: str) -> Html:
     """What the page does not show and why; nothing where it shows all."""
-    parts: list[Html] = [bullets(remarks)] if remarks else []
+    parts: list[Html] = [bullets(map(with_code, remarks))] if remarks else []
     if failure:
         parts.append(tag("pre", failure, class_="mono", style="white-space: pre-wrap"))
     if problems:
@@ -177,7 +188,7 @@ def _digits(metric: Mapping[str, str]) -> int:
 def _outcomes(counts: Mapping[str, int]) -> list[object]:
     missed = counts["missed"] + counts["disjoint"]
     marked = [tag("span", n, class_="bad") if n else Html("0") for n in (missed, counts["spurious"])]
-    return [*marked, counts["absent"]]
+    return [*marked]
 
 
 def _size(bin_: Mapping[str, Any], spatial_dims: int) -> str:

@@ -88,7 +88,9 @@ class Chromium:
         self.logs()
         self._send("POST", "/url", {"url": page.resolve().as_uri() + fragment})
         if self.js("return document.getElementById('data') !== null"):
-            self.wait("return document.documentElement.dataset.ready === 'yes' || !document.getElementById('broken').hidden")
+            self.wait(
+                "return document.documentElement.dataset.ready === 'yes' || !document.getElementById('broken').hidden"
+            )
 
     def js(self, script: str, *arguments: Any) -> Any:
         """The result of a script."""

@@ -66,8 +66,7 @@ medseg.cases = (function () {
       const text = name === "patient" ? v : name === "missed" || name === "spurious" ? String(v) : medseg.number(v, metric ? metric.unit : "").replace(/ .*/, "");
       return element("td", { class: name === "patient" ? "text" : null }, (name === "missed" || name === "spurious") && v ? element("span", { class: "bad" }, text) : text);
     })));
-    return element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Table of cases" },
-      element("table", {}, element("caption", {}, label >= 0 ? `Values of ${data.labels[label]}` : "Means over the structures that count in each case"), element("thead", {}, head), element("tbody", {}, ...body)));
+    return medseg.table("cases-table", label >= 0 ? `Values of ${data.labels[label]}` : "Means over the structures that count in each case", head, body);
   }
 
   function draw() {
@@ -90,6 +89,7 @@ medseg.cases = (function () {
     }));
     page = 0;
     draw();
+    document.getElementById("found").textContent = found === null ? "" : `${found.size} of ${data.cases.length} cases found`;
     medseg.distributions.highlight(found);
   }
 

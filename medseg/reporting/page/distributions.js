@@ -1,7 +1,8 @@
-// One line of dots a structure: every dot is a case and opens it.
+// One line of dots a structure: every dot is a case and opens it. Places along a line are percentages, so that dots stay
+// round at every width.
 "use strict";
 medseg.distributions = (function () {
-  const ROWS = 12, WIDTH = 600, HEIGHT = 46;
+  const ROWS = 12, HEIGHT = 46;
   const { element } = medseg;
   let data, root, metric, first = 0, order = [];
 
@@ -14,20 +15,20 @@ medseg.distributions = (function () {
   }
 
   function row(label, number, { low, high }) {
-    const x = (value) => 8 + (WIDTH - 16) * (value - low) / (high - low);
+    const x = (value) => `${(1 + 98 * (value - low) / (high - low)).toFixed(2)}%`;
     const mean = (data.means[label] || {})[metric.name] || {};
     const values = data.values[metric.name].map((of) => of[number]);
     const ranked = values.map((value, i) => [value, i]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
-    const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", tabindex: 0, role: "img", class: "dots" });
+    const svg = element("svg", { height: HEIGHT, tabindex: 0, role: "img", class: "dots" });
     const text = ranked.length
       ? `${label}: ${metric.title} of ${ranked.length} cases from ${medseg.number(ranked[0][0], metric.unit)} to ${medseg.number(ranked[ranked.length - 1][0], metric.unit)}, mean ${medseg.number(mean.value, metric.unit)}`
       : `${label}: no case counts`;
     svg.setAttribute("aria-label", `${text}. Arrow keys choose a case, Enter opens it.`);
-    svg.append(element("line", { class: "grid-line", x1: 0, x2: WIDTH, y1: HEIGHT / 2, y2: HEIGHT / 2 }));
+    svg.append(element("line", { class: "grid-line", x1: "0", x2: "100%", y1: HEIGHT / 2, y2: HEIGHT / 2 }));
     if (mean.low !== null && mean.low !== undefined) svg.append(element("line", { class: "interval", x1: x(mean.low), x2: x(mean.high), y1: HEIGHT / 2, y2: HEIGHT / 2 }));
     const dots = ranked.map(([value, i], rank) => {
       const one = data.outcomes[i][number], penalised = one === "missed" || one === "spurious" || one === "disjoint";
-      const dot = element("circle", { class: penalised ? "dot penalised" : "dot", cx: x(value).toFixed(1), cy: (HEIGHT / 2 + ((rank * 7) % 5 - 2) * 7).toFixed(1), r: 4.5, "data-case": i },
+      const dot = element("circle", { class: penalised ? "dot penalised" : "dot", cx: x(value), cy: (HEIGHT / 2 + ((rank * 7) % 5 - 2) * 7).toFixed(1), r: 4.5, "data-case": i },
         element("title", {}, `${data.cases[i].name}: ${medseg.number(value, metric.unit)}${penalised ? ` (${one})` : ""}`));
       dot.addEventListener("click", () => medseg.open(i));
       return dot;
@@ -51,10 +52,10 @@ medseg.distributions = (function () {
   }
 
   function axis({ low, high }) {
-    const svg = element("svg", { class: "axis", viewBox: `0 0 ${WIDTH} 18`, "aria-hidden": "true" });
+    const svg = element("svg", { class: "axis", height: 18, "aria-hidden": "true" });
     for (let i = 0; i <= 4; i++) {
       const value = low + (high - low) * i / 4;
-      svg.append(element("text", { x: 8 + (WIDTH - 16) * i / 4, y: 13, "text-anchor": i === 0 ? "start" : i === 4 ? "end" : "middle" }, medseg.number(value, metric.unit)));
+      svg.append(element("text", { x: `${1 + 98 * i / 4}%`, y: 13, "text-anchor": i === 0 ? "start" : i === 4 ? "end" : "middle" }, medseg.number(value, metric.unit)));
     }
     return svg;
   }

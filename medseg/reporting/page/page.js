@@ -42,8 +42,7 @@
     const rows = data.labels.map((label, k) => element("tr", {}, element("th", { scope: "row" }, label),
       element("td", { class: "text" }, ["detected", "absent"].includes(data.outcomes[i][k]) ? data.outcomes[i][k] : element("span", { class: "bad" }, data.outcomes[i][k])),
       ...columns.map(({ name, unit }) => element("td", {}, medseg.number(data.values[name][i][k], unit).replace(/ .*/, "")))));
-    return element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Metrics of this case" },
-      element("table", { id: "details" }, element("caption", {}, `Metrics of ${data.cases[i].name}`), element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col" }, text)))), element("tbody", {}, ...rows)));
+    return medseg.table("details", `Metrics of ${data.cases[i].name}`, element("tr", {}, ...head.map((text, k) => element("th", { scope: "col", class: k < 2 ? "text" : null }, text))), rows);
   }
 
   const steps = data.views.map((view) => view.case);
@@ -73,7 +72,7 @@
     const choice = (i, text) => element("button", { type: "button", "aria-pressed": "false", "data-case": i, onclick: () => medseg.open(i, false) }, text);
     const worst = data.worst.map((i) => choice(i, `${data.cases[i].name} ${medseg.number(data.cases[i].dice)}`));
     const percentiles = Object.entries(data.percentiles).map(([percent, i]) => choice(i, `${percent} %: ${data.cases[i].name} ${medseg.number(data.cases[i].dice)}`));
-    byId("choices").append(element("div", { class: "bar" }, element("span", { class: "soft" }, "Worst"), ...worst), element("div", { class: "bar" }, element("span", { class: "soft" }, "Percentiles of Dice"), ...percentiles));
+    byId("choices").append(element("div", { class: "bar choices" }, element("span", { class: "soft" }, "Worst"), ...worst), element("div", { class: "bar choices" }, element("span", { class: "soft" }, "Percentiles of Dice"), ...percentiles));
     document.addEventListener("click", (event) => {
       const link = event.target.closest("a[data-case]");
       if (link) { event.preventDefault(); medseg.open(Number(link.dataset.case)); }
@@ -86,9 +85,9 @@
   if (files) files.addEventListener("toggle", () => {
     if (!files.open || files.querySelector("table")) return;
     const head = ["case", ...data.input_columns];
-    files.append(element("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Files" }, element("table", {}, element("caption", {}, "SHA-256 of every file that was compared"),
-      element("thead", {}, element("tr", {}, ...head.map((text) => element("th", { scope: "col", class: "text" }, text)))),
-      element("tbody", {}, ...data.inputs.map((cells) => element("tr", {}, ...cells.map((text, k) => element(k ? "td" : "th", { class: "text mono", scope: k ? null : "row" }, text))))))));
+    files.append(medseg.table("files-table", "SHA-256 of every file that was compared",
+      element("tr", {}, ...head.map((text) => element("th", { scope: "col", class: "text" }, text))),
+      data.inputs.map((cells) => element("tr", {}, ...cells.map((text, k) => element(k ? "td" : "th", { class: "text mono", scope: k ? null : "row" }, text))))));
   });
   document.documentElement.dataset.ready = "yes";
 })();

@@ -2,7 +2,7 @@
 "use strict";
 medseg.viewer = (function () {
   const DECODED_AT_ONCE = 3;
-  const BLUE = [86, 180, 233], ORANGE = [230, 159, 0], MISSED = [58, 160, 221], VERMILLION = [213, 94, 0];
+  const BLUE = [86, 180, 233], ORANGE = [230, 159, 0], MISSED = [58, 160, 221], VERMILLION = [213, 94, 0], WHITE = [255, 255, 255];
   const OKABE_ITO = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]];
   const decoded = new Map(); // view number → volumes; the least recently used leaves first
   const { element } = medseg;
@@ -35,13 +35,14 @@ medseg.viewer = (function () {
   // Where the crosshair starts: on the slices with the most wrong voxels, else with the most reference.
   function start(dims) {
     const [nx, ny, nz] = dims, { reference, prediction } = volumes;
-    for (const counts of [(i) => reference[i] !== prediction[i], (i) => reference[i] !== 0]) {
-      const sums = [new Float64Array(nx), new Float64Array(ny), new Float64Array(nz)];
-      let any = false, i = 0;
-      for (let z = 0; z < nz; z++) for (let y = 0; y < ny; y++) for (let x = 0; x < nx; x++, i++) {
-        if (counts(i)) { sums[0][x]++; sums[1][y]++; sums[2][z]++; any = true; }
+    for (const others of [prediction, null]) {
+      const sums = [new Uint32Array(nx), new Uint32Array(ny), new Uint32Array(nz)];
+      let any = false;
+      for (let z = 0, i = 0; z < nz; z++) for (let y = 0; y < ny; y++) for (let x = 0; x < nx; x++, i++) {
+        if (reference[i] === (others ? others[i] : 0)) continue;
+        sums[0][x]++; sums[1][y]++; sums[2][z]++; any = true;
       }
-      if (any) return sums.map((sum) => sum.indexOf(Math.max(...sum)));
+      if (any) return sums.map((sum) => sum.indexOf(sum.reduce((a, b) => Math.max(a, b))));
     }
     return dims.map((n) => n >> 1);
   }
@@ -116,13 +117,18 @@ medseg.viewer = (function () {
     });
     const crossX = Math.floor((at[0] + 0.5) * W / columns), crossY = Math.floor((at[1] + 0.5) * H / rows);
 
-    // A pixel is outline where its own class is not that of a pixel one line width away.
-    function isEdge(labels, own, x, y) {
-      const row = vy[y] * columns;
-      return x < line || y < line || x >= W - line || y >= H - line
-        || table[labels[row + ux[x - line]]] !== own || table[labels[row + ux[x + line]]] !== own
-        || table[labels[vy[y - line] * columns + ux[x]]] !== own || table[labels[vy[y + line] * columns + ux[x]]] !== own;
+    const own = reference.map((byte) => table[byte]), other = prediction.map((byte) => table[byte]);
+    // A pixel is outline where its class is not that of a pixel one line width away.
+    function isEdge(labels, label, x, y) {
+      if (x < line || y < line || x >= W - line || y >= H - line) return true;
+      const row = vy[y] * columns, column = ux[x];
+      return labels[row + ux[x - line]] !== label || labels[row + ux[x + line]] !== label
+        || labels[vy[y - line] * columns + column] !== label || labels[vy[y + line] * columns + column] !== label;
     }
+    function blend(o, rgb, alpha) {
+      for (let k = 0; k < 3; k++) pixels[o + k] += (rgb[k] - pixels[o + k]) * alpha;
+    }
+    const fills = view.values.map((_, i) => colour(i + 1));
 
     for (let y = 0, o = 0; y < H; y++) {
       const fv = Math.min(Math.max((y + 0.5) * rows / H - 0.5, 0), rows - 1), v0 = Math.floor(fv), tv = fv - v0;
@@ -135,18 +141,16 @@ medseg.viewer = (function () {
           const u1 = Math.min(u0 + 1, columns - 1);
           grey = (image[top + u0] * (1 - tu) + image[top + u1] * tu) * (1 - tv) + (image[bottom + u0] * (1 - tu) + image[bottom + u1] * tu) * tv;
         } else if (image) grey = image[i];
-        let red = grey, green = grey, blue = grey;
-        const blend = (rgb, alpha) => { red += (rgb[0] - red) * alpha; green += (rgb[1] - green) * alpha; blue += (rgb[2] - blue) * alpha; };
-        const r = table[reference[i]], p = table[prediction[i]];
-        if (state.fill && prediction[i] && p) blend(colour(prediction[i]), 0.4);
+        pixels[o] = pixels[o + 1] = pixels[o + 2] = grey; pixels[o + 3] = 255;
+        const r = own[i], p = other[i];
+        if (state.fill && p) blend(o, fills[prediction[i] - 1], 0.4);
         if (state.errors && r !== p) {
-          if (p) blend(VERMILLION, 0.6);
-          if (r && (x + y) % hatch < hatch / 3) blend(MISSED, 1);
+          if (p) blend(o, VERMILLION, 0.6);
+          if (r && (x + y) % hatch < hatch / 3) blend(o, MISSED, 1);
         }
-        if (state.cross && (x === crossX || y === crossY)) blend([255, 255, 255], 0.3);
-        if (state.reference && r && isEdge(reference, r, x, y)) blend(BLUE, 1);
-        if (state.prediction && p && (x + y) % (2 * dash) < dash && isEdge(prediction, p, x, y)) blend(ORANGE, 1);
-        pixels[o] = red; pixels[o + 1] = green; pixels[o + 2] = blue; pixels[o + 3] = 255;
+        if (state.cross && (x === crossX || y === crossY)) blend(o, WHITE, 0.3);
+        if (state.reference && r && isEdge(own, r, x, y)) blend(o, BLUE, 1);
+        if (state.prediction && p && (x + y) % (2 * dash) < dash && isEdge(other, p, x, y)) blend(o, ORANGE, 1);
       }
     }
     canvas.getContext("2d").putImageData(picture, 0, 0);
@@ -280,7 +284,7 @@ medseg.viewer = (function () {
     data = given;
     root = { badges: element("ul", { class: "badges", "aria-live": "polite" }), panels: element("div", { class: "panels" }), readout: element("div", { class: "readout", id: "readout" }), notes: element("ul", { class: "notes" }), title: element("h3", { id: "shown" }) };
     root.body = element("div", { class: "viewer", hidden: true, "data-ready": "no" }, root.title, root.badges, ...controls(), root.panels, root.readout, root.notes,
-      element("p", { class: "soft" }, "Keys: ", ...[["↑ ↓", "slice"], ["r", "reference"], ["p", "prediction"], ["e", "errors"], ["f", "colours"], ["c", "crosshair"], ["s", "smooth"], ["o", "side of the patient"], ["n b", "next case, case before"]].flatMap(([key, what]) => [element("kbd", {}, key), ` ${what}  `])));
+      element("p", { class: "soft keys" }, "Keys: ", ...[["↑ ↓", "slice"], ["r", "reference"], ["p", "prediction"], ["e", "errors"], ["f", "colours"], ["c", "crosshair"], ["s", "smooth"], ["o", "side of the patient"], ["n b", "next case, case before"]].flatMap(([key, what]) => [element("kbd", {}, key), ` ${what}  `])));
     root.body.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || ["INPUT", "SELECT"].includes(event.target.tagName)) return;
       const toggle = [...TOGGLES, ["mirrored", "o"]].find(([, key]) => key === event.key);

@@ -8,7 +8,9 @@ from medseg.training.history import TrainingHistory
 from medseg.training.initial_weights import load_initial_weights
 from medseg.training.iteration_update import EvaluationUpdate, TrainingUpdate
 from medseg.training.learning_rate import PolynomialWarmUp
+from medseg.training.overrides import refuse_unknown_overrides
 from medseg.training.precision import gradient_scaler, resolve_precision
+from medseg.training.precision_choice import PrecisionChoice, PrecisionProbe
 from medseg.training.processes import ShareSampler, distribute, end_processes, process_device, start_processes
 from medseg.training.progress import TrainingProgress
 from medseg.training.record import TrainingRecord
@@ -23,6 +25,8 @@ __all__ = [
     "FiniteSteps",
     "NonFiniteError",
     "PolynomialWarmUp",
+    "PrecisionChoice",
+    "PrecisionProbe",
     "SampleIndex",
     "SeededSampler",
     "SeededSamples",
@@ -38,6 +42,7 @@ __all__ = [
     "gradient_scaler",
     "load_initial_weights",
     "process_device",
+    "refuse_unknown_overrides",
     "resolve_precision",
     "start_processes",
 ]

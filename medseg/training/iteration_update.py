@@ -12,9 +12,12 @@ import torch
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
+from torch.nn.parallel import DistributedDataParallel
 
 from medseg.training.finite_steps import FiniteSteps, all_finite
-from medseg.training.precision import autocast, resolve_precision
+from medseg.training.precision import Precision, autocast
+from medseg.training.precision_choice import PrecisionChoice, resolved
+from medseg.training.processes import is_main_process
 
 
 def _moved(batch: dict[str, Any], key: str, engine: Any) -> torch.Tensor:
@@ -28,7 +31,8 @@ class TrainingUpdate:
     reaches the loss as its third argument.
 
     Args:
-        precision: `auto`, `fp32`, `bf16` or `fp16` (see `resolve_precision`). The loss is computed in fp32 in any case.
+        precision: `auto`, `fp32`, `bf16` or `fp16` (see `resolve_precision`), or a `PrecisionChoice`, whose `auto` the
+            first step decides by a probe. The loss is computed in fp32 in any case.
         channels_last: lay images out channels last, which CPUs' and GPUs' convolutions prefer.
         max_grad_norm: clip the gradient's norm to this value; None leaves it alone.
         scaler: scales fp16 gradients (see `gradient_scaler`); None for none. Checkpoint it.
@@ -40,7 +44,7 @@ class TrainingUpdate:
 
     def __init__(
         self,
-        precision: str = "auto",
+        precision: str | PrecisionChoice = "auto",
         channels_last: bool = True,
         max_grad_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
@@ -64,8 +68,8 @@ class TrainingUpdate:
 
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
+        precision = self._precision(engine, inputs, targets, weight)
         statistics = [(buffer, buffer.clone()) for buffer in engine.network.buffers()]
-        precision = resolve_precision(self.precision, engine.state.device)
         with autocast(precision, engine.state.device):
             engine.state.output[Keys.PRED] = engine.inferer(inputs, engine.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
@@ -82,6 +86,24 @@ class TrainingUpdate:
         FiniteSteps.of(engine).count(engine, is_finite, precision, self.max_skipped)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+    def _precision(self, engine: SupervisedTrainer, inputs: torch.Tensor, *rest: Any) -> Precision:
+        """The precision of this step; the first one of a training may have to find it out."""
+        if isinstance(self.precision, PrecisionChoice) and self.precision.is_open:
+            # what is inside the wrappers of torch.compile and of many processes: neither may see steps of one process
+            network = getattr(engine.network, "_orig_mod", engine.network)
+            network = network.module if isinstance(network, DistributedDataParallel) else network
+            targets, weight = rest
+
+            def step() -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
+                logits = engine.inferer(inputs, network)
+                with torch.autocast(inputs.device.type, enabled=False):
+                    return logits, engine.loss_function(logits, targets, *weight)
+
+            decision = self.precision.decide(network, step)
+            if is_main_process():
+                engine.logger.info(decision)
+        return resolved(self.precision, engine.state.device)
 
     def _step(self, engine: SupervisedTrainer) -> bool:
         """Move the weights if the loss and the gradient are finite, and say whether they were."""
@@ -102,10 +124,10 @@ class EvaluationUpdate:
     The prediction carries the image's geometry, so that it can be restored to the scan's native grid.
 
     Args:
-        precision: `auto`, `fp32`, `bf16` or `fp16` (see `resolve_precision`).
+        precision: `auto`, `fp32`, `bf16` or `fp16` (see `resolve_precision`), or the training's `PrecisionChoice`.
     """
 
-    def __init__(self, precision: str = "fp32") -> None:
+    def __init__(self, precision: str | PrecisionChoice = "fp32") -> None:
         self.precision = precision
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +135,7 @@ class EvaluationUpdate:
         engine.state.output = {Keys.IMAGE: image}
         if Keys.LABEL in batch:
             engine.state.output[Keys.LABEL] = _moved(batch, Keys.LABEL, engine)
-        precision = resolve_precision(self.precision, engine.state.device)
+        precision = resolved(self.precision, engine.state.device)
         with engine.mode(engine.network), autocast(precision, engine.state.device):
             engine.state.output[Keys.PRED] = engine.inferer(image, engine.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)

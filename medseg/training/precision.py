@@ -30,9 +30,14 @@ def resolve_precision(precision: str, device: torch.device | str) -> Precision:
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if kind == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+        return "bf16" if multiplies_bf16() else "fp32"
     return "fp32"
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware: AMX or AVX512-BF16."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def autocast(precision: Precision, device: torch.device | str) -> torch.autocast:

@@ -20,7 +20,7 @@ from ignite.engine import Engine, Events
 import medseg
 from medseg.plan import Plan
 from medseg.training.finite_steps import FiniteSteps
-from medseg.training.precision import resolve_precision
+from medseg.training.precision_choice import PrecisionChoice, resolved
 from medseg.training.processes import is_main_process, process_count
 from medseg.volumes import atomic
 
@@ -38,6 +38,7 @@ class TrainingRecord:
         cases: the training cases, dictionaries of file names; their contents make the data checksum.
         settings: the run's seed, fold and whatever else a reader needs to repeat it.
         evaluator: validation engine whose last metrics belong to the record.
+        precision: the training's choice; None takes `settings["precision"]`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class TrainingRecord:
         cases: Sequence[Mapping[str, Any]],
         settings: Mapping[str, Any],
         evaluator: Engine | None = None,
+        precision: PrecisionChoice | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
@@ -55,6 +57,7 @@ class TrainingRecord:
         self.cases = list(cases)
         self.settings = dict(settings)
         self.evaluator = evaluator
+        self.precision = precision or str(self.settings.get("precision", "fp32"))
         self._started = 0.0
         self._first_epoch = 0
 
@@ -94,6 +97,7 @@ class TrainingRecord:
 
     def _record(self, engine: Engine) -> dict[str, Any]:
         device = engine.state.device
+        probe = self.precision.probe if isinstance(self.precision, PrecisionChoice) else None
         metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
         return {
             "bundle": self.plan.name,
@@ -110,7 +114,8 @@ class TrainingRecord:
             "processes": process_count(),
             "resumed_at_epoch": self._first_epoch or None,  # then the minutes are those since
             "minutes": round((time.monotonic() - self._started) / 60, 1),
-            "precision": resolve_precision(str(self.settings.get("precision", "fp32")), device),
+            "precision": resolved(self.precision, device),
+            "precision_probe": str(probe) if probe is not None else None,
             "machine": machine(device),
             "versions": versions(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

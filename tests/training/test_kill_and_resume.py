@@ -1,6 +1,9 @@
 """A training that is killed and resumed ends in the same weights, bit for bit, for any number of workers."""
 
 import json
+import os
+import random
+import re
 import signal
 import subprocess
 import time
@@ -12,6 +15,7 @@ from training.bundle_runs import command, environment, run, tiny_bundle
 from medseg.training.checkpoint_files import checkpoint_files
 
 EPOCHS = 4
+STEPS = 4 * EPOCHS
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +36,35 @@ def weights_sha256(output_dir: Path) -> str:
     return record["weights_sha256"]
 
 
-def kill_after(checkpoints: int, arguments: list[str], output_dir: Path) -> None:
-    """kill −9 once there is that many checkpoints, wherever the training is then."""
-    process = subprocess.Popen(arguments, env=environment(), stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while len(checkpoint_files(output_dir / "checkpoints")) < checkpoints:
-        assert process.poll() is None, (process.stderr.read() if process.stderr else b"").decode()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def kill_at(step: int, delay: float, arguments: list[str]) -> None:
+    """kill −9 so many seconds after the progress bar shows that step, wherever the training is then."""
+    process = subprocess.Popen(
+        arguments, env=environment(TQDM_MININTERVAL="0"), stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stderr is not None
+    printed, shown = b"", 0
+    while shown < step:
+        part = os.read(process.stderr.fileno(), 65536)
+        printed += part
+        assert part, printed.decode()[-3000:]
+        shown = max([shown, *(int(found) for found in re.findall(rb"\| (\d+)/%d \[" % STEPS, printed))])
+    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_killed_and_resumed_equals_uninterrupted(bundle, uninterrupted, workers):
+def test_killed_at_a_random_moment_and_resumed_equals_uninterrupted(bundle, uninterrupted, workers):
+    chance = random.SystemRandom()
+    step, delay = chance.randrange(1, STEPS - 1), chance.uniform(0, 0.3)
     output_dir = bundle.parent / f"killed_{workers}"
     arguments = command(bundle, output_dir, max_epochs=EPOCHS, num_workers=workers)
-    kill_after(1 + workers % 2, arguments, output_dir)
+    kill_at(step, delay, arguments)
     assert not (output_dir / "training.json").exists()
-    run([*arguments, "--resume", "True"])
+    there = [file.name for file in checkpoint_files(output_dir / "checkpoints")]
+    print(f"\n{workers} workers: kill -9 {delay:.3f} s after step {step} of {STEPS}; checkpoints: {there or 'none'}")
+    said = run([*arguments, "--resume", "True"])
+    print("\n".join(line for line in said.splitlines() if "resumed from" in line) or "started from the beginning")
+    print(f"uninterrupted {uninterrupted}\nresumed       {weights_sha256(output_dir)}")
     assert weights_sha256(output_dir) == uninterrupted

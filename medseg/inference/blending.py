@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from monai.data.utils import compute_importance_map
 
+from medseg.inference.carried_block import Carried, HalfBlock
 from medseg.inference.tiles import TileGrid
 
 
@@ -23,102 +24,107 @@ class FinishedBlock:
 
     Args:
         region: where it lies in the image, one slice an axis (padding removed).
-        values: (K, *region) blended values; valid until the next block is asked for.
+        values: (K, *region) blended values, not finite where every tile was left out; None where no voxel got any.
     """
 
     region: tuple[slice, ...]
-    values: torch.Tensor
+    values: torch.Tensor | None
 
 
 class Blender:
     """Weighted mean of overlapping tiles, kept only where a later tile may still add to it.
 
     Tiles come in the grid's order: slabs along the longest axis, rows along the second within a slab. The image is cut
-    into rows of blocks at the tiles' starts along the second axis. When a row of tiles is complete, the planes of its
-    first block up to the next slab's start are finished; only the planes beyond are carried on.
+    into blocks at the tiles' starts along these two axes. A block comes into being with the first tile that touches
+    it, and is finished with the last one: that of its own slab and row. So the blocks held are those of one slab's
+    rows, and of two rows of the next.
 
         value(x) = Σ_tiles w(x − start) · prediction(x − start) / Σ_tiles w(x − start)
 
     Args:
         grid: the tiles.
         weight: (*tile) positive weights.
+        carried: how sums wait for the next slab: "fp32", or "fp16" (half the memory; each sum is rounded once a slab,
+            by at most 2⁻¹¹ of its value or 2⁻⁴⁰ of the largest in its channel and block).
     """
 
-    def __init__(self, grid: TileGrid, weight: torch.Tensor) -> None:
+    def __init__(self, grid: TileGrid, weight: torch.Tensor, carried: Carried = "fp32") -> None:
         self.grid = grid
         self.order = grid.axis_order
         self.weight = weight.permute(self.order)
+        self.carried = carried
         self.tile = tuple(grid.tile[axis] for axis in self.order)
         self.starts = tuple(grid.starts[axis] for axis in self.order)
         self.shape = tuple(grid.padded_shape[axis] for axis in self.order)
-        self.row_cuts = (*self.starts[1], self.shape[1])
-        self.blocks: list[torch.Tensor | None] = [None] * len(self.starts[1])
-        self.is_current = [False] * len(self.starts[1])
+        self.cuts = tuple((*starts, size) for starts, size in zip(self.starts[:2], self.shape, strict=False))
+        # Blocks by their number along the longest and the second axis.
+        self.blocks: dict[tuple[int, int], torch.Tensor | HalfBlock] = {}
 
-    def add(self, index: Sequence[int], prediction: torch.Tensor) -> Iterator[FinishedBlock]:
-        """Add the prediction (K, *tile) of the tile at `index`; yield the block it finishes, if any."""
-        values = prediction.permute(0, *(axis + 1 for axis in self.order))
-        slab, row = index[0], index[1]
-        first, last = self.starts[1][row], self.starts[1][row] + self.tile[1]
-        depth = tuple(
-            slice(self.starts[d][index[d]], self.starts[d][index[d]] + self.tile[d]) for d in range(2, len(index))
-        )
-        for q in range(row, len(self.blocks)):
-            begin, end = self.row_cuts[q], min(self.row_cuts[q + 1], last)
-            if begin >= last:
-                break
-            block = self._current(q, values)
-            source = slice(begin - first, end - first)
-            target = (slice(None), slice(0, end - begin), *depth)
-            block[:-1][(slice(None), *target)].addcmul_(values[:, :, source], self.weight[:, source])
-            block[-1][target] += self.weight[:, source]
+    def add(self, index: Sequence[int], prediction: torch.Tensor | None) -> Iterator[FinishedBlock]:
+        """Add the prediction (K, *tile) of the tile at `index`, None to leave it out; yield the block it finishes."""
+        if prediction is not None:
+            self._accumulate(index, prediction.permute(0, *(axis + 1 for axis in self.order)))
         if all(i == len(s) - 1 for i, s in zip(index[2:], self.starts[2:], strict=True)):
+            slab, row = index[0], index[1]
             yield self._finish(slab, row)
-            self._carry(slab, row)
+            if self.carried == "fp16":
+                self._compress(slab, row)
 
-    def _current(self, q: int, like: torch.Tensor) -> torch.Tensor:
-        """The block of row interval q over all planes of the current slab, what earlier slabs added included."""
-        held = self.blocks[q]
-        if self.is_current[q] and held is not None:
-            return held
-        width = self.row_cuts[q + 1] - self.row_cuts[q]
-        block = torch.zeros(
-            (like.shape[0] + 1, self.tile[0], width, *self.shape[2:]), dtype=torch.float32, device=self.weight.device
+    def _accumulate(self, index: Sequence[int], values: torch.Tensor) -> None:
+        depth = tuple(
+            slice(start[i], start[i] + size)
+            for i, start, size in zip(index[2:], self.starts[2:], self.tile[2:], strict=True)
         )
-        if held is not None:
-            block[:, : held.shape[1]] = held
-        self.blocks[q], self.is_current[q] = block, True
-        return block
+        for p, planes in self._touched(0, index[0]):
+            for q, rows in self._touched(1, index[1]):
+                block = self._block((p, q), len(values), values.device)
+                target = (slice(0, planes.stop - planes.start), slice(0, rows.stop - rows.start), *depth)
+                weight = self.weight[planes, rows]
+                block[(slice(0, -1), *target)].addcmul_(values[:, planes, rows], weight)
+                block[(-1, *target)] += weight
 
-    def _finished_planes(self, slab: int) -> int:
-        starts = self.starts[0]
-        return (starts[slab + 1] if slab + 1 < len(starts) else self.shape[0]) - starts[slab]
+    def _touched(self, axis: int, number: int) -> Iterator[tuple[int, slice]]:
+        """The blocks along an axis that tile `number` touches, and which part of the tile lies in each."""
+        cuts, first = self.cuts[axis], self.starts[axis][number]
+        for i in range(number, len(cuts) - 1):
+            begin, end = cuts[i] - first, min(cuts[i + 1] - first, self.tile[axis])
+            if begin >= self.tile[axis]:
+                return
+            yield i, slice(begin, end)
 
-    def _held(self, row: int) -> torch.Tensor:
-        block = self.blocks[row]
+    def _block(self, key: tuple[int, int], channels: int, device: torch.device) -> torch.Tensor:
+        """The sums of one block (K + 1, planes, rows, …): values, and last the weights."""
+        block = self.blocks.get(key)
         if block is None:
-            raise RuntimeError(f"tiles were not added in the grid's order: row {row} is finished before it was begun")
+            sizes = [self.cuts[axis][i + 1] - self.cuts[axis][i] for axis, i in enumerate(key)] + [*self.shape[2:]]
+            # In memory the axes keep the image's order, the tiles' own, so that sums run along contiguous voxels.
+            layout = (0, *(self.order.index(axis) + 1 for axis in range(len(self.order))))
+            block = torch.empty_permuted((channels + 1, *sizes), layout, dtype=torch.float32, device=device).zero_()
+        elif isinstance(block, HalfBlock):
+            block = block.restored()
+        self.blocks[key] = block
         return block
+
+    def _compress(self, slab: int, row: int) -> None:
+        """Put the blocks aside that wait for the next slab."""
+        for key, block in self.blocks.items():
+            if key[0] > slab and key[1] <= row and isinstance(block, torch.Tensor):
+                self.blocks[key] = HalfBlock.of(block)
 
     def _finish(self, slab: int, row: int) -> FinishedBlock:
-        block = self._held(row)
-        planes = self._finished_planes(slab)
-        values = block[:-1, :planes].div_(block[-1:, :planes])
-        begins = [self.starts[0][slab], self.row_cuts[row], *([0] * (len(self.shape) - 2))]
+        block = self.blocks.pop((slab, row), None)
+        if isinstance(block, HalfBlock):  # no tile of this slab was added
+            block = block.restored()
         region: list[slice] = [slice(0)] * len(self.order)
         inner: list[slice] = []
-        for begin, size, axis in zip(begins, values.shape[1:], self.order, strict=True):
+        bounds = [(self.cuts[axis][i], self.cuts[axis][i + 1]) for axis, i in enumerate((slab, row))]
+        for (begin, end), axis in zip([*bounds, *((0, n) for n in self.shape[2:])], self.order, strict=True):
             pad, length = self.grid.pad_before[axis], self.grid.image_shape[axis]
-            low, high = max(begin - pad, 0), min(begin + size - pad, length)
+            low, high = max(begin - pad, 0), min(end - pad, length)
             region[axis] = slice(low, high)
             inner.append(slice(low + pad - begin, high + pad - begin))
-        values = values[(slice(None), *inner)]
+        if block is None:
+            return FinishedBlock(tuple(region), None)
+        values = block[:-1].div_(block[-1:])[(slice(None), *inner)]
         back = [self.order.index(axis) + 1 for axis in range(len(self.order))]
         return FinishedBlock(tuple(region), values.permute(0, *back))
-
-    def _carry(self, slab: int, row: int) -> None:
-        """Keep only the planes that the next slab still adds to."""
-        block = self._held(row)
-        rest = block[:, self._finished_planes(slab) :]
-        self.blocks[row] = rest.clone() if rest.shape[1] else None
-        self.is_current[row] = False

@@ -6,6 +6,7 @@ import torch
 
 from medseg.inference.blending import FinishedBlock
 from medseg.transforms.label_tail import LabelTail
+from medseg.transforms.resample import memory_order
 
 
 class NativeAssembly:
@@ -18,11 +19,13 @@ class NativeAssembly:
     Args:
         tail: restores a region from a block of the model grid.
         out: labels on the native grid, written in place.
+        num_values: channels of the blocks.
     """
 
-    def __init__(self, tail: LabelTail, out: torch.Tensor) -> None:
+    def __init__(self, tail: LabelTail, out: torch.Tensor, num_values: int) -> None:
         self.tail = tail
         self.out = out
+        self.num_values = num_values
         self.resampler = tail.resampler
         self.row_end = self.resampler.axes[1].model_size
         self.planes_before: torch.Tensor | None = None
@@ -30,9 +33,12 @@ class NativeAssembly:
         self.rows_before: torch.Tensor | None = None
 
     def add(self, block: FinishedBlock) -> None:
-        """Write the native voxels that the block completes."""
+        """Write the native voxels that the block completes; those of a block without values are background."""
         order = self.resampler.axis_order
-        values = block.values.permute(0, *(axis + 1 for axis in order))
+        values = block.values
+        if values is None:
+            values = torch.zeros(self.num_values, *(part.stop - part.start for part in block.region))
+        values = values.permute(0, *(axis + 1 for axis in order))
         slab, row = block.region[order[0]], block.region[order[1]]
         extended = self._extend(values, slab, row)
         plane_halo, row_halo = slab.stop - extended.shape[1], row.stop - extended.shape[2]
@@ -42,7 +48,10 @@ class NativeAssembly:
             self.resampler.ready(1, row.start, row.stop),
             *(slice(0, axis.native_size) for axis in self.resampler.axes[2:]),
         ]
-        self.tail(extended, origin, region, self.out)
+        if block.values is None:
+            self.out.permute(*self.resampler.native_axes)[tuple(region)] = self.tail.decision.label_values[0]
+        else:
+            self.tail(extended, origin, region, self.out)
         self._keep(extended, slab, row)
 
     def _extend(self, values: torch.Tensor, slab: slice, row: slice) -> torch.Tensor:
@@ -51,9 +60,7 @@ class NativeAssembly:
         rows = 0 if self.rows_before is None else self.rows_before.shape[2]
         if not planes and not rows:
             return values
-        extended = values.new_empty(
-            values.shape[0], planes + values.shape[1], rows + values.shape[2], *values.shape[3:]
-        )
+        extended = self._empty(values, planes + values.shape[1], rows + values.shape[2])
         extended[:, planes:, rows:] = values
         if self.planes_before is not None:
             extended[:, :planes] = self.planes_before[:, :, row.start - rows : row.stop]
@@ -68,7 +75,13 @@ class NativeAssembly:
         if plane_halo and slab.stop < self.resampler.axes[0].model_size:
             kept = extended[:, -plane_halo:, row.start - row.stop :]
             if self.planes_next is None:
-                self.planes_next = extended.new_empty(kept.shape[0], kept.shape[1], self.row_end, *kept.shape[3:])
+                self.planes_next = self._empty(kept, kept.shape[1], self.row_end)
             self.planes_next[:, :, row.start : row.stop] = kept
         if is_last_row:
             self.planes_before, self.planes_next = self.planes_next, None
+
+    @staticmethod
+    def _empty(like: torch.Tensor, planes: int, rows: int) -> torch.Tensor:
+        """Room for that many planes and rows, axes in memory as in `like`."""
+        shape = (like.shape[0], planes, rows, *like.shape[3:])
+        return torch.empty_permuted(shape, memory_order(like), dtype=like.dtype, device=like.device)

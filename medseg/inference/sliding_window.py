@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
-from medseg.inference.blending import importance_map
+from medseg.inference.blending import FinishedBlock, importance_map
 from medseg.inference.merging import merge_tiles
 from medseg.inference.tiles import lay_tiles
 
@@ -67,13 +67,18 @@ class SlidingWindow(Inferer):
         weight = importance_map(grid.tile, self.mode, device)
         merged: torch.Tensor | None = None
         for b, image in enumerate(plain):
-            predict = lambda tiles: _plain(network(tiles, *args, **kwargs))  # noqa: E731
-            for block in merge_tiles(image, grid, weight, predict, self.sw_batch_size, tile_device):
+
+            def place(block: FinishedBlock, b: int = b) -> None:
+                nonlocal merged
+                if block.values is None:
+                    raise RuntimeError("no tile is left out here")
                 if merged is None:
                     shape = (plain.shape[0], block.values.shape[0], *grid.image_shape)
                     merged = torch.empty(shape, dtype=torch.float32, device=device)
                 merged[b][(slice(None), *block.region)] = block.values
-                del block  # a finished block is released before the network runs again
+
+            predict = lambda tiles: _plain(network(tiles, *args, **kwargs))  # noqa: E731
+            merge_tiles(image, grid, weight, predict, place, self.sw_batch_size, tile_device)
         if merged is None:
             raise ValueError(f"a batch needs at least one image, found shape {tuple(plain.shape)}")
         return MetaTensor(merged).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else merged

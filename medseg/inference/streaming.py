@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 
 from medseg.errors import ShapeError
-from medseg.inference.blending import importance_map
+from medseg.inference.blending import FinishedBlock, importance_map
+from medseg.inference.carried_block import Carried
 from medseg.inference.merging import merge_tiles
 from medseg.inference.native_assembly import NativeAssembly
 from medseg.inference.tiles import TileGrid, lay_tiles
 from medseg.transforms.grid_map import map_grids
 from medseg.transforms.label_decision import LabelDecision
-from medseg.transforms.label_tail import LabelTail, Observer, apply_head
+from medseg.transforms.label_tail import SLAB_VALUES, LabelTail, Observer, apply_head
 from medseg.transforms.resample import SeparableResampler
 from medseg.transforms.sheared import restore_sheared
 
@@ -31,6 +32,9 @@ class Window:
         batch_size: tiles given to the network at once.
         interpolation: from the model grid to the native grid.
         device: where tiles are blended and restored.
+        carried: how unfinished sums wait for the next slab of tiles; see `Blender`.
+        slab_values: values resampled to the native grid at once.
+        is_pipelined: cut, blend and restore in a thread of its own while the network runs.
     """
 
     tile: tuple[int, ...]
@@ -39,6 +43,9 @@ class Window:
     batch_size: int = 1
     interpolation: Literal["linear", "cubic"] = "linear"
     device: str = "cpu"
+    carried: Carried = "fp32"
+    slab_values: int = SLAB_VALUES
+    is_pipelined: bool = True
 
     def over(self, shape: Sequence[int]) -> TileGrid:
         """The tiles over an image of that shape."""
@@ -86,26 +93,29 @@ def predict_labels(
         if on_tiles is not None:
             on_tiles(done, grid.num_tiles)
 
-    blocks = merge_tiles(image, grid, weight, predict, window.batch_size, on_tiles=count)
+    def merge(consume: Callable[[FinishedBlock], None]) -> None:
+        merge_tiles(
+            image, grid, weight, predict, consume, window.batch_size, on_tiles=count, carried=window.carried,
+            is_pipelined=window.is_pipelined,
+        )  # fmt: skip
+
     grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
     head_weight, head_bias = (None if part is None else part.to(window.device) for part in (head_weight, head_bias))
     if grid_map is None:
         if observers:
             raise ShapeError("probabilities and uncertainty are not offered for sheared scans (gantry tilt)")
-        logits: torch.Tensor | None = None
-        for block in blocks:
+        logits = torch.empty(decision.num_channels, *grid.image_shape, device=window.device)
+
+        def place(block: FinishedBlock) -> None:
             values = block.values if head_weight is None else apply_head(block.values, head_weight, head_bias)
-            if logits is None:
-                logits = values.new_empty(values.shape[0], *grid.image_shape)
+            decision.check(values.shape[0])
             logits[(slice(None), *block.region)] = values
-            del block, values
-        assert logits is not None  # there is always at least one tile
-        decision.check(logits.shape[0])
+
+        merge(place)
         return restore_sheared(logits, model_affine, native_affine, native_shape, decision).cpu()
     resampler = SeparableResampler(grid_map, window.interpolation)
     out = torch.empty(tuple(native_shape), dtype=decision.dtype)
-    assembly = NativeAssembly(LabelTail(resampler, decision, head_weight, head_bias, observers), out)
-    for block in blocks:
-        assembly.add(block)
-        del block  # a finished block is released before the network runs again
+    tail = LabelTail(resampler, decision, head_weight, head_bias, observers, window.slab_values)
+    num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
+    merge(NativeAssembly(tail, out, num_values).add)
     return out

@@ -43,25 +43,42 @@ class LabelDecision:
                 f"logits, found {num_channels}"
             )
 
-    def see(self, channel: int, logits: torch.Tensor, labels: torch.Tensor, best: torch.Tensor) -> None:
+    def see(self, channel: int, logits: torch.Tensor, winner: torch.Tensor, best: torch.Tensor) -> None:
         """Take one class's logits into account; call it for the channels in order, from 0.
+
+        Everything is done in the logits' own floating type: vectorised, where comparing to booleans and filling by
+        them is five to ten times slower.
 
         Args:
             channel: which class.
             logits: its logits, any shape.
-            labels: what is decided so far, same shape; changed in place, overwritten by channel 0.
-            best: the largest logit so far, same shape; changed in place, overwritten by channel 0.
+            winner: number of the label so far (see `labels_of`), same shape and type; changed in place, overwritten by
+                channel 0.
+            best: the largest logit so far, same shape and type; changed in place, overwritten by channel 0.
         """
         if self.activation == "sigmoid":
             if channel == 0:
-                labels.fill_(self.label_values[0])
-            labels.masked_fill_(logits > 0, self.label_values[channel + 1])
+                winner.zero_()
+            is_better = torch.gt(logits, 0, out=torch.empty_like(logits))
+            winner.lerp_(_number(channel + 1, winner), is_better)
         elif channel == 0:
-            labels.fill_(self.label_values[0])
+            winner.zero_()
             best.copy_(logits)
         else:
-            labels.masked_fill_(logits > best, self.label_values[channel])
+            is_better = torch.gt(logits, best, out=torch.empty_like(logits))
+            winner.lerp_(_number(channel, winner), is_better)
             torch.maximum(best, logits, out=best)
+
+    def labels_of(self, winner: torch.Tensor) -> torch.Tensor:
+        """Label values of the label numbers that `see` has found."""
+        if self.label_values == list(range(len(self.label_values))):
+            return winner.to(self.dtype)
+        table = torch.tensor(self.label_values, dtype=self.dtype, device=winner.device)
+        return table[winner.int()]
+
+
+def _number(value: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
 def smallest_label_dtype(largest: int) -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from medseg.transforms.label_decision import LabelDecision
-from medseg.transforms.resample import SeparableResampler
+from medseg.transforms.resample import SeparableResampler, memory_order
 
 # Voxels decided at once: large enough to hide the cost of a call, small enough to stay in a core's cache.
 CHUNK_VOXELS = 1 << 18
@@ -40,6 +40,7 @@ class LabelTail:
         head_weight: (classes, features) of the head; None where the values are logits already.
         head_bias: (classes,) of the head.
         observers: see all logits of every native voxel.
+        slab_values: values that the planes resampled at once may take.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LabelTail:
         head_weight: torch.Tensor | None = None,
         head_bias: torch.Tensor | None = None,
         observers: Sequence[Observer] = (),
+        slab_values: int = SLAB_VALUES,
     ) -> None:
         if head_weight is not None:
             decision.check(len(head_weight))
@@ -57,6 +59,7 @@ class LabelTail:
         self.decision = decision
         self.head_weight = head_weight
         self.head_bias = head_bias
+        self.slab_values = slab_values
 
     def __call__(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice], out: torch.Tensor) -> None:
         """Write the labels of a region into `out`.
@@ -76,48 +79,54 @@ class LabelTail:
         is_single = self.head_weight is None and not self.observers
         decide = self._from_logits if is_single else self._from_features
         together = 1 if is_single else block.shape[0]
-        thickness = min(SLAB_PLANES, max(1, SLAB_VALUES // (together * _size(region[1:]))))
+        thickness = min(SLAB_PLANES, max(1, self.slab_values // (together * _size(region[1:]))))
         for start in range(region[0].start, region[0].stop, thickness):
             within = (slice(start, min(start + thickness, region[0].stop)), *region[1:])
             target[within] = decide(block, origin, within)
 
     def _from_logits(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
-        labels, best = self._blank(region, block)
+        winner, best = _blank(region, block), _blank(region, block)
         step = max(1, CHUNK_VOXELS // _size(region[1:]))
         for channel in range(block.shape[0]):
             planes = self.resampler.across(block[channel : channel + 1], origin, region)
             for begin, part in _parts(region[0], step):
                 logits = self.resampler.along(planes, region, part)[0]
                 end = begin + len(logits)
-                self.decision.see(channel, logits, labels[begin:end], best[begin:end])
-        return labels
+                self.decision.see(channel, logits, winner[begin:end], best[begin:end])
+        return self.decision.labels_of(winner)
 
     def _from_features(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
-        labels, best = self._blank(region, block)
+        labels = _blank(region, block, self.decision.dtype)
         planes = self.resampler.across(block, origin, region)
         step = max(1, CHUNK_VALUES // (self.decision.num_channels * _size(region[1:])))
         for begin, part in _parts(region[0], step):
             features = self.resampler.along(planes, region, part)
             logits = features if self.head_weight is None else apply_head(features, self.head_weight, self.head_bias)
-            end = begin + features.shape[1]
+            winner, best = torch.empty_like(logits[0]), torch.empty_like(logits[0])
             for channel in range(len(logits)):
-                self.decision.see(channel, logits[channel], labels[begin:end], best[begin:end])
+                self.decision.see(channel, logits[channel], winner, best)
+            labels[begin : begin + features.shape[1]] = self.decision.labels_of(winner)
             for observer in self.observers:
                 observer.see(logits, (part, *region[1:]), self.resampler.native_axes)
         return labels
 
-    def _blank(self, region: Sequence[slice], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = [part.stop - part.start for part in region]
-        labels = torch.empty(shape, dtype=self.decision.dtype, device=like.device)
-        return labels, torch.empty(shape, dtype=like.dtype, device=like.device)
+
+def _blank(region: Sequence[slice], block: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A voxel for each of a region, in the memory order of the block's axes."""
+    shape = [part.stop - part.start for part in region]
+    order = [axis - 1 for axis in memory_order(block) if axis]
+    return torch.empty_permuted(shape, order, dtype=dtype or block.dtype, device=block.device)
 
 
 def apply_head(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Logits (C, …) of features (K, …): a 1×1×1 convolution as one matrix product."""
-    logits = weight @ values.reshape(values.shape[0], -1)
+    """Logits (C, …) of features (K, …): a 1×1×1 convolution as one matrix product, axes in memory as they were."""
+    order = [axis for axis in memory_order(values) if axis]
+    ordered = values.permute(0, *order)
+    logits = weight @ ordered.reshape(values.shape[0], -1)
     if bias is not None:
         logits += bias[:, None]
-    return logits.view(len(logits), *values.shape[1:])
+    back = [order.index(axis) + 1 for axis in range(1, values.ndim)]
+    return logits.view(len(logits), *ordered.shape[1:]).permute(0, *back)
 
 
 def _parts(whole: slice, step: int) -> Iterator[tuple[int, slice]]:

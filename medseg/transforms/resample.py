@@ -104,23 +104,41 @@ def _taps(axis_map: AxisMap, part: slice, interpolation: str) -> tuple[np.ndarra
 
 
 def _interpolate(values: torch.Tensor, axis: int, taps: np.ndarray, weights: np.ndarray) -> torch.Tensor:
-    """One pass along one axis: Σ weight · values[tap]."""
+    """One pass along one axis: Σ weight · values[tap]. The axes keep their order in memory."""
+    order = memory_order(values)
+    back = [order.index(n) for n in range(values.ndim)]
+    return _interpolate_in_order(values.permute(order), order.index(axis), taps, weights).permute(back)
+
+
+def memory_order(values: torch.Tensor) -> list[int]:
+    """Axes from the one that lies furthest apart in memory to the one whose voxels are neighbours."""
+    return sorted(range(values.ndim), key=lambda axis: (-values.stride(axis), axis))
+
+
+def _interpolate_in_order(values: torch.Tensor, axis: int, taps: np.ndarray, weights: np.ndarray) -> torch.Tensor:
     count = taps.shape[1]
     if len(taps) == 1:
         first = int(taps[0, 0])
         if np.array_equal(taps[0], np.arange(first, first + count)):
             return values.narrow(axis, first, count)
-        return values.index_select(axis, torch.from_numpy(taps[0]).to(values.device))
+        return _pick(values, axis, torch.from_numpy(taps[0]).to(values.device))
     index = torch.from_numpy(taps).to(values.device)
     shape = [1] * values.ndim
     shape[axis] = -1
     factor = torch.from_numpy(weights).to(values.dtype).to(values.device).view(len(weights), *shape)
-    start = values.index_select(axis, index[0])
+    start = _pick(values, axis, index[0])
     if len(taps) == 2:
         # start + t · (end − start): a constant stays exactly constant. Three operations, none fused, so that a voxel's
         # rounding does not depend on where it lies in a vector.
-        return values.index_select(axis, index[1]).sub_(start).mul_(factor[1]).add_(start)
+        return _pick(values, axis, index[1]).sub_(start).mul_(factor[1]).add_(start)
     total = start.mul_(factor[0])
     for tap, weight in zip(index[1:], factor[1:], strict=True):
-        total.add_(values.index_select(axis, tap).mul_(weight))
+        total.add_(_pick(values, axis, tap).mul_(weight))
     return total
+
+
+def _pick(values: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """values.index_select(axis, index); along the last axis gather is twice as fast."""
+    if axis < values.ndim - 1:
+        return values.index_select(axis, index)
+    return values.gather(axis, index.expand(*values.shape[:-1], -1))

@@ -29,13 +29,14 @@ def restore_sheared(
     for start in range(0, labels.shape[0], thickness):
         part = labels[start : start + thickness]
         grid = _sampling_grid(matrix, model_shape, start, part.shape).to(logits.device, logits.dtype)
-        best = torch.empty(part.shape, dtype=logits.dtype, device=logits.device)
+        winner, best = torch.empty((2, *part.shape), dtype=logits.dtype, device=logits.device)
         for channel in range(logits.shape[0]):
             sampled = F.grid_sample(
                 logits[None, channel : channel + 1], grid[None], mode="bilinear", padding_mode="border",
                 align_corners=True,
             )  # fmt: skip
-            decision.see(channel, sampled[0, 0], part, best)
+            decision.see(channel, sampled[0, 0], winner, best)
+        part.copy_(decision.labels_of(winner))
     return labels
 
 

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
+from medseg.bundle.golden_sample import read_golden_sample
+from medseg.errors import BundleError
 from medseg.inference import Predictor
+from medseg.inference.backend import Backend
+from medseg.inference.backend_choice import GoldenCheck
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +46,7 @@ def load(
         )
     given = [weights] if weights is None or isinstance(weights, str | Path) else list(weights)
     networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
+    options.setdefault("golden_check", _golden_check(bundle, digests))
     return Predictor(networks, bundle.plan, device, bundle=bundle.name, weights_sha256=digests, **options)
 
 
@@ -62,3 +67,20 @@ def _network(bundle: BundleFolder, weights: str | Path | None) -> tuple[torch.nn
     network = bundle.plan.create_network()
     weight_files.load_into(network, file)
     return network.eval(), sha256
+
+
+def _golden_check(bundle: BundleFolder, digests: Sequence[str]) -> GoldenCheck:
+    """What gates low precision: the sample is read when it is first asked for, and only data is read."""
+
+    def check(backend: Backend) -> str:
+        try:
+            sample = read_golden_sample(bundle)
+        except BundleError as error:
+            return str(error)
+        if sample is None:
+            return "the bundle has none; promoting weights makes one"
+        if list(digests) != [sample.weights_sha256]:
+            return "it was made with other weights than these"
+        return sample.objection_to(backend)
+
+    return check

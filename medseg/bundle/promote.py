@@ -11,6 +11,7 @@ import yaml
 
 from medseg import weights
 from medseg.bundle.folder import WEIGHTS, BundleFolder
+from medseg.bundle.golden_sample import describe, make_golden_sample, save_golden_sample
 from medseg.errors import BundleError, WeightsError
 from medseg.volumes import atomic
 
@@ -19,15 +20,19 @@ RECORD = "models/model.json"
 
 @dataclass(frozen=True)
 class Promotion:
-    """What was promoted: the weights' place, size and checksum."""
+    """What was promoted: the weights' place, size and checksum, and what the golden sample holds."""
 
     weights: Path
     sha256: str
     megabytes: float
+    golden_sample: str
 
 
 def promote(bundle: str | Path, run: str | Path) -> Promotion:
     """Copy a run's final weights and record into a bundle's `models/`, and note their sha256 in large_files.yml.
+
+    The network is run in fp32 on a generated input, and the result is kept beside the weights: the golden sample that
+    `medseg bundle verify` compares with, and that low precision must agree with before it is used.
 
     Args:
         bundle: the bundle's folder.
@@ -54,7 +59,9 @@ def promote(bundle: str | Path, run: str | Path) -> Promotion:
     digest = weights.sha256(source)
     if digest != weights_sha256:
         raise WeightsError(f"{source}: is not the file its record {record_file.name} was written for; train again")
-    weights.load_into(folder.plan.create_network(), source)  # refuses what does not fit, before anything is replaced
+    network = folder.plan.create_network()
+    weights.load_into(network, source)  # refuses what does not fit, before anything is replaced
+    sample = make_golden_sample(network.eval(), folder.plan, digest)
     listing = {"large_files": [{"path": WEIGHTS, "hash_type": "sha256", "hash_val": digest}]}
     with atomic.replacing(folder.path / WEIGHTS) as temporary:
         shutil.copyfile(source, temporary)
@@ -62,4 +69,5 @@ def promote(bundle: str | Path, run: str | Path) -> Promotion:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     with atomic.replacing(folder.path / "large_files.yml") as temporary:
         temporary.write_text(yaml.safe_dump(listing, sort_keys=False), encoding="utf-8")
-    return Promotion(folder.path / WEIGHTS, digest, source.stat().st_size / 1e6)
+    save_golden_sample(folder, sample)
+    return Promotion(folder.path / WEIGHTS, digest, source.stat().st_size / 1e6, describe(sample, folder.plan))

@@ -13,9 +13,12 @@ from monai.data import MetaTensor
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medseg.bundle.folder import BundleFolder
+from medseg.bundle.golden_sample import describe, read_golden_sample
 from medseg.bundle.loading import load_network
 from medseg.errors import MedsegError
 from medseg.inference import preprocessing
+from medseg.inference.backend import TorchBackend
+from medseg.inference.golden_agreement import SAME_PRECISION
 
 REQUIRED_METADATA = (
     "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
@@ -39,7 +42,7 @@ def verify(path: str | Path) -> list[Check]:
 
     The configs are parsed, not run. Checks: the plan, the metadata against MONAI's schema and the plan, the properties
     MONAI requires of training and inference configs, inference.json against the template, the weights' sha256 and
-    fit, and the network's output on a tile.
+    fit, the network's output on a tile, and its agreement with the golden sample in fp32.
 
     Raises:
         BundleError: the folder is not a bundle at all.
@@ -57,6 +60,7 @@ def _checks() -> Iterator[tuple[str, Callable[[BundleFolder], str]]]:
     yield "evaluate.json", _check_evaluation
     yield "weights", lambda folder: f"sha256 {folder.checked_weights()[1][:12]}"
     yield "network", _check_network
+    yield "golden sample", _check_golden_sample
 
 
 def _run(name: str, check: Callable[[BundleFolder], str], folder: BundleFolder) -> Check:
@@ -143,3 +147,17 @@ def _check_network(folder: BundleFolder) -> str:
     if found != wanted:
         raise _BrokenPromiseError(f"a tile {tuple(tile.shape)} gave logits {found}, expected {wanted}")
     return f"{tuple(tile.shape)} → {found}"
+
+
+def _check_golden_sample(folder: BundleFolder) -> str:
+    sample = read_golden_sample(folder)
+    if sample is None:
+        return "none, so low precision is refused; promoting weights makes one"
+    digest = folder.checked_weights()[1]
+    if sample.weights_sha256 != digest:
+        raise _BrokenPromiseError("was made with other weights than the bundle's; promote the weights again")
+    network = TorchBackend(load_network(folder.path), torch.device("cpu"))
+    objection = sample.objection_to(network, SAME_PRECISION)
+    if objection:
+        raise _BrokenPromiseError(f"fp32 gives another result than when it was made: {objection}")
+    return f"fp32 agrees; {describe(sample, folder.plan)}"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+# Logits kept of an exact result: enough to see a drift anywhere, few enough to travel with the weights.
+MAX_VOXELS, MAX_LOGITS = 4096, 100_000
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a low-precision result may differ by.
+    """What another result may differ by.
 
     Args:
         label_agreement: least share of voxels with the same label.
@@ -17,7 +21,7 @@ class Tolerance:
             any reference is expected to move.
         voxels_a_label: least number of exactly predicted voxels of every label, so that the rule cannot pass on
             emptiness.
-        logit_difference: most that any logit may differ by, as a share of the exact logits' standard deviation.
+        logit_difference: most that any kept logit may differ by, as a share of the exact logits' standard deviation.
     """
 
     label_agreement: float = 0.995
@@ -26,49 +30,105 @@ class Tolerance:
     logit_difference: float = 0.25
 
 
-def objection(
-    exact_logits: np.ndarray,
-    logits: np.ndarray,
-    tolerance: Tolerance | None = None,
-    reference: np.ndarray | None = None,
-) -> str:
-    """Why the logits may not be used instead of the exact ones; "" where they may.
+# What fp32 on another machine or version may differ by: rounding, not arithmetic.
+SAME_PRECISION = Tolerance(label_agreement=0.9995, dice_loss=0.002, voxels_a_label=0, logit_difference=0.01)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactResult:
+    """What is kept of a pass in fp32: every label and a digest of the logits.
 
     Args:
-        exact_logits: (C, …) computed in fp32.
-        logits: (C, …) of the faster way.
+        labels: (*tile) index of each voxel's label in the plan's order.
+        num_labels: how many labels there are, background included.
+        activation: "softmax" or "sigmoid", which decides labels from logits.
+        positions: (n,) flat indices of the voxels whose logits are kept.
+        logits: (C, n) at these voxels.
+        logits_std: standard deviation of all logits.
+    """
+
+    labels: np.ndarray
+    num_labels: int
+    activation: Literal["softmax", "sigmoid"]
+    positions: np.ndarray
+    logits: np.ndarray
+    logits_std: float
+
+    @classmethod
+    def of(cls, logits: np.ndarray, activation: Literal["softmax", "sigmoid"] = "softmax") -> ExactResult:
+        """Keep what is needed of logits (C, *tile): those of at most 4096 voxels, spread evenly."""
+        channels, voxels = len(logits), logits[0].size
+        kept = max(1, min(voxels, MAX_VOXELS, MAX_LOGITS // channels))
+        positions = np.arange(kept, dtype=np.int64) * voxels // kept
+        return cls(
+            labels=decided(logits, activation),
+            num_labels=channels + (activation == "sigmoid"),
+            activation=activation,
+            positions=positions,
+            logits=logits.reshape(channels, -1)[:, positions].astype(np.float32),
+            logits_std=float(logits.std(dtype=np.float64)),
+        )
+
+    @property
+    def voxels_a_label(self) -> list[int]:
+        """Voxels of each label, in the plan's order."""
+        return np.bincount(self.labels.ravel(), minlength=self.num_labels).tolist()
+
+
+def decided(logits: np.ndarray, activation: Literal["softmax", "sigmoid"]) -> np.ndarray:
+    """Index of each voxel's label: that of the largest logit, or the last region whose logit is positive (0: none)."""
+    if activation == "softmax":
+        return logits.argmax(0).astype(np.uint16)
+    numbers = np.arange(1, len(logits) + 1, dtype=np.uint16).reshape(-1, *[1] * (logits.ndim - 1))
+    return np.where(logits > 0, numbers, np.uint16(0)).max(0)
+
+
+def objection(exact: ExactResult, logits: np.ndarray, tolerance: Tolerance | None = None) -> str:
+    """Why logits may not be used instead of the exact ones; "" where they may.
+
+    Args:
+        exact: the result in fp32.
+        logits: (C, *tile) of the other way.
         tolerance: what is allowed.
-        reference: (…) channel indices that are the truth; the Dice of both ways with it is compared. By default the
-            exact labels themselves are the truth.
 
     Returns:
         One line.
     """
     allowed = tolerance or Tolerance()
-    if exact_logits.shape != logits.shape:
-        return f"logits have shape {logits.shape}, expected {exact_logits.shape}"
+    expected = (len(exact.logits), *exact.labels.shape)
+    if logits.shape != expected:
+        return f"logits have shape {logits.shape}, expected {expected}"
     if not np.isfinite(logits).all():
         return "logits are not finite"
-    exact, labels = exact_logits.argmax(0), logits.argmax(0)
-    truth = exact if reference is None else reference
-    for channel in range(len(logits)):
-        count = int((exact == channel).sum())
-        if count < allowed.voxels_a_label:
-            return f"the sample has {count} voxels of channel {channel}, fewer than {allowed.voxels_a_label}"
-        lost = _dice(exact, truth, channel) - _dice(labels, truth, channel)
+    emptiness = too_few_voxels(exact, allowed)
+    if emptiness:
+        return emptiness
+    labels = decided(logits, exact.activation)
+    for index in range(exact.num_labels):
+        lost = 1 - _dice(exact.labels, labels, index)
         if lost > allowed.dice_loss:
-            return f"Dice of channel {channel} falls by {lost:.4f}, more than {allowed.dice_loss}"
-    agreement = float((exact == labels).mean())
+            return f"Dice of label {index} falls by {lost:.4f}, more than {allowed.dice_loss}"
+    agreement = float((exact.labels == labels).mean())
     if agreement < allowed.label_agreement:
         return f"labels agree on {agreement:.2%} of voxels, fewer than {allowed.label_agreement:.2%}"
-    difference = float(np.abs(exact_logits - logits).max() / max(float(exact_logits.std()), 1e-12))
+    there = logits.reshape(len(logits), -1)[:, exact.positions]
+    difference = float(np.abs(exact.logits - there).max() / max(exact.logits_std, 1e-12))
     if difference > allowed.logit_difference:
         return f"logits differ by up to {difference:.2f} standard deviations, more than {allowed.logit_difference}"
     return ""
 
 
-def _dice(labels: np.ndarray, truth: np.ndarray, channel: int) -> float:
+def too_few_voxels(exact: ExactResult, tolerance: Tolerance | None = None) -> str:
+    """Why a sample proves nothing: a label that it hardly holds; "" where it holds enough of each."""
+    least = (tolerance or Tolerance()).voxels_a_label
+    for index, count in enumerate(exact.voxels_a_label):
+        if count < least:
+            return f"the sample has {count} voxels of label {index}, fewer than {least}"
+    return ""
+
+
+def _dice(a: np.ndarray, b: np.ndarray, index: int) -> float:
     """2 |A ∩ B| / (|A| + |B|); 1 where both are empty."""
-    a, b = labels == channel, truth == channel
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0
+    in_a, in_b = a == index, b == index
+    total = int(in_a.sum()) + int(in_b.sum())
+    return 2 * int((in_a & in_b).sum()) / total if total else 1.0

@@ -6,6 +6,7 @@ import torch
 import medseg
 from medseg import weights
 from medseg.bundle import BundleFolder, promote
+from medseg.bundle.golden_sample import read_golden_sample
 from medseg.errors import BundleError, WeightsError
 
 
@@ -27,6 +28,9 @@ def test_promoted_weights_are_loaded_and_carry_their_record(bundle, finished_run
     assert all(torch.equal(v, expected[k]) for k, v in medseg.load_network(bundle).state_dict().items())
     assert json.loads((bundle / "models" / "model.json").read_text())["minutes"] == 1
     assert BundleFolder(bundle).checksums == {"models/model.pt": promotion.sha256}
+    sample = read_golden_sample(BundleFolder(bundle))
+    assert sample.weights_sha256 == promotion.sha256
+    assert promotion.golden_sample.startswith(f"{sample.exact.voxels_a_label[0]} background")
 
 
 def test_a_run_with_another_plan_is_refused_and_nothing_changes(bundle, finished_run):

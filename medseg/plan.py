@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _AXES = ("LR", "PA", "IS")
+_LATER_KEYS = ("slice_axis",)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Plan:
         network: `{"name": preset, "arguments": {...}}` for `medseg.networks.create`.
         crop_ratios: how often a training patch is centred on each class, in the order of the labels' values.
         mirror_axes: axes the network was trained to mirror; test-time flips are refused along others.
+        slice_axis: for a 2D network that is given volumes, the patient axis (`R`, `A` or `S`) across which it takes
+            them slice by slice; `orientation` then names the two axes of a slice. None takes 2D images.
         description: one sentence for people.
     """
 
@@ -62,6 +65,7 @@ class Plan:
     activation: Literal["softmax", "sigmoid"] = "softmax"
     crop_ratios: Sequence[float] | None = None
     mirror_axes: Sequence[int] = ()
+    slice_axis: Literal["R", "A", "S"] | None = None
     description: str = ""
     schema_version: int = SCHEMA_VERSION
     source: str = field(default="<plan>", compare=False)
@@ -94,6 +98,13 @@ class Plan:
         return sorted(self.labels, key=self.labels.__getitem__)
 
     @property
+    def axis_pairs(self) -> tuple[str, ...]:
+        """The two directions of each patient axis that `orientation` names: `LR`, `PA`, `IS` in three dimensions."""
+        if self.slice_axis is None:
+            return _AXES[: self.spatial_dims]
+        return tuple(pair for pair in _AXES if self.slice_axis not in pair)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the plan's values, independent of the file's formatting."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
@@ -102,6 +113,9 @@ class Plan:
         """The values as plain data, without where they were read from."""
         values = asdict(self)
         del values["source"]
+        for key in _LATER_KEYS:  # left out where unused, so that the digest of an earlier plan stays what it was
+            if values[key] is None:
+                del values[key]
         return json.loads(json.dumps(values))
 
     def create_network(self) -> torch.nn.Module:
@@ -141,6 +155,7 @@ def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
         "overlap": ("a number", is_number(plan.overlap)),
         "crop_ratios": ("a list of finite numbers, or null", plan.crop_ratios is None or numbers(plan.crop_ratios)),
         "mirror_axes": ("a list of whole numbers", each(plan.mirror_axes, int)),
+        "slice_axis": ("a text such as S, or null", plan.slice_axis is None or isinstance(plan.slice_axis, str)),
     }
     return [(f"{key} must be {kind}, found {getattr(plan, key)!r}", holds) for key, (kind, holds) in kinds.items()]
 
@@ -160,8 +175,12 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
             len(plan.channels) > 0 and all({"name", "modality"} <= set(channel) for channel in plan.channels),
         ),
         (
-            f"orientation needs one letter of each of {' '.join(_AXES[:dims])}, found {plan.orientation!r}",
-            len(plan.orientation) == dims and _is_orientation(plan.orientation, dims),
+            f"slice_axis must be R, A or S, and is for 2D networks only; found {plan.slice_axis!r}",
+            plan.slice_axis is None or (plan.slice_axis in ("R", "A", "S") and dims == 2),
+        ),
+        (
+            f"orientation needs one letter of each of {' '.join(plan.axis_pairs)}, found {plan.orientation!r}",
+            len(plan.orientation) == dims and _is_orientation(plan.orientation, plan.axis_pairs),
         ),
         (f"labels must contain background: 0, found {dict(plan.labels)}", plan.labels.get("background") == 0),
         (f"labels must be distinct non-negative integers, found {values}", _are_label_values(values)),
@@ -205,8 +224,8 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
     return rules
 
 
-def _is_orientation(codes: str, dims: int) -> bool:
-    return all(sum(code in pair for code in codes) == 1 for pair in _AXES[:dims])
+def _is_orientation(codes: str, pairs: Sequence[str]) -> bool:
+    return all(sum(code in pair for code in codes) == 1 for pair in pairs)
 
 
 def _are_label_values(values: Sequence[Any]) -> bool:

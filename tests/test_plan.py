@@ -8,6 +8,7 @@ from medseg.plan import Plan, read_plan
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 PLANS = sorted(BUNDLES.glob("*/configs/plan.json"))
+PLAN = BUNDLES / "phantom_cells_segmentation" / "configs" / "plan.json"  # of three dimensions
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.parents[1].name)
@@ -19,21 +20,21 @@ def test_shipped_plans_build_their_network(path):
 
 
 def changed(tmp_path: Path, **values: object) -> Path:
-    plan = {**json.loads(PLANS[0].read_text()), **values}
+    plan = {**json.loads(PLAN.read_text()), **values}
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan))
     return path
 
 
 def test_values_survive_writing(tmp_path):
-    plan = read_plan(PLANS[0])
+    plan = read_plan(PLAN)
     again = read_plan(changed(tmp_path, **plan.to_dict()))
     assert again.to_dict() == plan.to_dict()
     assert again.digest == plan.digest
 
 
 def test_the_digest_sees_values_and_not_formatting(tmp_path):
-    plan = read_plan(PLANS[0])
+    plan = read_plan(PLAN)
     (tmp_path / "dense.json").write_text(json.dumps(plan.to_dict(), separators=(",", ":")))
     assert read_plan(tmp_path / "dense.json").digest == plan.digest
     assert read_plan(changed(tmp_path, overlap=0.25)).digest != plan.digest
@@ -46,6 +47,25 @@ def test_labels_are_ordered_by_value(tmp_path):
     assert plan.label_names == ["background", "near", "far"]
     assert plan.out_channels == 3
     assert read_plan(changed(tmp_path, labels=labels, crop_ratios=None, activation="sigmoid")).out_channels == 2
+
+
+FLAT = {"spatial_dims": 2, "patch": [8, 8], "tile": [8, 8], "spacing": None, "mirror_axes": []}
+
+
+@pytest.mark.parametrize(("axis", "orientation"), [("R", "SP"), ("A", "RS"), ("S", "LA")])
+def test_orientation_names_the_axes_of_a_slice(tmp_path, axis, orientation):
+    plan = read_plan(changed(tmp_path, **FLAT, slice_axis=axis, orientation=orientation))
+    assert plan.slice_axis == plan.to_dict()["slice_axis"] == axis
+    with pytest.raises(PlanError, match="orientation needs one letter of each of"):
+        read_plan(changed(tmp_path, **FLAT, slice_axis=axis, orientation=orientation[0] + axis))
+    with pytest.raises(PlanError, match="slice_axis must be R, A or S"):
+        read_plan(changed(tmp_path, **FLAT, slice_axis="I", orientation=orientation))
+
+
+def test_an_unused_slice_axis_leaves_the_digest_as_it_was(tmp_path):
+    plan = read_plan(changed(tmp_path))
+    assert "slice_axis" not in plan.to_dict()
+    assert read_plan(changed(tmp_path, slice_axis=None)).digest == plan.digest
 
 
 @pytest.mark.parametrize(
@@ -73,6 +93,8 @@ def test_labels_are_ordered_by_value(tmp_path):
         ({"orientation": "RA"}, "orientation needs one letter of each of LR PA IS, found 'RA'"),
         ({"normalization": [{"schema": "z_score"}]}, "normalization: each entry needs a scheme"),
         ({"overlap": "half"}, "overlap must be a number, found 'half'"),
+        ({"slice_axis": "S"}, "slice_axis must be R, A or S, and is for 2D networks only; found 'S'"),
+        ({"slice_axis": 2}, "slice_axis must be a text such as S, or null, found 2"),
         ({"extra": 1}, "unknown key 'extra'; valid keys are"),
     ],
 )
@@ -85,7 +107,7 @@ def test_a_broken_rule_is_one_line_with_the_file_and_the_value(tmp_path, values,
 
 
 def test_a_missing_key_is_named(tmp_path):
-    plan = json.loads(PLANS[0].read_text())
+    plan = json.loads(PLAN.read_text())
     del plan["network"]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(PlanError, match="missing 1 required positional argument: 'network'"):
@@ -106,5 +128,5 @@ def test_files_that_are_no_plan(tmp_path):
 
 
 def test_sequences_and_mappings_need_not_be_json_types():
-    values = read_plan(PLANS[0]).to_dict()
+    values = read_plan(PLAN).to_dict()
     assert Plan(**{**values, "tile": tuple(values["tile"])}).digest == Plan(**values).digest

@@ -16,6 +16,7 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.saving import has_our_record, map_path, save_segmentation
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
+from medseg.inference.slices import scan_plan
 from medseg.plan import Plan
 from medseg.volumes import DICOM_SEG_SUFFIX, is_dicom, suffix_of
 
@@ -171,7 +172,7 @@ def _predict(
 def _read(job: Job, plan: Plan) -> tuple[Scan, float]:
     """The scan, and the seconds that took."""
     started = perf_counter()
-    return load_scan(list(job.case.paths), plan), perf_counter() - started
+    return load_scan(list(job.case.paths), scan_plan(plan)), perf_counter() - started
 
 
 def _skipped(job: Job, made: Mapping[str, Any]) -> CaseResult:

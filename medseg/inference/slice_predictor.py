@@ -1,0 +1,121 @@
+"""A 2D network over the slices of volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medseg.errors import PlanError
+from medseg.inference.predictor import Predictor
+from medseg.inference.preprocessing import preprocessing
+from medseg.inference.scan import Scan, load_scan
+from medseg.inference.segmentation import Segmentation
+from medseg.inference.slices import Stack, plane_plan, scan_plan
+from medseg.inference.streaming import Window
+from medseg.plan import Plan
+
+
+class SlicePredictor(Predictor):
+    """A Predictor whose 2D network takes a volume slice by slice across the plan's `slice_axis`.
+
+    Each slice is prepared as the 2D images of the training were, normalisation included, and nothing is interpolated
+    between slices: the result equals predicting each of them alone and stacking the labels on the scan's own grid.
+
+    Args:
+        network: as of `Predictor`, in two dimensions.
+        plan: states `slice_axis`.
+        device: as of `Predictor`.
+        **options: further arguments of `Predictor`; on_tiles counts the tiles of all slices.
+
+    Raises:
+        PlanError: the plan states no slice_axis; and as `Predictor`.
+    """
+
+    def __init__(
+        self, network: nn.Module | Sequence[nn.Module], plan: Plan, device: str | torch.device = "auto", **options: Any
+    ) -> None:
+        if plan.slice_axis is None:
+            raise PlanError(f"{plan.source}: states no slice_axis (R, A or S), across which volumes are cut")
+        super().__init__(network, plan, device, **options)
+        self.slice_axis = plan.slice_axis
+        plane = plane_plan(plan)
+        self.preprocess = preprocessing(plane)
+        self.workload = replace(self.workload, plan=plane)
+
+    def predict(self, source: Any) -> Segmentation:
+        """Segment one volume; as `Predictor.predict`."""
+        started = perf_counter()
+        scan = load_scan(source, scan_plan(self.plan))
+        return self.predict_scan(scan, read_seconds=perf_counter() - started)
+
+    def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
+        """Segment a volume that is already in memory."""
+        stack = Stack(scan, self.slice_axis)
+        one = copy(self)  # its own progress and window, while this predictor keeps those of the caller
+        if self.max_ram is not None:
+            one.window, one.max_ram = self._fit(stack, self.max_ram), None
+        records: list[Mapping[str, Any]] = []
+        intervals: list[Mapping[str, Sequence[float]]] = []
+        arrays: dict[str, np.ndarray] = {}
+        for number, part in enumerate(stack):
+            one.on_tiles = None if self.on_tiles is None else _counted(self.on_tiles, number, len(stack))
+            segmentation = Predictor.predict_scan(one, part)
+            for name, values in _arrays(segmentation).items():
+                if number == 0:
+                    arrays[name] = np.zeros(scan.reference.grid.shape, dtype=values.dtype)
+                arrays[name][stack.place(number)] = values
+            records.append(segmentation.provenance)
+            intervals += [] if segmentation.intervals_ml is None else [segmentation.intervals_ml]
+        probabilities = {name: arrays[name] for name in self.channel_names} if self.save_probabilities else None
+        return Segmentation(
+            arrays[""], dict(self.plan.labels), scan.reference,
+            _merged_record(records, scan, self.slice_axis, read_seconds), entropy=arrays.get("/entropy"),
+            probabilities=probabilities, intervals_ml=_summed(intervals),
+        )  # fmt: skip
+
+    def _fit(self, stack: Stack, limit: int) -> Window:
+        """The window for every slice, with what is kept of all of them counted once.
+
+        Raises:
+            MemoryLimitError: the limit cannot be kept.
+        """
+        kept = len(stack) * (self.decision.dtype.itemsize + self.workload.observer_bytes)
+        return replace(self.workload, observer_bytes=kept).fit(next(iter(stack)), self.window, limit)
+
+
+def _counted(report: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
+    """Progress within one slice as progress within the volume: every slice has as many tiles."""
+    return lambda done, total: report(number * total + done, count * total)
+
+
+def _arrays(segmentation: Segmentation) -> dict[str, np.ndarray]:
+    """Labels, probabilities by label and entropy; the names of the first and last are none of a label."""
+    entropy = {} if segmentation.entropy is None else {"/entropy": segmentation.entropy}
+    return {"": segmentation.array, **(segmentation.probabilities or {}), **entropy}
+
+
+def _merged_record(
+    records: Sequence[Mapping[str, Any]], scan: Scan, slice_axis: str, read_seconds: float
+) -> dict[str, Any]:
+    seconds = {name: round(sum(record["seconds"][name] for record in records), 3) for name in records[0]["seconds"]}
+    return {
+        **records[-1],
+        "slice_axis": slice_axis,
+        "input_sha256": list(scan.input_sha256),
+        "seconds": {**seconds, "read": round(read_seconds, 3)},
+        "warnings": list(dict.fromkeys(note for record in records for note in record["warnings"])),
+    }
+
+
+def _summed(intervals: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]] | None:
+    """The intervals of the whole volume: voxels are counted, so the slices' add up; None where none was asked for."""
+    if not intervals:
+        return None
+    return {name: np.sum([each[name] for each in intervals], axis=0).tolist() for name in intervals[0]}

@@ -23,11 +23,11 @@ def methods_paragraph(summary: Mapping[str, Any]) -> str:
     )
     num_cases, num_patients, version = summary["num_cases"], summary["num_patients"], summary["versions"]["medseg"]
     return (
-        f"Predictions of {num_cases} cases of {num_patients} patients were compared with reference label maps on their own "
-        f"grids with medseg {version} (metrics after Metrics Reloaded, Maier-Hein et al. 2024): {', '.join(titles)}. The "
-        f"normalised surface Dice (NSD) used a tolerance of {tolerance}; HD95 is the larger of the two directed "
-        f"area-weighted 95th percentiles of surface distance.{left_out} Empty masks: {summary['policy']}. Values are means "
-        f"over cases for each structure and the unweighted mean over structures, with {level} % percentile intervals from "
-        f"{draws:,} bootstrap draws of patients (seed {summary['bootstrap']['seed']}).{few}{compared} Data SHA-256 "
-        f"{summary['inputs_sha256']}."
+        f"Predictions of {num_cases} cases of {num_patients} patients were compared with reference label maps on their "
+        f"own grids with medseg {version} (metrics after Maier-Hein et al. 2024): {', '.join(titles)}. "
+        f"The normalised surface Dice (NSD) used a tolerance of {tolerance}; HD95 is the larger of the two directed "
+        f"area-weighted 95th percentiles of surface distance.{left_out} Empty masks: {summary['policy']}. Values are "
+        f"means over cases for each structure and the unweighted mean over structures, with {level} % percentile "
+        f"intervals from {draws:,} bootstrap draws of patients (seed {summary['bootstrap']['seed']}).{few}{compared} "
+        f"Data SHA-256 {summary['inputs_sha256']}."
     )

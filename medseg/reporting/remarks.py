@@ -54,7 +54,8 @@ def view_note(pictures: Pictures, num_cases: int, with_images: bool) -> str:
         return "Every case can be opened in the viewer."
     return (
         f"The viewer opens {len(pictures.views)} of {num_cases} cases: the {NUM_WORST} worst and those at the 5th, "
-        "25th, 50th, 75th and 95th percentile of Dice, as far as they fit; the others have their numbers and a thumbnail."
+        "25th, 50th, 75th and 95th percentile of Dice, as far as they fit; the others have their numbers and a "
+        "thumbnail."
     )
 
 

@@ -49,8 +49,8 @@ def metric_table(summary: Summary) -> Html:
     rows.append([*cells, summary["outcomes"]["absent"]])
     level = round(100 * summary["interval_level"])
     about = (
-        f"Means over cases with {level} % intervals (patients resampled {summary['bootstrap']['draws']:,} times) and n; "
-        "“few” is under 20 patients. Missed structures count as 0 or the image diagonal."
+        f"Means over cases with {level} % intervals (patients resampled {summary['bootstrap']['draws']:,} times) and "
+        "n; “few” is under 20 patients. Missed structures count as 0 or the image diagonal."
     )
     return section("metrics", "Metrics", table(about, head, rows, total=True), _comparison(summary))
 
@@ -74,7 +74,8 @@ def distributions() -> Html:
         "div",
         Html(
             '<label class="grow">find cases <input type="search" id="search"'
-            ' placeholder="name, patient, missed, spurious" autocomplete="off"></label><span id="found" aria-live="polite"></span>'
+            ' placeholder="name, patient, missed, spurious" autocomplete="off"></label>'
+            '<span id="found" aria-live="polite"></span>'
         ),
         class_="bar",
     )

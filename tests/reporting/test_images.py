@@ -1,0 +1,68 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reporting.evaluations import write_image
+
+from medseg.datasets import read_manifest
+from medseg.errors import EvaluationError
+from medseg.reporting.images import find_images, read_image
+from medseg.volumes import Grid
+
+IMAGE = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+
+
+@pytest.fixture
+def dataset(tmp_path) -> dict[str, Path]:
+    for case in ("phantom_000", "phantom_001"):
+        for folder in ("images", "labels"):
+            write_image(tmp_path / folder / f"{case}.nii.gz", IMAGE)
+    return {case: tmp_path / "labels" / f"{case}.nii.gz" for case in ("phantom_000", "phantom_001")}
+
+
+def test_a_manifest_finds_the_scans_beside_the_references(dataset, tmp_path):
+    manifest = read_manifest("phantom_cells")
+    for source in (None, tmp_path, str(tmp_path), tmp_path / "images"):
+        found = find_images(source, dataset, manifest)
+        assert found.files == {case: tmp_path / "images" / f"{case}.nii.gz" for case in dataset}
+        assert found.modality == manifest.channels[0].modality
+
+
+def test_other_channels_are_mentioned(dataset):
+    manifest = read_manifest("phantom_cells")
+    files = replace(manifest.files, image=(*manifest.files.image, "other/{case}.nii.gz"))
+    two = replace(manifest, channels=manifest.channels * 2, files=files)
+    assert "first of 2 channels" in find_images(None, dataset, two).note
+
+
+def test_nnunet_names_are_known(tmp_path):
+    first = write_image(tmp_path / "a_0000.nii.gz", IMAGE)
+    write_image(tmp_path / "a_0001.nii.gz", IMAGE)
+    found = find_images(tmp_path, {"a": Path("a.nii.gz"), "b": Path("b.nii.gz")}, None)
+    assert found.files == {"a": first}
+    assert "first channel" in found.note
+
+
+def test_without_a_source_the_page_says_how_to_give_one(dataset):
+    assert "--images" in find_images(None, dataset, None).note
+    with pytest.raises(EvaluationError, match="no such image"):
+        find_images("nowhere", dataset, None)
+
+
+def test_a_scan_that_is_not_on_the_grid_is_left_out_with_the_value_found(tmp_path):
+    path = write_image(tmp_path / "a.nii.gz", IMAGE, np.diag([1.0, 1, 1, 1]))
+    image, note = read_image(path, Grid(IMAGE.shape, np.eye(4)))
+    assert note == ""
+    np.testing.assert_array_equal(image, IMAGE)
+    image, note = read_image(path, Grid((3, 3, 4), np.eye(4)))
+    assert image is None
+    assert "(2, 3, 4)" in note
+    assert "(3, 3, 4)" in note
+    shifted = np.eye(4)
+    shifted[0, 3] = 4
+    image, note = read_image(path, Grid(IMAGE.shape, shifted))
+    assert image is None
+    assert "4 mm" in note
+    path.write_bytes(b"not an image")
+    assert read_image(path, Grid(IMAGE.shape, np.eye(4)))[0] is None

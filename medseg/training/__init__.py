@@ -1,6 +1,7 @@
 """What a training config needs beyond MONAI's engine."""
 
 from medseg.training.averaging import AveragedNetwork, WeightAveraging
+from medseg.training.batch_augmentation import BatchAugmentation
 from medseg.training.checkpoint import Checkpointing
 from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.finite_steps import FiniteSteps, NonFiniteError
@@ -8,6 +9,7 @@ from medseg.training.history import TrainingHistory
 from medseg.training.initial_weights import load_initial_weights
 from medseg.training.iteration_update import EvaluationUpdate, TrainingUpdate
 from medseg.training.learning_rate import PolynomialWarmUp
+from medseg.training.mapped_cases import MappedCases
 from medseg.training.overrides import refuse_unknown_overrides
 from medseg.training.precision import gradient_scaler, resolve_precision
 from medseg.training.precision_choice import PrecisionChoice, PrecisionProbe
@@ -19,10 +21,12 @@ from medseg.training.tensorboard import TensorBoardHistory
 
 __all__ = [
     "AveragedNetwork",
+    "BatchAugmentation",
     "Checkpointing",
     "DeepSupervision",
     "EvaluationUpdate",
     "FiniteSteps",
+    "MappedCases",
     "NonFiniteError",
     "PolynomialWarmUp",
     "PrecisionChoice",

@@ -6,6 +6,7 @@ on and use autocast on whichever device the engine has. They fire the same event
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from medseg.training.finite_steps import FiniteSteps, all_finite
 from medseg.training.precision import Precision, autocast
 from medseg.training.precision_choice import PrecisionChoice, resolved
 from medseg.training.processes import is_main_process
+
+Augment = Callable[[dict[str, torch.Tensor], int], dict[str, torch.Tensor]]
 
 
 def _moved(batch: dict[str, Any], key: str, engine: Any) -> torch.Tensor:
@@ -38,6 +41,8 @@ class TrainingUpdate:
         scaler: scales fp16 gradients (see `gradient_scaler`); None for none. Checkpoint it.
         max_skipped: a step whose loss or gradient is not finite changes no weight and no running statistic and is
             counted (`FiniteSteps`); so many in a row end the training.
+        augment: changes the batch on the engine's device, given image, label and weight, if any, and the number of the
+            step, which is all its randomness may depend on (see `BatchAugmentation`); None for none.
 
     Returns (the call): `image, label, pred, loss` as MONAI's step does.
     """
@@ -49,21 +54,28 @@ class TrainingUpdate:
         max_grad_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
         max_skipped: int = 20,
+        augment: Augment | None = None,
     ) -> None:
         if max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, found {max_skipped}")
         self.precision = precision
         self.max_skipped = max_skipped
+        self.augment = augment
         self.channels_last = channels_last
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
-        image, label = _moved(batch, Keys.IMAGE, engine), _moved(batch, Keys.LABEL, engine)
+        moved = {key: _moved(batch, key, engine) for key in (Keys.IMAGE, Keys.LABEL)}
+        if "weight" in batch:
+            moved["weight"] = _moved(batch, "weight", engine)
+        if self.augment is not None:
+            moved = self.augment(moved, engine.state.iteration)
+        image, label = moved[Keys.IMAGE], moved[Keys.LABEL]
         # the loss needs numbers, not geometry: plain tensors spare MetaTensor's bookkeeping at every operation
         inputs = as_network_input(image, self.channels_last)
         targets = label.as_tensor() if hasattr(label, "as_tensor") else label
-        weight = [_moved(batch, "weight", engine).as_subclass(torch.Tensor)] if "weight" in batch else []
+        weight = [moved["weight"].as_subclass(torch.Tensor)] if "weight" in moved else []
         engine.state.output = {Keys.IMAGE: image, Keys.LABEL: label}
 
         engine.network.train()

@@ -99,6 +99,12 @@ def process_count() -> int:
     return torch.distributed.get_world_size() if grouped else 1
 
 
+def process_rank() -> int:
+    """Which of them this one is; 0 is the one that writes."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if grouped else 0
+
+
 def barrier() -> None:
     """Wait for the other processes of the group, if there is one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

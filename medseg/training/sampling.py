@@ -105,13 +105,13 @@ class SeededSamples(Dataset):
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, SampleIndex):
             return self.dataset[index]
-        with _drawn_from(index.seed), _threads(self.num_threads):
+        with drawn_from(index.seed), _threads(self.num_threads):
             self.dataset.transform.set_random_state(index.seed)
             return self.dataset[int(index)]
 
 
 @contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
+def drawn_from(seed: int) -> Iterator[None]:
     """Seed the global generators of the CPU, and put them back."""
     python, legacy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:

@@ -4,7 +4,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from medseg.losses import WeightedCrossEntropyLoss
 from medseg.networks import create
-from medseg.training import EvaluationUpdate, TrainingUpdate
+from medseg.training import EvaluationUpdate, PrecisionChoice, PrecisionProbe, TrainingUpdate
 
 
 def small_network() -> torch.nn.Module:
@@ -104,3 +104,27 @@ def test_evaluation_keeps_geometry_and_equals_the_network():
         expected = network.eval()(image.as_tensor())
     assert torch.equal(prediction.as_tensor(), expected)
     assert torch.equal(prediction.affine, image.affine)
+
+
+def test_a_compiled_network_keeps_its_names_and_its_arithmetic(monkeypatch):
+    monkeypatch.setattr("medseg.training.precision_choice.multiplies_bf16", lambda: True)
+    plain, _ = train_once(batch(), precision="fp32", channels_last=False)
+    network, choice = small_network(), PrecisionChoice("auto")
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[batch()],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        loss_function=WeightedCrossEntropyLoss(),
+        iteration_update=TrainingUpdate(choice, channels_last=False),
+        decollate=False,
+        compile=True,
+        compile_kwargs={"backend": "aot_eager"},  # the whole path but the C++ compiler
+    )
+    monkeypatch.setattr(PrecisionProbe, "precision", "fp32")
+    trainer.run()
+    assert choice.probe is not None  # taken with the network inside
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-6, rtol=1e-5)

@@ -18,16 +18,16 @@ def bundle(tmp_path_factory) -> Path:
     return tiny_bundle(tmp_path_factory.mktemp("recipes"))
 
 
-def workflow(bundle: Path, recipe: str, **overrides: object) -> ConfigWorkflow:
-    configs = bundle / "configs"
+def workflow(bundle: Path, recipe: str | None, **overrides: object) -> ConfigWorkflow:
+    names = ["train"] if recipe is None else ["train", f"recipe_{recipe}"]
     made = ConfigWorkflow(
         workflow_type="train",
-        config_file=[str(configs / "train.json"), str(configs / f"recipe_{recipe}.json")],
-        meta_file=str(configs / "metadata.json"),
+        config_file=[str(bundle / "configs" / f"{name}.json") for name in names],
+        meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=False,
         bundle_root=str(bundle),
         dataset_dir=str(bundle.parent / "data"),
-        output_dir=str(bundle.parent / recipe),
+        output_dir=str(bundle.parent / (recipe or "plain")),
         precision="fp32",
         **{"manifest#name_or_path": str(bundle.parent / "manifest.yaml")},
         **overrides,
@@ -80,7 +80,26 @@ def test_nnunets(bundle):
     assert any(name.startswith("heads.1") for name in state["network"])  # a resumed training needs the extra heads
 
 
-@pytest.mark.parametrize("name", ["unet2015", "plateau", "nnunet"])
+def test_mapped_cases_train_what_cached_ones_train(bundle):
+    records = []
+    for recipe in (None, "mapped_cases"):
+        workflow(bundle, recipe, max_epochs=1).run()
+        records.append(json.loads((bundle.parent / (recipe or "plain") / "training.json").read_text()))
+    assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
+    assert len(list((bundle.parent / "mapped_cases" / "prepared").glob("*.pt"))) == 4
+
+
+def test_augmentation_on_the_device(bundle):
+    made = workflow(bundle, "device_augmentation", max_epochs=1)
+    made.run()
+    names = [type(step).__name__ for step in made.parser.get_parsed_content("train#random_transforms")]
+    on_device = made.parser.get_parsed_content("train#trainer#iteration_update").augment.transforms
+    with_samples = made.parser.get_parsed_content("train#preprocessing").transforms
+    assert [type(step).__name__ for step in on_device] == names[2:]
+    assert [type(step).__name__ for step in with_samples][-2:] == names[:2] == ["RandCropByLabeld", "SelectItemsd"]
+
+
+@pytest.mark.parametrize("name", ["unet2015", "plateau", "nnunet", "mapped_cases"])
 def test_a_recipe_is_the_same_in_every_bundle(name):
     texts = {file.read_text() for file in BUNDLES.glob(f"*/configs/recipe_{name}.json")}
     assert len(texts) == 1

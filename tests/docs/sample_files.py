@@ -1,0 +1,61 @@
+"""The files the pages' commands name, small and generated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from docs.markdown_blocks import REPOSITORY
+
+from medseg.bundle import promote
+from medseg.datasets import generate_phantoms
+from medseg.plan import read_plan
+from medseg.volumes import Grid, Volume, write_volume
+from medseg.weights import sha256
+
+CASES = ("hippocampus_001", "hippocampus_003")  # both in the shipped manifest
+
+
+def make_sample_files(folder: Path) -> None:
+    """Lay out what a user would have: data, bundles, scans, references and somebody's predictions."""
+    generate_phantoms(folder / "data" / "phantom_cells", num_cases=26, shape=(16, 16, 8))
+    for bundle in ("hippocampus_unet3d_segmentation", "phantom_cells_segmentation"):
+        shutil.copytree(REPOSITORY / "bundles" / bundle, folder / "bundles" / bundle)
+    _change_plan(folder / "bundles" / "hippocampus_unet3d_segmentation", patch=[16, 24, 16], tile=[16, 24, 16])
+    _shrink_phantom_bundle(folder / "bundles" / "phantom_cells_segmentation", folder / "runs" / "phantom_cells")
+    random = np.random.default_rng(0)
+    grid = Grid((20, 24, 18), np.diag([1.0, 1.0, 1.0, 1.0]))
+    reference = np.zeros(grid.shape, np.uint8)
+    reference[4:12, 5:20, 5:14], reference[12:17, 5:20, 5:14] = 1, 2
+    for number, case in enumerate(CASES):
+        image = reference * 40.0 + random.normal(100, 10, grid.shape)
+        write_volume(folder / "scans" / f"{case}.nii.gz", image.astype(np.float32), Volume(image, grid))
+        shifted = np.roll(reference, number + 1, axis=1)
+        for name, label_map in (("references", reference), ("labels", reference), ("other_predictions", shifted)):
+            write_volume(folder / name / f"{case}.nii.gz", label_map, Volume(label_map, grid))
+    shutil.copy(folder / "scans" / f"{CASES[0]}.nii.gz", folder / "scan.nii.gz")
+
+
+def _shrink_phantom_bundle(bundle: Path, run: Path) -> None:
+    """A network and tiles small enough for a page; random weights, promoted from what a finished training leaves."""
+    plan_file = bundle / "configs" / "plan.json"
+    published = read_plan(plan_file).network
+    smaller = {"name": published["name"], "arguments": {**published["arguments"], "channels": [4, 8], "strides": [2]}}
+    _change_plan(bundle, patch=[16, 16, 8], tile=[16, 16, 8], network=smaller)
+    torch.manual_seed(0)
+    network = read_plan(plan_file).create_network()
+    run.mkdir(parents=True)
+    torch.save(network.state_dict(), run / "model.pt")
+    record = {"plan_digest": read_plan(plan_file).digest, "weights_sha256": sha256(run / "model.pt")}
+    (run / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    promote(bundle, run)
+
+
+def _change_plan(bundle: Path, **values: Any) -> None:
+    file = bundle / "configs" / "plan.json"
+    plan = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(plan | values), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from nibabel.affines import obliquity
@@ -61,7 +62,7 @@ class PatientFrame:
     grid: Grid
     has_patient: bool = True
 
-    @property
+    @cached_property
     def _turn(self) -> np.ndarray:
         return io_orientation(self.grid.affine) if self.has_patient else np.array([[0, 1], [1, 1], [2, 1]])
 

@@ -114,7 +114,8 @@ class Chromium:
         return self._send("POST", "/element", {"using": "css selector", "value": css})[_ELEMENT]
 
     def click(self, css: str) -> None:
-        """Click the middle of an element as a user does."""
+        """Click the middle of an element as a user does, scrolled to where nothing covers it."""
+        self.js("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", css)
         self._send("POST", f"/element/{self.find(css)}/click", {})
 
     def type(self, css: str, text: str) -> None:

@@ -5,6 +5,7 @@ PNG and TIFF carry no place in a patient: their grid is the identity, one unit a
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.atomic import replacing
 from medseg.volumes.formats import suffix_of
 from medseg.volumes.grid import Grid
-from medseg.volumes.itk_headers import check_signature, check_size_on_disk
+from medseg.volumes.itk_headers import check_signature, check_voxels_on_disk
 from medseg.volumes.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -39,7 +40,7 @@ def read_itk(path: Path, format: str) -> Volume:
     """
     reader = _reader(path, format)
     shape = _checked_shape(reader, path)
-    check_size_on_disk(path, format, shape, numpy_type(reader, path).itemsize)
+    check_voxels_on_disk(path, format, shape, numpy_type(reader, path).itemsize)
     grid = _grid(reader, shape, path, format)
     try:
         image = reader.Execute()
@@ -127,7 +128,9 @@ def itk_error(path: Path, error: Exception) -> VolumeError:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).removeprefix("ITK ERROR: ")
+    reason = (lines[-1] if lines else type(error).__name__).removeprefix("ITK ERROR: ")
+    reason = re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason)  # the class and its address in memory
+    return "no reason given" if reason == "Reason: Success" else reason
 
 
 def _reader(path: Path, format: str) -> sitk.ImageFileReader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,12 @@ import numpy as np
 from medseg.errors import VolumeError
 
 HEADER_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 20
+AUTO_WBITS = 47  # zlib's way to say: a zlib or a gzip header, whichever is there
 # Deflate reaches about 1032:1 and LZW about 1400:1; a header that promises more than this is not honest.
 BEST_COMPRESSION = 1500
 
+DATA_FILE = rb"ElementDataFile\s*=\s*(.+?)"
 PNG_END = b"IEND\xaeB`\x82"
 SIGNATURES = {
     "nrrd": rb"NRRD000\d\s",
@@ -34,50 +39,101 @@ def check_signature(path: Path, format: str) -> None:
         end = stream.read()
     if re.match(SIGNATURES[format], start) is None:
         raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
-    if format == "png" and PNG_END not in end:
-        raise VolumeError(f"{path}: truncated: the end of the PNG is absent; copy or export the image again")
+    if format == "png":
+        if PNG_END not in end:
+            raise VolumeError(f"{path}: truncated: the end of the PNG is absent; copy or export the image again")
+        shape = struct.unpack_from(">II", start, 16)
+        if 0 in shape or shape[0] * shape[1] > 8 * BEST_COMPRESSION * path.stat().st_size:
+            raise VolumeError(
+                f"{path}: truncated or a false header: shape {shape} in {path.stat().st_size} bytes; export it again"
+            )
+    if format == "mha":
+        _check_metaimage(path, start)
 
 
-def check_size_on_disk(path: Path, format: str, shape: tuple[int, ...], itemsize: int) -> None:
-    """Raise unless the file is long enough for its voxels: exactly where they are stored raw, by the limit of
-    compression elsewhere.
+def _check_metaimage(path: Path, start: bytes) -> None:
+    fields = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", start))
+    for name in (b"NDims", b"DimSize", b"ElementType", b"ElementDataFile"):
+        if not fields.get(name):
+            raise VolumeError(
+                f"{path}: truncated or damaged: its header states no {name.decode()}; copy or export the image again"
+            )
+    if len(fields[b"DimSize"].split()) != int(re.match(rb"\d+", fields[b"NDims"])[0]):  # type: ignore[index]
+        raise VolumeError(
+            f"{path}: its header states {fields[b'NDims'].decode('ascii', 'replace')} axes and the sizes "
+            f"{fields[b'DimSize'].decode('ascii', 'replace')}; correct the header"
+        )
+
+
+def check_voxels_on_disk(path: Path, format: str, shape: tuple[int, ...], itemsize: int) -> None:
+    """Raise unless the file holds its voxels: long enough where they are raw, whole where they are compressed.
+
+    ITK takes compressed voxels without comparing their checksum, and prints lines of its own where they end early.
 
     Raises:
-        VolumeError: the header promises more voxels than the file can hold.
+        VolumeError: the header promises more voxels than the file can hold, or they are damaged.
     """
     wanted = itemsize * int(np.prod(shape, dtype=object))
     on_disk = path.stat().st_size
-    start = b""
-    if format in ("nrrd", "mha"):
-        with path.open("rb") as stream:
-            start = stream.read(HEADER_BYTES)
-    raw_limit = _raw_bytes(path, format, start, on_disk)
-    limit = on_disk * BEST_COMPRESSION if raw_limit is None else raw_limit
+    stored = _stored(path, format)
+    if stored is None:
+        limit = on_disk * BEST_COMPRESSION
+    else:
+        file, offset, is_deflated = stored
+        limit = (file.stat().st_size - offset) * (BEST_COMPRESSION if is_deflated else 1)
     if wanted > limit:
         raise VolumeError(
             f"{path}: truncated or a false header: shape {shape} needs {wanted} bytes and the file has "
             f"{on_disk}; copy or export the image again"
         )
+    if stored is not None and is_deflated:
+        _check_compressed(path, file, offset, wanted)
 
 
-def _raw_bytes(path: Path, format: str, start: bytes, on_disk: int) -> int | None:
-    """Bytes of raw voxels in the file, or None where they are compressed, text, or spread over several files."""
-    if format == "nrrd":
-        is_raw = re.search(rb"^encoding:\s*raw\s*$", start, re.MULTILINE | re.IGNORECASE)
-        detached = re.search(rb"^data ?file:\s*(.+?)\s*$", start, re.MULTILINE | re.IGNORECASE)
-        end = re.search(rb"\r?\n\r?\n", start)
-        name = detached.group(1) if detached else b""
-    elif format == "mha":
-        is_raw = re.search(rb"^BinaryData\s*=\s*True", start, re.MULTILINE | re.IGNORECASE)
-        if re.search(rb"^CompressedData\s*=\s*True", start, re.MULTILINE | re.IGNORECASE):
-            return None
-        end = re.search(rb"^ElementDataFile\s*=\s*(.+?)\s*?\n", start, re.MULTILINE | re.IGNORECASE)
-        name = b"" if end is None or end.group(1) == b"LOCAL" else end.group(1)
-    else:
+def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
+    """The file with the voxels, where they begin, and whether they are deflated rather than raw.
+
+    None where they are text, compressed otherwise, spread over several files, or the format is another.
+    """
+    if format not in ("nrrd", "mha"):
         return None
-    if not is_raw or end is None:
+    with path.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+
+    def field(pattern: bytes) -> bytes:
+        found = re.search(rb"(?mi)^" + pattern + rb"\s*$", start)
+        return found[1] if found else b""
+
+    if format == "nrrd":
+        encoding = field(rb"encoding:\s*(\w+)").lower()
+        is_known = encoding in (b"raw", b"gzip", b"gz") and not re.search(rb"(?mi)^(line|byte) ?skip:", start)
+        is_deflated, name = encoding != b"raw", field(rb"data ?file:\s*(.+?)")
+        end = re.search(rb"\r?\n\r?\n", start)
+    else:
+        is_known = field(rb"BinaryData\s*=\s*(\w+)").lower() == b"true"
+        is_deflated, name = field(rb"CompressedData\s*=\s*(\w+)").lower() == b"true", field(DATA_FILE)
+        end = re.search(rb"(?mi)^" + DATA_FILE + rb"\s*?\n", start)
+        name = b"" if name.upper() == b"LOCAL" else name
+    if not is_known:
         return None
     if not name:
-        return on_disk - end.end()
+        return None if end is None else (path, end.end(), is_deflated)
     voxels = path.parent / name.decode("utf-8", "replace")
-    return voxels.stat().st_size if voxels.is_file() else None
+    return (voxels, 0, is_deflated) if voxels.is_file() else None
+
+
+def _check_compressed(path: Path, file: Path, offset: int, wanted: int) -> None:
+    """Inflate the voxels once and throw them away."""
+    inflate, count = zlib.decompressobj(AUTO_WBITS), 0
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        try:
+            while not inflate.eof and (chunk := inflate.unconsumed_tail or stream.read(CHUNK_BYTES)):
+                count += len(inflate.decompress(chunk, CHUNK_BYTES))
+        except zlib.error as error:
+            raise VolumeError(f"{path}: damaged ({error}); copy or export the image again") from error
+    if count < wanted or not inflate.eof:
+        raise VolumeError(
+            f"{path}: truncated: {wanted} bytes of voxels and their checksum are promised and {count} are there; copy "
+            "or export the image again"
+        )

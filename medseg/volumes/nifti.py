@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import struct
 import warnings
 import zlib
@@ -22,6 +23,9 @@ from medseg.volumes.grid import Grid
 from medseg.volumes.volume import Volume
 
 CHUNK_BYTES = 1 << 20
+# nibabel tells of every oddity it repairs in a line of its own; what matters is raised or warned of here.
+QUIET = logging.Logger("medseg.volumes.nifti")
+QUIET.addHandler(logging.NullHandler())
 # Deflate cannot compress better than about 1032:1, so a header that promises more than this is not honest.
 DEFLATE_RATIO = 1032
 # What nibabel, gzip and zlib raise on bytes that are not what they claim to be.
@@ -108,7 +112,11 @@ def _read_header(stream: IO[bytes], path: Path) -> nib.Nifti1Header:
         raise VolumeError(f"{path}: not a NIfTI file (header size {min(sizes)}, not 348 or 540); export it as NIfTI")
     stream.seek(0)
     header_class = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
-    header = header_class.from_fileobj(stream)
+    header = header_class.from_fileobj(stream, check=False)
+    sizes = header["pixdim"][1 : 1 + min(int(header["dim"][0]), 3)]
+    if not int(header["sform_code"]) and not (np.isfinite(sizes).all() and sizes.all()):
+        raise GeometryError(f"{path}: has voxels of {sizes.tolist()} mm (pixdim) and no sform; correct the header")
+    header.check_fix(logger=QUIET)
     if header["magic"].item().strip(b"\x00\r\n\x1a") not in (b"n+1", b"n+2"):
         raise VolumeError(f"{path}: half of a .hdr/.img pair; convert it to a single .nii file")
     if header.get_xyzt_units()[0] in ("meter", "micron"):
@@ -146,6 +154,11 @@ def _read_voxels(stream: IO[bytes], header: nib.Nifti1Header, path: Path) -> np.
     shape = tuple(int(size) for size in header.get_data_shape())
     wanted = int(dtype.itemsize) * int(np.prod(shape, dtype=object))
     offset = int(header.get_data_offset())
+    if offset < header.single_vox_offset:
+        # readers disagree: nibabel takes 0 at its word, ITK takes 348, the standard asks for 352 at least
+        raise VolumeError(
+            f"{path}: its voxels cannot begin at byte {offset} (vox_offset), in the header; export it again"
+        )
     on_disk = path.stat().st_size
     limit = on_disk * DEFLATE_RATIO if isinstance(stream, gzip.GzipFile) else on_disk - offset
     if wanted > limit:

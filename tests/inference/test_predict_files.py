@@ -179,7 +179,7 @@ def test_a_memory_limit_reads_one_scan_at_a_time_with_the_same_results(scans: Pa
 
 def _nifti(shape: tuple[int, ...] = (4, 5, 6), **fields: Any) -> bytes:
     image = nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4))
-    for name, value in fields.items():
+    for name, value in {"vox_offset": 352, **fields}.items():
         image.header[name] = value
     return image.header.binaryblock + b"\0" * 4 + np.ones(shape, np.float32).tobytes()
 

@@ -1,0 +1,122 @@
+"""Damaged files of every format: one line that names the file, none from the libraries below, memory as of the file."""
+
+import gzip
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from medseg.errors import GeometryError, VolumeError
+from medseg.volumes import read_volume
+
+ARRAY = np.random.default_rng(0).normal(size=(9, 10, 11)).astype(np.float32)
+
+
+def written(folder: Path, name: str, array: np.ndarray = ARRAY, packed: bool = False) -> bytes:
+    path = folder / f"whole_{name}"
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path), useCompression=packed)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def nifti(**fields: object) -> bytes:
+    header = nib.Nifti1Header()
+    header.set_data_shape(ARRAY.shape)
+    header.set_data_dtype(np.float32)
+    header.set_sform(np.eye(4), code=1)
+    header["vox_offset"] = 352
+    for name, value in fields.items():
+        header[name] = value
+    return header.binaryblock + bytes(4) + ARRAY.tobytes(order="F")
+
+
+def fails(path: Path, content: bytes, capfd: pytest.CaptureFixture) -> str:
+    """The one line of reading it; nothing is printed on the way."""
+    path.write_bytes(content)
+    with pytest.raises((VolumeError, GeometryError)) as caught:
+        read_volume(path)
+    line = str(caught.value)
+    assert line.startswith(str(path))
+    assert "\n" not in line
+    assert not re.search(r"\w\(0x", line)  # no object's address
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    return line.replace(str(path), "")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii", "a.nii.gz", "a.png"])
+def test_cut_anywhere(tmp_path: Path, capfd: pytest.CaptureFixture, name: str, packed: bool) -> None:
+    array = (ARRAY[0] * 50).astype(np.uint8) if name.endswith("png") else ARRAY
+    content = written(tmp_path, name, array, packed)
+    lengths = {0, 1, 2, 5, 40, 130, 200, 347, 352, 360, len(content) // 2, len(content) - 8, len(content) - 1}
+    for length in sorted(length for length in lengths if length < len(content)):
+        line = fails(tmp_path / name, content[:length], capfd)
+        assert re.search("empty|truncated|damaged|not a|named .gz but", line), (length, line)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii.gz", "a.png"])
+def test_a_flipped_byte_in_compressed_voxels(tmp_path: Path, capfd: pytest.CaptureFixture, name: str) -> None:
+    array = (ARRAY[0] * 50).astype(np.uint8) if name.endswith("png") else ARRAY
+    content = written(tmp_path, name, array, packed=True)
+    for position in (len(content) // 2, len(content) * 3 // 4, len(content) - (30 if name.endswith("png") else 20)):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        path = tmp_path / name
+        if name == "a.png":  # libpng prints about its checksums and there is no asking it not to
+            path.write_bytes(damaged)
+            with pytest.raises(VolumeError, match=r"a\.png: (damaged|truncated)"):
+                read_volume(path)
+            capfd.readouterr()
+        else:
+            assert re.search("truncated|damaged", fails(path, bytes(damaged), capfd))
+
+
+@pytest.mark.parametrize("sizes", ["100000 100000 100000", "0 10 9", "-3 10 9", "11 10", "99999999999999999999 1 1"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_sizes_that_are_not_the_files(tmp_path: Path, capfd: pytest.CaptureFixture, sizes: str, packed: bool) -> None:
+    for name, field in (("a.nrrd", b"sizes: "), ("a.mha", b"DimSize = ")):
+        content = written(tmp_path, name, packed=packed)
+        fails(tmp_path / name, re.sub(field + b".*", field + sizes.encode(), content), capfd)
+
+
+@pytest.mark.parametrize("dim", [[3, 30000, 30000, 30000], [3, 9, 0, 11], [3, 9, -10, 11]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_sizes_that_are_not_the_nifti_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture, dim: list[int], packed: bool
+) -> None:
+    content = nifti(dim=[*dim, 1, 1, 1, 1])
+    name, content = ("a.nii.gz", gzip.compress(content)) if packed else ("a.nii", content)
+    fails(tmp_path / name, content, capfd)
+
+
+@pytest.mark.parametrize("shape", [(60000, 60000), (0, 5), (2**31 - 1, 2**31 - 1)])
+def test_sizes_that_are_not_the_png_files(tmp_path: Path, capfd: pytest.CaptureFixture, shape: tuple[int, int]) -> None:
+    content = written(tmp_path, "a.png", (ARRAY[0] * 50).astype(np.uint8))
+    chunk = b"IHDR" + struct.pack(">II", *shape) + content[24:29]
+    content = content[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
+    assert "truncated or a false header" in fails(tmp_path / "a.png", content, capfd)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"datatype": 9999}, "data code 9999 not recognized"),
+        ({"vox_offset": 0}, r"voxels cannot begin at byte 0 \(vox_offset\), in the header"),
+        ({"vox_offset": -100}, "vox offset -100 too low"),
+        ({"vox_offset": np.nan}, "damaged"),
+        ({"vox_offset": 1e9}, "truncated"),
+        ({"sform_code": 0, "qform_code": 1, "pixdim": [1, 0, 1, 1, 0, 0, 0, 0]}, r"voxels of \[0.0, 1.0, 1.0\] mm"),
+        ({"sform_code": 0, "pixdim": [1, 1, np.nan, 1, 0, 0, 0, 0]}, r"voxels of \[1.0, nan, 1.0\] mm"),
+        ({"srow_x": [np.inf, 0, 0, 0]}, "the affine must be finite"),
+        ({"srow_x": [0, 1, 0, 0]}, "the affine is singular"),
+    ],
+)
+def test_nifti_fields(tmp_path: Path, capfd: pytest.CaptureFixture, fields: dict[str, object], rule: str) -> None:
+    assert re.search(rule, fails(tmp_path / "a.nii", nifti(**fields), capfd))

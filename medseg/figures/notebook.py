@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 
 from medseg.figures.canvas import label_color
+from medseg.figures.slice_viewer import slice_viewer
 from medseg.figures.three_planes import three_planes_png
 
 NOTICE = "Research use only."
@@ -22,10 +23,10 @@ def segmentation_html(
     volumes_ml: Mapping[str, float],
     name: str = "",
 ) -> str:
-    """The three planes with the volumes below: one static piece of HTML without scripts, styles of others or network.
+    """The three planes, the volumes, and a viewer to leaf through the slices; no network.
 
-    So it looks the same in a trusted notebook, an untrusted one and an exported page. Where matplotlib is not installed
-    the table stands alone.
+    Only the viewer, an iframe of its own, has scripts: where a notebook is not trusted or a page drops iframes, the
+    picture and the table stay. Where matplotlib is not installed the picture is left out.
 
     Args:
         image: (i, j, k) or (i, j).
@@ -48,7 +49,11 @@ def segmentation_html(
         f"<td>{volumes_ml[label]:.2f}</td></tr>"
         for position, label in enumerate(shown)
     )
+    viewer = ""
+    if np.ndim(image) == 3:
+        viewer = f"<details><summary>slices</summary>{slice_viewer(image, label_map, affine, labels)}</details>"
     return (
         f"<figure>{picture}<figcaption>{escape(name)} {NOTICE}</figcaption></figure>"
         f'<table><thead><tr><th scope="col">label</th><th scope="col">ml</th></tr></thead><tbody>{rows}</tbody></table>'
+        f"{viewer}"
     )

@@ -72,7 +72,7 @@ def draw_three_planes(
         labels = {str(int(v)): int(v) for v in np.unique(label_map)}
     shown = {name: value for name, value in labels.items() if value != 0}
     planes = cut_planes(image, label_map, affine, center) if image.ndim == 3 else [_flat(image, label_map)]
-    low, high = _window(image)
+    low, high = intensity_window(image)
     widths = [plane.image.shape[1] * plane.pixel_mm[1] for plane in planes]
     heights = [plane.image.shape[0] * plane.pixel_mm[0] for plane in planes]
     present = _present(shown, label_map)
@@ -97,7 +97,8 @@ def _flat(image: np.ndarray, label_map: np.ndarray) -> Plane:
     return Plane("", image.T, label_map.T, (1.0, 1.0), ("", "", "", ""), (0, 1))
 
 
-def _window(image: np.ndarray) -> tuple[float, float]:
+def intensity_window(image: np.ndarray) -> tuple[float, float]:
+    """The 1st and 99th percentile of the finite values, at least one apart where they are equal."""
     step = max(1, image.size // 1_000_000)
     values = image.ravel()[::step].astype(np.float64)
     low, high = np.percentile(values[np.isfinite(values)], [1, 99]) if np.isfinite(values).any() else (0.0, 1.0)

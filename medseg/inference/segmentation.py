@@ -86,7 +86,7 @@ class Segmentation:
             return None
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the picture and the volumes, without scripts."""
+        """What a notebook shows: three planes, the volumes, and a viewer of the slices."""
         from medseg.figures import segmentation_html
 
         name = Path(self.scan.name).name

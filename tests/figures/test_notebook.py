@@ -57,7 +57,10 @@ def test_a_notebook_gets_the_picture_and_the_volumes() -> None:
     html = segmentation()._repr_html_()
     page = Page(html)
     tags = [tag for tag, _ in page.found]
-    assert {"script", "link", "iframe", "style"}.isdisjoint(tags)
+    assert {"script", "link", "style"}.isdisjoint(tags)
+    (viewer,) = [attributes for tag, attributes in page.found if tag == "iframe"]
+    assert viewer["sandbox"] == "allow-scripts"
+    assert "src" not in viewer
     (picture,) = [attributes for tag, attributes in page.found if tag == "img"]
     kind, data = str(picture["src"]).split(",")
     assert kind == "data:image/png;base64"
@@ -67,13 +70,13 @@ def test_a_notebook_gets_the_picture_and_the_volumes() -> None:
     # 10 × 8 × 8 voxels of 1 mm³ each
     assert picture["alt"] == "a&b.nii.gz in three planes; front 0.64 ml; <b>back & side</b> 0.64 ml"
     assert [text for text in page.texts if text] == [
-        "a&b.nii.gz Research use only.", "label", "ml", "front", "0.64", "<b>back & side</b>", "0.64"
+        "a&b.nii.gz Research use only.", "label", "ml", "front", "0.64", "<b>back & side</b>", "0.64", "slices"
     ]  # fmt: skip
     swatches = [str(attributes["style"]).split(";")[0] for tag, attributes in page.found if tag == "span"]
     assert swatches == [f"background:{label_color(0)}", f"background:{label_color(1)}"]
 
 
-def test_without_matplotlib_the_table_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_picture_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = Page(segmentation()._repr_html_())
     assert "img" not in [tag for tag, _ in page.found]
@@ -83,4 +86,4 @@ def test_without_matplotlib_the_table_stands_alone(monkeypatch: pytest.MonkeyPat
 
 def test_nothing_but_background_is_an_empty_table() -> None:
     page = Page(segmentation_html(np.zeros((4, 5)), np.zeros((4, 5), int), np.eye(4), {"background": 0}, {}))
-    assert "td" not in [tag for tag, _ in page.found]
+    assert {"td", "iframe"}.isdisjoint(tag for tag, _ in page.found)

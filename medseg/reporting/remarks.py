@@ -79,6 +79,8 @@ def without_names(pictures: Pictures) -> None:
     """Take file names out of every remark."""
     plain = "its scan could not be shown"
     for case, text in pictures.problems.items():
+        if text == "no image found for this case":
+            continue
         pictures.problems[case] = "no picture: its files could not be read" if "no picture" in text else plain
     for case, view in pictures.views.items():
         notes = tuple(plain if note.startswith("image left out") else note for note in view.notes)

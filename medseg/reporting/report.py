@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,6 +16,8 @@ from medseg.evaluation import Evaluation
 from medseg.evaluation.pairs import Source
 from medseg.evaluation.structures import Labels, structures_of
 from medseg.reporting import remarks, sections
+from medseg.reporting.calibration import measure_calibration
+from medseg.reporting.calibration_section import calibration_section
 from medseg.reporting.header import header
 from medseg.reporting.images import Images, find_images
 from medseg.reporting.markup import Html, tag, text
@@ -93,8 +96,9 @@ def write_report(
     order = [entry["case"] for entry in summary["cases"]]
     names = numbered(order, [entry["patient"] for entry in summary["cases"]]) if anonymise_ids else Names()
     found, pictures = Images({}), Pictures()
+    inputs = {entry["case"]: entry for entry in summary["inputs"]}
+    measured = measure_calibration(summary["inputs"], structures_of(labels), summary["label_values"])
     if with_images:
-        inputs = {entry["case"]: entry for entry in summary["inputs"]}
         manifest = labels if isinstance(labels, Manifest) else None
         found = find_images(images, {case: Path(entry["reference"]) for case, entry in inputs.items()}, manifest)
         pictures = draw_pictures(
@@ -106,6 +110,8 @@ def write_report(
             int(max_mb * 1e6) - _reserved(evaluation),
             progress=progress,
         )
+    for case, problem in measured.problems.items():
+        pictures.problems.setdefault(case, problem)
     if names.are_hidden:
         remarks.without_names(pictures)
     view_note = remarks.view_note(pictures, len(order), with_images)
@@ -120,13 +126,17 @@ def write_report(
         sections.cases(f"Cases with missed structures come first, then the lowest Dice. {view_note}"),
         sections.viewer(bool(pictures.views)),
         sections.lesions(summary),
-        sections.calibration(summary),
+        calibration_section(measured, {entry["case"]: _or_nan(entry["dice"]) for entry in summary["cases"]}),
         sections.manifest(summary, names.are_hidden),
         sections.methods(methods_paragraph(summary)),
     ]
     blocks = f'<script type="text/plain" id="data">{pack_json(data)}</script>\n{pictures.blocks(order)}'
     head = header(title, summary, remarks.badges(pictures, with_images, anonymise_ids), bool(pictures.thumbnails))
     return _write(Path(path), title, head, [part for part in parts if part], blocks, tuple(left_out))
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _reserved(evaluation: Evaluation) -> int:

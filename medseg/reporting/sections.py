@@ -128,15 +128,6 @@ def lesions(summary: Summary) -> Html:
     return section("lesions", "Lesions and objects", *parts)
 
 
-def calibration(summary: Summary) -> Html:
-    """Where probabilities were kept, how well they match frequencies."""
-    words = (
-        "Left out: label maps carry no probabilities. `medseg predict --save-probabilities` keeps them for a "
-        "calibration analysis."
-    )
-    return section("calibration", "Calibration", tag("p", with_code(words), class_="soft"))
-
-
 def manifest(summary: Summary, hidden: bool) -> Html:
     """What was compared, with hashes."""
     words = f"SHA-256 over the list of files and their hashes: {summary['inputs_sha256']}"

@@ -106,13 +106,19 @@ def viewer_data(
     grey = np.nan_to_num(np.clip((image[thin].astype(np.float32) - low) / (high - low), 0, 1))
     shown = apply_orientation(np.rint(255 * grey).astype(np.uint8), to_lps)
     shown_labels = apply_orientation(positions[thin], to_lps)
+    middle = labelled_center(label_map)
+    natives = [list(to_lps[:, 0]).index(axis) for axis in range(3)]
+    center = [middle[native] // step for native in natives]
     spacing = step * np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     return {
         "image": _packed(shown),
         "labels": _packed(shown_labels),
         "shape": list(shown.shape),
-        "spacing": [float(spacing[list(to_lps[:, 0]).index(axis)]) for axis in range(3)],
-        "center": list(labelled_center(shown_labels)),
+        "spacing": [float(spacing[native]) for native in natives],
+        "center": [
+            shown.shape[axis] - 1 - center[axis] if to_lps[native, 1] < 0 else center[axis]
+            for axis, native in enumerate(natives)
+        ],
         "colors": list(OKABE_ITO),
         "note": f"every {step}. voxel along each axis is shown" if step > 1 else "",
     }

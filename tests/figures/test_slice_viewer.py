@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nibabel.orientations import apply_orientation, inv_ornt_aff
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from medseg.figures.planes import labelled_center
 from medseg.figures.slice_viewer import MAX_VOXELS, slice_viewer, viewer_data
 
 ORIENTATIONS = [
@@ -44,6 +45,12 @@ def test_bytes_run_left_posterior_superior_however_the_file_is_stored(ornt: np.n
     assert np.abs(volume(data, "image") - grey[::-1, ::-1]).max() <= 1
     np.testing.assert_array_equal(volume(data, "labels"), np.select([labels == 3, labels == 1], [1, 2])[::-1, ::-1])
     np.testing.assert_allclose(data["spacing"], spacing)
+    # it opens on the voxel that `three_planes` goes through
+    stored = apply_orientation(labels, ornt)
+    marked = np.zeros(stored.shape, bool)
+    marked[labelled_center(stored)] = True
+    opened = apply_orientation(marked, ornt_transform(io_orientation(affine), axcodes2ornt("LPS")))
+    assert np.argwhere(opened).tolist() == [data["center"]]
 
 
 def test_a_large_volume_is_thinned_and_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
 
@@ -33,13 +34,19 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The network itself, eager or already compiled by the caller.
+    """The network itself, eager or compiled.
+
+    In fp32 it is fp32: TF32 is not used on CUDA. A batch that does not fit into the device's memory is halved, for
+    good; a single tile that does not fit raises.
 
     Args:
         network: put into eval mode and moved to the device.
         device: where it runs.
         precision: "fp32", or "bf16" by autocast (which keeps norms and the accumulation in fp32).
         blend_features: give features instead of logits where that is fewer channels.
+
+    Raises:
+        OptionError: the precision is none of these.
     """
 
     name = "torch"
@@ -57,15 +64,40 @@ class TorchBackend:
         self.device = device
         self.precision: Precision = precision
         split: PointwiseHead | None = split_head(network) if blend_features else None
-        self.run = self.network if split is None else split.features
+        self.run: Callable[[torch.Tensor], torch.Tensor] = self.network if split is None else split.features
         self.head_weight = None if split is None else split.weight
         self.head_bias = None if split is None else split.bias
+        self.most_tiles: int | None = None
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """See `Backend`."""
-        with torch.inference_mode(), self._autocast():
-            values = self.run(tiles.to(self.device))
+        while True:
+            at_once = min(len(tiles), self.most_tiles or len(tiles))
+            try:
+                with torch.inference_mode(), self._arithmetic():
+                    values = [self._forward(part) for part in tiles.split(max(1, at_once))]
+                    return values[0] if len(values) == 1 else torch.cat(values)
+            except torch.OutOfMemoryError:
+                if at_once <= 1:
+                    raise
+            self.most_tiles = at_once // 2  # outside of the handler, whose traceback holds the tensors
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        values = self.run(self._arranged(tiles.to(self.device)))
         return values.as_tensor() if isinstance(values, MetaTensor) else values
 
-    def _autocast(self) -> AbstractContextManager:
-        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, torch.bfloat16)
+    def _arranged(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Channels last where that was measured to be faster: a CPU's bf16 (1.3 times; fp32 gains nothing)."""
+        if self.device.type != "cpu" or self.precision == "fp32" or tiles.ndim not in (4, 5):
+            return tiles
+        return tiles.contiguous(memory_format=torch.channels_last if tiles.ndim == 4 else torch.channels_last_3d)
+
+    def _arithmetic(self) -> AbstractContextManager:
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        if self.device.type == "cuda":
+            kept = torch.backends.cudnn
+            return kept.flags(True, kept.benchmark, kept.benchmark_limit, kept.deterministic, allow_tf32=False)
+        return nullcontext()

@@ -6,8 +6,8 @@ converter, which reports its use where the telemetry package is installed.
 
 from __future__ import annotations
 
-import hashlib
-import os
+import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,7 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from medseg.errors import BackendError, OptionError
 from medseg.inference.backend import Precision
+from medseg.inference.cache_folder import cache_folder, is_writable
+from medseg.inference.model_digest import model_digest
 from medseg.inference.pointwise_head import split_head
+
+logger = logging.getLogger(__name__)
 
 
 class FeaturesOnly(nn.Module):
@@ -50,11 +54,11 @@ class OpenVINOBackend:
         shape: (B, C, *tile) of a full batch; a smaller last batch is padded.
         precision: "fp32" or "bf16".
         blend_features: give features instead of logits where that is fewer channels.
-        cache_dir: keeps converted and compiled models by their content; None takes `MEDSEG_CACHE` or
-            `~/.cache/medseg`.
+        cache_dir: keeps converted and compiled models by their content; None takes `cache_folder()`. One that cannot be
+            written costs time only.
 
     Raises:
-        BackendError: OpenVINO is not installed.
+        BackendError: OpenVINO is not installed, or does not take the network.
     """
 
     name = "openvino"
@@ -81,16 +85,14 @@ class OpenVINOBackend:
         self.module = network if split is None else FeaturesOnly(network, split.features).eval()
         self.head_weight = None if split is None else split.weight
         self.head_bias = None if split is None else split.bias
-        cache = Path(cache_dir or os.environ.get("MEDSEG_CACHE") or Path.home() / ".cache" / "medseg") / "openvino"
-        core = openvino.Core()
-        model = _converted(core, self.module, self.shape, cache)
+        digest = model_digest(self.module, self.shape, openvino.__version__, precision)
+        kept = Path(cache_dir or cache_folder()) / "openvino" / digest
         hints = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "CACHE_DIR": str(cache / "compiled"),
         }
-        self.compiled = core.compile_model(model, "CPU", hints)
+        self.compiled = _compiled(self.module, self.shape, hints, kept)
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """See `Backend`."""
@@ -104,38 +106,53 @@ class OpenVINOBackend:
         return torch.from_numpy(np.array(result[: self.shape[0] - missing]))
 
 
-def _converted(core: Any, module: nn.Module, shape: tuple[int, ...], cache: Path) -> Any:
-    """The network in OpenVINO's form, from the cache where it was converted before."""
+def _compiled(module: nn.Module, shape: tuple[int, ...], hints: dict[str, Any], kept: Path) -> Any:
+    """The network compiled, by way of the folder that keeps it; a folder that is damaged is not used again."""
     import openvino
 
-    folder = cache / "converted" / _digest(module, shape, openvino.__version__)
-    if (folder / "model.xml").is_file():
-        return core.read_model(folder / "model.xml")
-    model = _convert(module, shape)
-    with suppress(OSError):  # a cache that cannot be written, or that another process filled first, costs time only
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
-            openvino.save_model(model, Path(scratch) / "model" / "model.xml", compress_to_fp16=False)
+    core = openvino.Core()
+    if not is_writable(kept):
+        return core.compile_model(_convert(module, shape), "CPU", hints)
+    cached = {**hints, "CACHE_DIR": str(kept / "compiled")}
+    model = kept / "converted" / "model.xml"
+    for _ in range(2):
+        try:
+            if not model.is_file():
+                _save(_convert(module, shape), model.parent)
+            # read back, not as converted: what compiling keeps is found again by the model as read
+            return core.compile_model(core.read_model(model), "CPU", cached)
+        except (RuntimeError, OSError) as error:
+            logger.warning("%s cannot be used: %s", kept, (str(error).splitlines() or [""])[0])
+            shutil.rmtree(kept, ignore_errors=True)
+    return core.compile_model(_convert(module, shape), "CPU", hints)
+
+
+def _save(converted: Any, folder: Path) -> None:
+    """Keep a converted model, whole or not at all; another process may have been first."""
+    import openvino
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True) as scratch:
+        openvino.save_model(converted, Path(scratch) / "model" / "model.xml", compress_to_fp16=False)
+        with suppress(OSError):
             (Path(scratch) / "model").replace(folder)
-    return model
 
 
 def _convert(module: nn.Module, shape: tuple[int, ...]) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    with torch.no_grad():
-        decoder = TorchScriptPythonDecoder(module, example_input=(torch.zeros(shape),))
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    model = frontend.convert(frontend.load(decoder))
-    model.reshape(list(shape))
+    # Not zeros: of a constant image, normalisation leaves nothing but rounding errors.
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            decoder = TorchScriptPythonDecoder(module, example_input=(example,), trace_kwargs={"check_trace": False})
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        model = frontend.convert(frontend.load(decoder))
+        model.reshape(list(shape))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # OpenVINO's errors have no common base, and the last line says most
+        line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise BackendError(f"openvino does not take the network ({line}); use the torch backend") from error
     return model
-
-
-def _digest(module: nn.Module, shape: tuple[int, ...], version: str) -> str:
-    """Digest of everything the converted model depends on."""
-    content = hashlib.sha256(f"{module}|{shape}|{version}|{torch.__version__}".encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        content.update(name.encode())
-        content.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()

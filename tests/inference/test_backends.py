@@ -17,14 +17,17 @@ from medseg.errors import BackendError, OptionError
 from medseg.inference import Predictor
 from medseg.inference.backend import TorchBackend
 from medseg.inference.backend_choice import choose_backend
+from medseg.inference.cache_folder import cache_folder
 from medseg.inference.device import choose_device
 from medseg.inference.ensemble import EnsembleBackend
 from medseg.inference.forward_memory import forward_bytes
+from medseg.inference.model_digest import model_digest
+from medseg.inference.tile_work import tile_flops
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path))
+    monkeypatch.setenv("MEDSEG_CACHE_DIR", str(tmp_path))
     return tmp_path
 
 
@@ -66,10 +69,152 @@ def test_openvino_gives_torchs_values_for_full_and_short_batches(own_cache: Path
             ours(torch.zeros_like(tiles))
             assert torch.equal(first, kept)  # a later pass does not write into an earlier result
         assert forward_bytes(ours, (2, 1, 16, 16, 16)) > 0
-    assert len(list((own_cache / "openvino" / "converted").iterdir())) == 2
+    assert len(list((own_cache / "openvino").iterdir())) == 2
     again = OpenVINOBackend(network, (2, 1, 16, 16, 16))  # from the cache
     torch.testing.assert_close(again(tiles), theirs(tiles), atol=1e-4, rtol=1e-4)
-    assert len(list((own_cache / "openvino" / "converted").iterdir())) == 2
+    assert len(list((own_cache / "openvino").iterdir())) == 2
+    for folder in (own_cache / "openvino").iterdir():
+        assert len(list(folder.rglob("*.blob"))) == 1  # compiled once and found again
+
+
+@pytest.mark.parametrize("damage", ["model.xml", "model.bin", "*.blob", "unwritable"])
+def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_only(own_cache: Path, damage: str) -> None:
+    pytest.importorskip("openvino")
+    from medseg.inference.openvino_backend import OpenVINOBackend
+
+    network, tiles = thin_network(4, 3), torch.randn(1, 1, 16, 16, 16, generator=torch.manual_seed(3))
+    expected = TorchBackend(network, torch.device("cpu"))(tiles)
+    if damage == "unwritable":
+        (own_cache / "openvino").write_bytes(b"a file is in the way")
+    else:
+        OpenVINOBackend(network, tiles.shape)
+        for file in own_cache.rglob(damage):
+            file.write_bytes(b"")
+    torch.testing.assert_close(OpenVINOBackend(network, tiles.shape)(tiles), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_is_known_by_its_weights_structure_shape_and_details() -> None:
+    network = thin_network(4, 3)
+    shape = (1, 1, 16, 16, 16)
+    digests = {model_digest(network, shape), model_digest(network, (2, *shape[1:])), model_digest(network, shape, "b")}
+    assert model_digest(thin_network(4, 3), shape) in digests
+    digests.add(model_digest(torch.nn.Sequential(network.body, torch.nn.ReLU(), network.head), shape))
+    with torch.no_grad():
+        network.head.bias[0] += 1e-6
+    assert len({*digests, model_digest(network, shape)}) == 5
+
+
+def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("MEDSEG_CACHE_DIR")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert cache_folder() == tmp_path / "caches" / "medseg"
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert cache_folder() == tmp_path / "local" / "medseg" / "cache"
+
+
+class Hungry(torch.nn.Module):
+    """Has memory for so many tiles at once; counts how many it was given."""
+
+    def __init__(self, room: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        super().__init__()
+        self.room, self.error, self.given = room, error, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.given.append(len(x))
+        if len(x) > self.room:
+            raise self.error("out of memory")
+        return 2 * x
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good() -> None:
+    network, tiles = Hungry(2), torch.arange(7.0).reshape(7, 1, 1, 1, 1)
+    backend = TorchBackend(network, torch.device("cpu"))
+    assert torch.equal(backend(tiles), 2 * tiles)
+    assert network.given == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    network.given.clear()
+    assert torch.equal(backend(tiles), 2 * tiles)
+    assert network.given == [1] * 7
+    with pytest.raises(torch.OutOfMemoryError):
+        TorchBackend(Hungry(0), torch.device("cpu"))(tiles)
+
+
+def test_only_memory_counts_as_memory() -> None:
+    network = Hungry(2, RuntimeError)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        TorchBackend(network, torch.device("cpu"))(torch.zeros(4, 1, 2, 2, 2))
+    assert network.given == [4]  # not tried again
+
+
+def test_work_is_counted_without_doing_it() -> None:
+    network = thin_network(4, 3)
+    voxels = 16**3
+    multiplications = voxels * (27 * 4 + 27 * 4 * 4 + 4 * 3)
+    assert tile_flops(network, (5, 1, 16, 16, 16)) == 2 * multiplications
+    with pytest.raises(RuntimeError):  # the network would refuse two channels
+        tile_flops(network, (1, 2, 16, 16, 16))
+
+
+def test_auto_takes_openvino_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    cpu, tiles = torch.device("cpu"), (1, 1, 16, 16, 16)
+
+    def choose(**options: Any) -> tuple[str, str, str]:
+        backend, reason = choose_backend([thin_network(4, 3)], cpu, tiles, **options)
+        return backend.name, backend.precision, reason
+
+    name, precision, reason = choose()
+    assert (name, precision) == ("torch", "fp32")
+    assert "too little for openvino to pay" in reason
+    monkeypatch.setattr("medseg.inference.backend_choice.OPENVINO_PAYS_FROM", 1e6)
+    name, precision, reason = choose()
+    assert (name, precision) == ("openvino", "fp32")
+    assert reason == "openvino on cpu (a tile is 0.00452 GFLOP), fp32 (as asked)"
+    monkeypatch.setattr("medseg.inference.backend_choice.find_spec", lambda name: None)
+    assert "openvino is not installed" in choose()[2]
+
+
+def test_auto_falls_back_where_openvino_cannot_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+
+    class Unusual(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.spherical_bessel_j0(torch.nn.functional.conv3d(x, torch.ones(3, 1, 1, 1, 1)))
+
+    monkeypatch.setattr("medseg.inference.backend_choice.OPENVINO_PAYS_FROM", 0)
+    backend, reason = choose_backend([Unusual()], torch.device("cpu"), (1, 1, 8, 8, 8))
+    assert backend.name == "torch"
+    assert "openvino does not take the network" in reason
+
+
+def test_bf16_is_refused_where_the_golden_check_objects() -> None:
+    network, cpu, tiles = thin_network(4, 3), torch.device("cpu"), (1, 1, 16, 16, 16)
+    seen = []
+
+    def check(backend: Any) -> str:
+        seen.append((backend.name, backend.precision))
+        return "labels agree on 98 %"
+
+    with pytest.raises(OptionError, match=r"bf16 is refused.*labels agree on 98 %; use --precision fp32"):
+        choose_backend([network], cpu, tiles, "torch", "bf16", check)
+    assert seen == [("torch", "bf16")]
+    backend, _ = choose_backend([network], cpu, tiles, "torch", "bf16", lambda backend: "")
+    assert backend.precision == "bf16"
+
+
+@pytest.mark.slow
+def test_compiling_keeps_the_values_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, tiles = torch.device("cpu"), torch.randn(1, 1, 16, 16, 16, generator=torch.manual_seed(4))
+    monkeypatch.setattr("medseg.inference.compiling.WORTHWHILE", 1e9)
+    compiled, reason = choose_backend([thin_network(4, 3)], cpu, tiles.shape, "torch", is_compiled=True)
+    expected = TorchBackend(thin_network(4, 3), cpu)(tiles)
+    torch.testing.assert_close(compiled(tiles), expected, atol=1e-5, rtol=1e-5)
+    assert "compiled: a batch takes" in reason or "eager: compiling failed" in reason
+    monkeypatch.setenv("PATH", "")
+    _, reason = choose_backend([thin_network(4, 3)], cpu, tiles.shape, "torch", is_compiled=True)
+    assert "eager: no compiler for cpu was found" in reason
 
 
 def test_openvino_predicts_torchs_labels() -> None:

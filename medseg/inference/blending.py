@@ -75,15 +75,15 @@ class Blender:
             slice(start[i], start[i] + size)
             for i, start, size in zip(index[2:], self.starts[2:], self.tile[2:], strict=True)
         )
-        for p, planes in self._touched(0, index[0]):
-            for q, rows in self._touched(1, index[1]):
+        for p, planes in self.touched(0, index[0]):
+            for q, rows in self.touched(1, index[1]):
                 block = self._block((p, q), len(values), values.device)
                 target = (slice(0, planes.stop - planes.start), slice(0, rows.stop - rows.start), *depth)
                 weight = self.weight[planes, rows]
                 block[(slice(0, -1), *target)].addcmul_(values[:, planes, rows], weight)
                 block[(-1, *target)] += weight
 
-    def _touched(self, axis: int, number: int) -> Iterator[tuple[int, slice]]:
+    def touched(self, axis: int, number: int) -> Iterator[tuple[int, slice]]:
         """The blocks along an axis that tile `number` touches, and which part of the tile lies in each."""
         cuts, first = self.cuts[axis], self.starts[axis][number]
         for i in range(number, len(cuts) - 1):

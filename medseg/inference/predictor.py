@@ -8,14 +8,17 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from medseg.errors import OptionError
+from medseg.inference.air import air_tiles
 from medseg.inference.backend import Precision
 from medseg.inference.backend_choice import GoldenCheck, choose_backend
 from medseg.inference.device import choose_device
 from medseg.inference.memory import parse_bytes
 from medseg.inference.memory_plan import Workload
+from medseg.inference.model_input import model_image, normalize_in_place
 from medseg.inference.observers import Certainty, ProbabilityMaps
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.provenance import ModelFacts, record
@@ -130,7 +133,7 @@ class Predictor:
         started = perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            image = self.preprocess(scan.to_tensor())
+            image, left_out = self._prepare(scan, window)
         notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         prepared = perf_counter()
         grid = scan.reference.grid
@@ -141,10 +144,12 @@ class Predictor:
             image.as_tensor(), image.affine, grid.affine, grid.shape, self.values, self.decision, window,
             self.backend.head_weight, self.backend.head_bias,
             observers=[each for each in (certainty, maps) if each is not None], on_tiles=self.on_tiles,
+            left_out=left_out,
         )  # fmt: skip
         seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
         sources = [volume.name for volume in scan.channels]
-        provenance = record(self.plan, self.facts, self._settings(), sources, scan.input_sha256, seconds, notes)
+        settings = {**self._settings(), "sums": window.carried, "tiles_left_out": len(left_out)}
+        provenance = record(self.plan, self.facts, settings, sources, scan.input_sha256, seconds, notes)
         names = self.channel_names
         return Segmentation(
             labels.numpy(), dict(self.plan.labels), scan.reference, provenance,
@@ -152,6 +157,18 @@ class Predictor:
             probabilities=None if maps is None else dict(zip(names, maps.maps, strict=True)),
             intervals_ml=None if certainty is None else certainty.intervals_ml(names, grid.voxel_volume_mm3),
         )  # fmt: skip
+
+    def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
+        """The network's input, and the tiles of it that hold nothing but air."""
+        image = model_image(scan, self.plan)
+        if image is None:
+            return self.preprocess(scan.to_tensor()), frozenset()
+        left_out: frozenset[tuple[int, ...]] = frozenset()
+        below = getattr(self.plan, "air_below", None)
+        # Between probabilities of background and cubic overshoots nothing can be said of tiles that were not predicted.
+        if below is not None and window.interpolation == "linear" and not (self.uncertainty or self.save_probabilities):
+            left_out = air_tiles(image[0].as_tensor(), below, window.over(image.shape[1:]), rim=1)
+        return normalize_in_place(image, self.plan), left_out
 
     @property
     def channel_names(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from medseg.errors import ShapeError
+from medseg.inference.air import clear_air
 from medseg.inference.blending import FinishedBlock, importance_map
 from medseg.inference.carried_block import Carried
 from medseg.inference.merging import merge_tiles
@@ -64,6 +65,7 @@ def predict_labels(
     head_bias: torch.Tensor | None = None,
     observers: Sequence[Observer] = (),
     on_tiles: Callable[[int, int], None] | None = None,
+    left_out: frozenset[tuple[int, ...]] = frozenset(),
 ) -> torch.Tensor:
     """Labels on the native grid of an image on the model grid.
 
@@ -79,6 +81,7 @@ def predict_labels(
         head_bias: (classes,) of the head.
         observers: see every logit on the native grid.
         on_tiles: called with (tiles done, tiles in all).
+        left_out: tiles that are background without being predicted; see medseg.inference.air.
 
     Returns:
         (*native shape) integers on the CPU.
@@ -93,13 +96,14 @@ def predict_labels(
         if on_tiles is not None:
             on_tiles(done, grid.num_tiles)
 
+    grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
+
     def merge(consume: Callable[[FinishedBlock], None]) -> None:
         merge_tiles(
             image, grid, weight, predict, consume, window.batch_size, on_tiles=count, carried=window.carried,
-            is_pipelined=window.is_pipelined,
+            is_pipelined=window.is_pipelined, left_out=frozenset() if grid_map is None else left_out,
         )  # fmt: skip
 
-    grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
     head_weight, head_bias = (None if part is None else part.to(window.device) for part in (head_weight, head_bias))
     if grid_map is None:
         if observers:
@@ -107,6 +111,7 @@ def predict_labels(
         logits = torch.empty(decision.num_channels, *grid.image_shape, device=window.device)
 
         def place(block: FinishedBlock) -> None:
+            assert block.values is not None  # every tile is predicted here
             values = block.values if head_weight is None else apply_head(block.values, head_weight, head_bias)
             decision.check(values.shape[0])
             logits[(slice(None), *block.region)] = values
@@ -118,4 +123,5 @@ def predict_labels(
     tail = LabelTail(resampler, decision, head_weight, head_bias, observers, window.slab_values)
     num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
     merge(NativeAssembly(tail, out, num_values).add)
+    clear_air(out, left_out, grid, resampler, decision.label_values[0])
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from itertools import permutations
@@ -64,6 +65,66 @@ def test_the_estimate_bounds_the_real_peak(
     assert found["peak"] <= found["estimate"]
     # And it is no empty promise: what the work was allowed beyond the process itself is mostly used.
     assert found["peak"] - found["resident"] > 0.3 * (found["estimate"] - found["resident"])
+
+
+LIMITED = """
+import json, sys
+import numpy as np, torch
+sys.path.insert(0, {tests!r})
+from inference.plans import small_plan
+from medseg.errors import MemoryLimitError
+from medseg.inference import Predictor
+from medseg.inference.memory_plan import _candidates
+from medseg.inference.scan import load_scan
+
+class Pointwise(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Conv3d(1, 24, 1), torch.nn.Conv3d(24, 80, 1)
+    def features(self, x):
+        return self.body(x)
+    def forward(self, x):
+        return self.head(self.features(x))
+
+torch.manual_seed(0)
+labels = {{"background": 0, **{{f"organ{{i}}": i for i in range(1, 80)}}}}
+plan = small_plan(labels=labels, tile=[64, 64, 64], spacing=[1.0, 1.0, 1.3])
+image = (np.random.default_rng(0).normal(size=(120, 160, 110)).astype(np.float32), np.diag([1.0, 1.0, 1.5, 1.0]))
+network = Pointwise()
+free = Predictor(network, plan, "cpu", batch_size=2)
+scan = load_scan(image, plan)
+network_bytes = {{n: free.workload.network_bytes(n) for n in (1, 2)}}
+totals = {{"fp32": [], "fp16": []}}
+for window in _candidates(free.window):
+    totals[window.carried].append(free.workload.estimate(scan, window, network_bytes[window.batch_size]).total)
+smallest = min(totals["fp16"])
+limit = (smallest + min(totals["fp32"])) // 2
+limited = Predictor(network, plan, "cpu", batch_size=2, max_ram=limit)
+window = limited.workload.fit(scan, limited.window, limit)
+record = limited.predict(image).provenance
+peak = 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+try:
+    Predictor(network, plan, "cpu", max_ram="100MB").predict(image)
+    refusal = ""
+except MemoryLimitError as error:
+    refusal = str(error)
+print(json.dumps({{"peak": peak, "limit": limit, "sums": record["sums"], "batch": window.batch_size, "refusal": refusal,
+                   "smallest_mb": smallest / 1e6, "spread": totals["fp32"][0] - smallest}}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_a_limit_is_kept_by_giving_up_speed_first_and_precision_last() -> None:
+    """The process's real peak stays below what it was allowed."""
+    code = LIMITED.format(tests=str(Path(__file__).resolve().parents[1]))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] <= found["limit"]
+    assert found["spread"] > 80e6  # there was something to give up
+    assert (found["sums"], found["batch"]) == ("fp16", 1)
+    # The refusal names the least it could do with: what was found above, but for what the process has loaded since.
+    named = float(re.search(r"needs about ([\d,]+) MB", found["refusal"])[1].replace(",", ""))  # type: ignore[index]
+    assert named == pytest.approx(found["smallest_mb"], rel=0.25)
 
 
 def test_forward_bytes_counts_what_lives_at_once() -> None:

@@ -1,0 +1,102 @@
+"""How much memory preprocessing and merging take: the arithmetic of what their code holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil, prod
+
+import torch
+
+from medseg.inference.blending import Blender
+from medseg.inference.carried_block import Carried
+from medseg.inference.model_input import SLAB_VOXELS
+from medseg.inference.tiles import TileGrid
+from medseg.transforms.label_tail import CHUNK_VALUES, CHUNK_VOXELS, SLAB_PLANES
+
+F16, F32, F64 = 2, 4, 8
+
+
+def preprocess_bytes(
+    native_shape: Sequence[int], model_shape: Sequence[int], channels: int, takes_percentiles: bool
+) -> int:
+    """While preprocessing: the image on the model grid, and the slab being interpolated or a channel's statistics."""
+    model = prod(model_shape)
+    plane = max(prod(native_shape) // min(native_shape), model // min(model_shape))
+    slab = 4 * F64 * min(max(SLAB_VOXELS, plane), prod(native_shape) + model)
+    statistics = model * (1 + (2 * F32 if takes_percentiles else 0))
+    return F32 * channels * model + max(slab, statistics)
+
+
+def monai_preprocess_bytes(native_shape: Sequence[int], model_shape: Sequence[int], channels: int) -> int:
+    """The same through MONAI's transforms: turned copies, and resampling in float64 with a position a voxel."""
+    native, model = prod(native_shape), prod(model_shape)
+    resampling = F64 * channels * native + (F64 * (2 * channels + 2 * len(model_shape)) + F32 * channels) * model
+    normalizing = F32 * (3 * channels + 3) * model
+    return 2 * F32 * channels * native + max(resampling, normalizing)
+
+
+def block_bytes(grid: TileGrid, num_values: int, carried: Carried) -> int:
+    """The most that `Blender` holds, found by visiting the rows of tiles as it does."""
+    blender = Blender(grid, torch.empty(grid.tile, device="meta"), carried)
+    sizes = [[b - a for a, b in pairwise(cuts)] for cuts in blender.cuts]
+    depth = prod(blender.shape[2:])
+    full, half = F32 * (num_values + 1) * depth, (F16 * num_values + F32) * depth
+    held: dict[tuple[int, int], int] = {}
+    peak = 0
+    for slab in range(len(sizes[0])):
+        for row in range(len(sizes[1])):
+            restoring = 0
+            for p, _ in blender.touched(0, slab):
+                for q, _ in blender.touched(1, row):
+                    voxels = sizes[0][p] * sizes[1][q]
+                    if held.get((p, q)) == half * voxels:
+                        restoring = max(restoring, half * voxels)  # for a moment both are there
+                    held[p, q] = full * voxels
+            peak = max(peak, sum(held.values()) + restoring)
+            del held[slab, row]
+            if carried == "fp16":
+                for p, q in held:
+                    if p > slab and q <= row:
+                        held[p, q] = half * sizes[0][p] * sizes[1][q]
+    return peak
+
+
+def restore_bytes(
+    grid: TileGrid,
+    native_shape: Sequence[int],
+    num_values: int,
+    num_classes: int,
+    halo: int,
+    slab_values: int,
+    is_together: bool,
+) -> tuple[int, int]:
+    """What restoring keeps between blocks, and what it takes for one.
+
+    Args:
+        grid: the tiles.
+        native_shape: of the scan, in the order of the model's axes.
+        num_values: channels that are blended.
+        num_classes: logits a voxel.
+        halo: planes the interpolation reaches back; 0 where nothing is interpolated.
+        slab_values: see `LabelTail`.
+        is_together: whether all values of a voxel are resampled at once (features, observers), or one after the other.
+    """
+    order = grid.axis_order
+    zoom = [native_shape[axis] / grid.image_shape[axis] for axis in order]
+    depth = prod(grid.padded_shape[axis] for axis in order[2:])
+    widest = [max((b - a for a, b in pairwise(grid.starts[axis])), default=0) for axis in order[:2]]
+    widest = [max(n, grid.padded_shape[axis] - grid.starts[axis][-1]) for n, axis in zip(widest, order, strict=False)]
+    width = grid.padded_shape[order[1]]
+    kept = F32 * num_values * halo * depth * (2 * width + widest[0] + halo)
+    plane = (ceil(widest[1] * zoom[1]) + 1) * prod(native_shape[axis] for axis in order[2:])
+    channels = num_values if is_together else 1
+    planes = min(SLAB_PLANES, max(1, slab_values // (channels * plane)))
+    block = F32 * num_values * prod(n + halo for n in widest) * depth if halo else 0
+    slab = 3 * channels * plane * (ceil(planes / min(1.0, zoom[0])) + halo) if halo else 0
+    if is_together:
+        chunk = max(CHUNK_VALUES, num_classes * plane)
+        tail = slab + chunk + (3 if halo else 1) * chunk * num_values // num_classes + 4 * plane
+    else:
+        tail = slab + 2 * planes * plane + 5 * max(CHUNK_VOXELS, plane)
+    return kept, block + F32 * tail

@@ -1,0 +1,92 @@
+"""The lean way to the network's input against MONAI's own transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inference.plans import small_plan
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff
+
+from medseg.errors import VolumeError
+from medseg.inference import preprocessing
+from medseg.inference.model_input import model_image, model_input
+from medseg.inference.scan import load_scan
+
+SCHEMES: list[dict[str, Any]] = [
+    {"scheme": "none"},
+    {"scheme": "z_score"},
+    {"scheme": "percentile"},
+    {"scheme": "ct", "lower": -100, "upper": 300, "mean": 20.0, "std": 130.0},
+]
+
+
+def scan_of(codes: str, shape: tuple[int, ...], spacing: tuple[float, ...], plan: Any, dtype: type = np.int16) -> Any:
+    """A CT-like scan stored in that orientation, a little oblique."""
+    turn = np.eye(4)
+    turn[:3, :3] = [[0.995, -0.0998, 0], [0.0998, 0.995, 0], [0, 0, 1]]
+    turn[:3, 3] = [11.3, -40, 7]
+    affine = turn @ inv_ornt_aff(axcodes2ornt(codes), shape) @ np.diag([*spacing, 1])
+    array = np.random.default_rng(0).normal(0, 400, shape).astype(dtype)
+    return load_scan((array, affine), plan)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SLA", "AIL", "IRP"])
+@pytest.mark.parametrize("spacing", [None, [1.3, 0.8, 2.1], [0.9, 1.1, 2.5], [0.9, 1.1, 0.7]])
+def test_the_input_is_that_of_monais_transforms(codes: str, spacing: list[float] | None) -> None:
+    plan = small_plan(spacing=spacing, normalization=[{"scheme": "none"}], orientation="RAS")
+    scan = scan_of(codes, (13, 22, 17), (0.9, 1.1, 2.5), plan)
+    expected = preprocessing(plan)(scan.to_tensor())
+    found = model_input(scan, plan)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
+    # MONAI's positions pass through normalised coordinates: of values up to 1500, one unit in the last place is 1e-4.
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-4)
+    assert found.numpy().std() > 100
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme["scheme"])
+def test_normalisation_in_place_is_the_same(scheme: dict[str, Any]) -> None:
+    plan = small_plan(spacing=None, normalization=[scheme])
+    scan = scan_of("LAS", (9, 12, 11), (1, 1, 1), plan)
+    assert torch.equal(model_input(scan, plan).as_tensor(), preprocessing(plan)(scan.to_tensor()).as_tensor())
+
+
+def test_spacings_that_monai_takes_for_equal_are_not_resampled() -> None:
+    plan = small_plan(spacing=[1.0, 1.0, 1.0], normalization=[{"scheme": "none"}])
+    scan = load_scan((np.random.default_rng(1).normal(size=(12, 9, 10)), np.diag([1.0004, 0.9997, 1.0, 1.0])), plan)
+    expected = preprocessing(plan)(scan.to_tensor())
+    found = model_input(scan, plan)
+    assert torch.equal(found.as_tensor(), expected.as_tensor())
+    np.testing.assert_allclose(found.affine, expected.affine)
+
+
+def test_two_dimensional_images_and_one_voxel_axes() -> None:
+    plan = small_plan(
+        spatial_dims=2, orientation="RA", spacing=[0.7, 1.9], patch=[16, 16], tile=[16, 16],
+        normalization=[{"scheme": "none"}],
+    )  # fmt: skip
+    scan = load_scan((np.random.default_rng(2).normal(size=(31, 20)), np.eye(3)), plan)
+    expected = preprocessing(plan)(scan.to_tensor())
+    np.testing.assert_allclose(model_input(scan, plan).numpy(), expected.numpy(), atol=1e-6)
+    thin = small_plan(spacing=[1.4, 1.0, 1.0], normalization=[{"scheme": "none"}])
+    scan = load_scan((np.random.default_rng(3).normal(size=(15, 8, 1)), np.eye(4)), thin)
+    expected = preprocessing(thin)(scan.to_tensor())
+    np.testing.assert_allclose(model_input(scan, thin).numpy(), expected.numpy(), atol=1e-6)
+
+
+def test_sheared_scans_take_monais_way() -> None:
+    affine = np.eye(4)
+    affine[1, 2] = 0.3
+    plan = small_plan(spacing=[1.2, 1.2, 1.2])
+    scan = load_scan((np.random.default_rng(4).normal(size=(12, 13, 14)), affine), plan)
+    assert model_image(scan, plan) is None
+    assert torch.equal(model_input(scan, plan).as_tensor(), preprocessing(plan)(scan.to_tensor()).as_tensor())
+
+
+def test_values_beyond_float32_are_refused() -> None:
+    plan = small_plan(spacing=None)
+    with pytest.raises(VolumeError, match="image in memory: holds values beyond float32"):
+        model_input(load_scan((np.full((4, 4, 4), -1e39), np.eye(4)), plan), plan)

@@ -1,6 +1,10 @@
-"""Prediction: merging against MONAI's sliding window, restoring against MONAI's and nnU-Net's ways.
+"""Prediction: the whole command against a MONAI bundle's, merging against MONAI's sliding window, restoring.
 
-    python benchmarks/bench_prediction.py [--size 192] [--tile 96] [--repeats 3] [--restore-scale 1.0]
+    python benchmarks/bench_prediction.py [--size 256] [--tile 96] [--repeats N] [--only command|merge|restore]
+                                          [--restore-scale 1.0]
+
+Command: from a scan's file to a segmentation's file, models already built, the same network and weights (stages 32 to
+320) and tiles on all sides, on a CT-like generated volume; see `whole_command.py`.
 
 Merging: the same network, tiles, overlap and fp32 on both sides; "network alone" is tiles × the time of one pass, what
 no merging can beat. Restoring: 14 classes from 256×256×100 to 512×512×300 (times --restore-scale) to labels; nnU-Net's
@@ -20,6 +24,7 @@ from monai.networks.nets import DynUNet
 from monai.transforms import SpatialResample
 from scipy.ndimage import zoom
 from timing import Row, interleaved_medians, print_table
+from whole_command import bench_command
 
 from medseg.inference import SlidingWindow
 from medseg.inference.backend import TorchBackend
@@ -127,20 +132,22 @@ def bench_restoring(scale: float, classes: int, repeats: int) -> list[Row]:
 
 
 def main() -> None:
-    """Run both and print one table."""
+    """Run them and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--size", type=int, help="voxels an axis; 256 for command, 192 for merge")
     parser.add_argument("--tile", type=int, default=96)
     parser.add_argument("--classes", type=int, default=14)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, help="1 for command, 3 for the others")
     parser.add_argument("--restore-scale", type=float, default=1.0)
-    parser.add_argument("--only", choices=["merge", "restore"])
+    parser.add_argument("--only", choices=["command", "merge", "restore"])
     arguments = parser.parse_args()
     rows: list[Row] = []
-    if arguments.only != "restore":
-        rows += bench_merging(arguments.size, arguments.tile, arguments.classes, arguments.repeats)
-    if arguments.only != "merge":
-        rows += bench_restoring(arguments.restore_scale, arguments.classes, arguments.repeats)
+    if arguments.only in (None, "command"):
+        rows += bench_command(arguments.size or 256, arguments.tile, arguments.classes, arguments.repeats or 1)
+    if arguments.only in (None, "merge"):
+        rows += bench_merging(arguments.size or 192, arguments.tile, arguments.classes, arguments.repeats or 3)
+    if arguments.only in (None, "restore"):
+        rows += bench_restoring(arguments.restore_scale, arguments.classes, arguments.repeats or 3)
     print_table(rows)
 
 

@@ -73,7 +73,10 @@ def make_golden_sample(network: nn.Module, plan: Plan, weights_sha256: str) -> G
     lattice = golden_lattice(network, plan)
     with torch.inference_mode():
         logits = network(expand(lattice, plan.tile))[0].float().numpy()
-    made = {"versions": software_versions(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    made: dict[str, object] = {
+        "versions": software_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     return GoldenSample(lattice.numpy(), ExactResult.of(logits, plan.activation), weights_sha256, made)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +37,9 @@ def software_versions() -> dict[str, str]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "unknown"
+    if "openvino" in sys.modules:  # a part of what computed the result only where it was used
+        with suppress(PackageNotFoundError):
+            versions["openvino"] = version("openvino")
     return versions
 
 

@@ -48,6 +48,7 @@ class Predictor:
         save_probabilities: keep the probability of every class.
         uncertainty: keep an entropy map and an interval for each structure's volume.
         golden_check: gates low precision; see `choose_backend`.
+        is_compiled: let torch.compile try, and keep it where a probe shows that it pays.
         bundle: the bundle's name, for the record beside each result.
         weights_sha256: digests of the weights, for the record.
         on_tiles: called with (tiles done, tiles in all) of the current scan.
@@ -74,6 +75,7 @@ class Predictor:
         save_probabilities: bool = False,
         uncertainty: bool = False,
         golden_check: GoldenCheck | None = None,
+        is_compiled: bool = False,
         bundle: str = "",
         weights_sha256: Sequence[str] = (),
         on_tiles: Callable[[int, int], None] | None = None,
@@ -91,7 +93,7 @@ class Predictor:
         networks = [network] if isinstance(network, nn.Module) else list(network)
         tiles = (batch_size, plan.in_channels, *plan.tile)
         self.backend, self.reason = choose_backend(
-            networks, choose_device(device), tiles, backend, precision, golden_check
+            networks, choose_device(device), tiles, backend, precision, golden_check, is_compiled=is_compiled
         )
         self.values = FlippedMean(self.backend, self.flips) if self.flips else self.backend
         self.window = Window(
@@ -149,6 +151,7 @@ class Predictor:
         seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
         sources = [volume.name for volume in scan.channels]
         settings = {**self._settings(), "sums": window.carried, "tiles_left_out": len(left_out)}
+        settings["backend_reason"] = self.reason
         provenance = record(self.plan, self.facts, settings, sources, scan.input_sha256, seconds, notes)
         names = self.channel_names
         return Segmentation(
@@ -164,7 +167,7 @@ class Predictor:
         if image is None:
             return self.preprocess(scan.to_tensor()), frozenset()
         left_out: frozenset[tuple[int, ...]] = frozenset()
-        below = getattr(self.plan, "air_below", None)
+        below = self.plan.air_below
         # Between probabilities of background and cubic overshoots nothing can be said of tiles that were not predicted.
         if below is not None and window.interpolation == "linear" and not (self.uncertainty or self.save_probabilities):
             left_out = air_tiles(image[0].as_tensor(), below, window.over(image.shape[1:]), rim=1)

@@ -224,6 +224,8 @@ def test_openvino_predicts_torchs_labels() -> None:
     expected = Predictor(network, plan, "cpu", batch_size=4).predict(IMAGE)
     assert (seg.array == expected.array).mean() > 0.9995
     assert seg.provenance["backend"] == "openvino"
+    assert seg.provenance["backend_reason"] == "openvino on cpu (as asked), fp32 (as asked)"
+    assert "openvino" in seg.provenance["versions"]
 
 
 def test_an_ensemble_refuses_features_and_emptiness() -> None:

@@ -23,6 +23,7 @@ from medseg.training import (
     TrainingUpdate,
     WeightAveraging,
 )
+from medseg.training.finite_steps import all_finite
 
 PLAN = read_plan(BUNDLES / "phantom_cells_segmentation" / "configs" / "plan.json")
 
@@ -152,3 +153,13 @@ def test_the_counts_survive_a_resumed_training(tmp_path):
         Checkpointing(tmp_path, {"network": network}, PLAN, resume=True).attach(engine)
         engine.run()
     assert FiniteSteps.of(engine).skipped == 2
+
+
+def test_large_numbers_are_numbers():
+    parameter = torch.nn.Parameter(torch.ones(4))
+    for value, expected in ((1e30, True), (float("inf"), False), (float("nan"), False), (-1e38, True)):
+        parameter.grad = torch.tensor([0.0, value, 1.0, 0.0])  # the squares of 1e30 overflow
+        assert all_finite(torch.tensor(1.0), [parameter]) == expected
+    parameter.grad = torch.zeros(4)
+    assert not all_finite(torch.tensor([1.0, float("nan")]), [parameter])
+    assert all_finite(torch.tensor(1.0), [torch.nn.Parameter(torch.ones(1))])  # frozen: no gradient

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _AXES = ("LR", "PA", "IS")
-_LATER_KEYS = ("slice_axis",)
+_LATER_KEYS = ("slice_axis", "air_below")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Plan:
         mirror_axes: axes the network was trained to mirror; test-time flips are refused along others.
         slice_axis: for a 2D network that is given volumes, the patient axis (`R`, `A` or `S`) across which it takes
             them slice by slice; `orientation` then names the two axes of a slice. None takes 2D images.
+        air_below: intensity of the first channel, as in the file, below which there is always background; prediction
+            leaves out tiles of nothing else. None predicts every tile.
         description: one sentence for people.
     """
 
@@ -66,6 +68,7 @@ class Plan:
     crop_ratios: Sequence[float] | None = None
     mirror_axes: Sequence[int] = ()
     slice_axis: Literal["R", "A", "S"] | None = None
+    air_below: float | None = None
     description: str = ""
     schema_version: int = SCHEMA_VERSION
     source: str = field(default="<plan>", compare=False)
@@ -155,6 +158,7 @@ def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
         "overlap": ("a number", is_number(plan.overlap)),
         "crop_ratios": ("a list of finite numbers, or null", plan.crop_ratios is None or numbers(plan.crop_ratios)),
         "mirror_axes": ("a list of whole numbers", each(plan.mirror_axes, int)),
+        "air_below": ("a finite number, or null", plan.air_below is None or is_number(plan.air_below)),
         "slice_axis": ("a text such as S, or null", plan.slice_axis is None or isinstance(plan.slice_axis, str)),
     }
     return [(f"{key} must be {kind}, found {getattr(plan, key)!r}", holds) for key, (kind, holds) in kinds.items()]

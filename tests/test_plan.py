@@ -95,6 +95,7 @@ def test_an_unused_slice_axis_leaves_the_digest_as_it_was(tmp_path):
         ({"overlap": "half"}, "overlap must be a number, found 'half'"),
         ({"slice_axis": "S"}, "slice_axis must be R, A or S, and is for 2D networks only; found 'S'"),
         ({"slice_axis": 2}, "slice_axis must be a text such as S, or null, found 2"),
+        ({"air_below": "-500 HU"}, "air_below must be a finite number, or null, found '-500 HU'"),
         ({"extra": 1}, "unknown key 'extra'; valid keys are"),
     ],
 )

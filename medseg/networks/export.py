@@ -1,6 +1,7 @@
 """Networks for other runtimes: TorchScript and ONNX."""
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
@@ -12,7 +13,7 @@ from torch import nn
 
 from medseg.errors import NetworkError
 from medseg.networks.sizes import AxisSizes
-from medseg.volumes import staged
+from medseg.volumes import replacing, staged
 
 
 def example_input(network: Any) -> torch.Tensor:
@@ -27,13 +28,17 @@ def export_torchscript(network: nn.Module, path: str | Path) -> Path:
 
     Raises:
         NetworkError: `path` does not end in `.pt` or `.ts`.
+        VolumeError: the file cannot be written.
     """
     file = _checked(path, (".pt", ".ts"))
     with _evaluated(network) as copy, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, on shapes that do follow the input
         traced = torch.jit.trace(copy, example_input(copy), check_trace=False)
-        with staged(file) as temporary:
-            torch.jit.save(traced, str(temporary))
+        # torch's own writing of files ends the process where the disk is full
+        content = io.BytesIO()
+        torch.jit.save(traced, content)
+        with replacing(file) as temporary:
+            temporary.write_bytes(content.getbuffer())
     return file
 
 
@@ -44,6 +49,7 @@ def export_onnx(network: nn.Module, path: str | Path) -> Path:
 
     Raises:
         NetworkError: `path` does not end in `.onnx`, or the export extra is not installed.
+        VolumeError: the file cannot be written.
     """
     file = _checked(path, (".onnx",))
     try:

@@ -130,7 +130,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = (lines[-1] if lines else type(error).__name__).removeprefix("ITK ERROR: ")
     reason = re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason)  # the class and its address in memory
-    return "no reason given" if reason == "Reason: Success" else reason
+    return "no reason given" if reason == "Reason: Success" else reason.removeprefix("Reason: ")
 
 
 def _reader(path: Path, format: str) -> sitk.ImageFileReader:

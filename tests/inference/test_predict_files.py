@@ -36,11 +36,16 @@ class CountingNetwork(ThresholdNetwork):
 
 def make_predictor(**options: Any) -> Predictor:
     plan = small_plan(labels=TWO, normalization=[{"scheme": "none"}], spacing=None)
-    return Predictor(CountingNetwork(), plan, "cpu", **options)
+    predictor = Predictor(CountingNetwork(), plan, "cpu", **options)
+    calls(predictor)
+    return predictor
 
 
 def calls(predictor: Predictor) -> int:
-    return predictor.backend.network.calls  # type: ignore[attr-defined]
+    """Forward passes since the last time this was asked, or since the backend tried the network out."""
+    network: CountingNetwork = predictor.backend.network  # type: ignore[attr-defined]
+    counted, network.calls = network.calls, 0
+    return counted
 
 
 @pytest.fixture
@@ -246,6 +251,25 @@ def test_an_output_folder_that_cannot_be_written_is_reported_for_each_scan(scans
     if os.geteuid():  # root may write anywhere
         (tmp_path / "locked").mkdir(mode=0o500)
         assert {r.status for r in predict_files(make_predictor(), [scans], tmp_path / "locked")} == {"failed"}
+
+
+@pytest.mark.parametrize("format", ["nifti", "nrrd", "mha"])
+def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing(scans: Path, tmp_path: Path, format: Any) -> None:
+    resource = pytest.importorskip("resource")
+    predictor = make_predictor(uncertainty=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        results = predict_files(predictor, [scans], tmp_path / "out", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for number, result in enumerate(results):
+        assert result.status == "failed"
+        assert result.message.startswith(str(tmp_path / "out" / f"case{number}"))
+        assert "could not be written" in result.message
+        assert "partial" not in result.message
+        assert "\n" not in result.message
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_output_never_replaces_an_input(scans: Path) -> None:

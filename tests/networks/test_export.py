@@ -5,7 +5,7 @@ import pytest
 import torch
 from networks.tiny_networks import TINY, tiny
 
-from medseg.errors import NetworkError
+from medseg.errors import NetworkError, VolumeError
 from medseg.networks.export import example_input, export_onnx, export_torchscript
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -31,6 +31,20 @@ def test_torchscript_gives_the_same_logits_at_three_sizes(name, tmp_path):
     for x in three_inputs(network):
         with torch.no_grad():
             torch.testing.assert_close(loaded(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource")
+    network = tiny(QUICK).eval()
+    (tmp_path / "network.pt").write_bytes(b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(VolumeError, match=r"network\.pt: could not be written: File too large"):
+            export_torchscript(network, tmp_path / "network.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"network.pt": b"before"}
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
@@ -9,9 +10,12 @@ from typing import Literal, Protocol
 import torch
 from monai.data import MetaTensor
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from medseg.errors import OptionError
 from medseg.inference.pointwise_head import PointwiseHead, split_head
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
 
@@ -37,7 +41,7 @@ class TorchBackend:
     """The network itself, eager or compiled.
 
     In fp32 it is fp32: TF32 is not used on CUDA. A batch that does not fit into the device's memory is halved, for
-    good; a single tile that does not fit raises.
+    good; a single tile that does not fit raises. Tiles that bf16 gives no finite values for are computed in fp32.
 
     Args:
         network: put into eval mode and moved to the device.
@@ -64,7 +68,8 @@ class TorchBackend:
         self.device = device
         self.precision: Precision = precision
         split: PointwiseHead | None = split_head(network) if blend_features else None
-        self.run: Callable[[torch.Tensor], torch.Tensor] = self.network if split is None else split.features
+        self.eager: Callable[[torch.Tensor], torch.Tensor] = self.network if split is None else split.features
+        self.run = self.eager
         self.head_weight = None if split is None else split.weight
         self.head_bias = None if split is None else split.bias
         self.most_tiles: int | None = None
@@ -74,7 +79,7 @@ class TorchBackend:
         while True:
             at_once = min(len(tiles), self.most_tiles or len(tiles))
             try:
-                with torch.inference_mode(), self._arithmetic():
+                with torch.inference_mode():
                     values = [self._forward(part) for part in tiles.split(max(1, at_once))]
                     return values[0] if len(values) == 1 else torch.cat(values)
             except torch.OutOfMemoryError:
@@ -85,7 +90,16 @@ class TorchBackend:
                 torch.cuda.empty_cache()
 
     def _forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        values = self.run(self._arranged(tiles.to(self.device)))
+        # the memory estimate asks for shapes, not for numbers, and cannot look into a compiled network
+        is_estimate = isinstance(tiles, FakeTensor)
+        tiles = tiles.to(self.device)
+        with self._arithmetic(self.precision):
+            values = (self.eager if is_estimate else self.run)(self._arranged(tiles))
+        if self.precision == "bf16" and not is_estimate and not values.sum(dtype=torch.float32).isfinite():
+            # AMX kernels can let a NaN left in memory into products (github.com/uxlfoundation/oneDNN/issues/5717)
+            logger.warning("bf16 gave values that are not finite; these tiles are computed in fp32")
+            with self._arithmetic("fp32"):
+                values = self.eager(tiles)
         return values.as_tensor() if isinstance(values, MetaTensor) else values
 
     def _arranged(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -94,8 +108,8 @@ class TorchBackend:
             return tiles
         return tiles.contiguous(memory_format=torch.channels_last if tiles.ndim == 4 else torch.channels_last_3d)
 
-    def _arithmetic(self) -> AbstractContextManager:
-        if self.precision == "bf16":
+    def _arithmetic(self, precision: Precision) -> AbstractContextManager:
+        if precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         if self.device.type == "cuda":
             kept = torch.backends.cudnn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -156,6 +157,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 convolutions are faster than fp32 there: AMX or AVX512-BF16 on a CPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
+        # oneDNN calls every AVX-512 capable of bf16, and emulates it slowly where the instructions are missing
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if device.type == "cpu":
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False

@@ -27,17 +27,17 @@ def compile_if_it_pays(backend: TorchBackend, example: torch.Tensor) -> str:
     """
     if not has_compiler(backend.device):
         return f"eager: no compiler for {backend.device.type} was found"
-    eager, before = backend.run, _seconds(backend, example)
+    before = _seconds(backend, example)
     try:
-        backend.run = torch.compile(eager)
+        backend.run = torch.compile(backend.eager)
         after = _seconds(backend, example)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler can fail in any way, and the network runs without it
-        backend.run = eager
+        backend.run = backend.eager
         return f"eager: compiling failed ({type(error).__name__})"
     if after > WORTHWHILE * before:
-        backend.run = eager
+        backend.run = backend.eager
         return f"eager: compiled, a batch takes {after / before:.2f} of the time"
     return f"compiled: a batch takes {after / before:.2f} of the eager time"
 

@@ -12,8 +12,14 @@ from torch import nn
 import medseg
 from medseg.bundle import BundleFolder, verify
 from medseg.bundle.golden_input import golden_lattice
-from medseg.bundle.golden_sample import GOLDEN, make_golden_sample, read_golden_sample, write_golden_sample
-from medseg.errors import BundleError
+from medseg.bundle.golden_sample import (
+    GOLDEN,
+    make_golden_sample,
+    read_golden_sample,
+    save_golden_sample,
+    write_golden_sample,
+)
+from medseg.errors import BundleError, OptionError
 from medseg.inference.backend import TorchBackend
 
 CPU = torch.device("cpu")
@@ -131,6 +137,31 @@ def test_a_region_network_gets_a_sample_too():
     expected = [(image <= 0).sum(), ((image > 0) & (image <= 1)).sum(), (image > 1).sum()]
     assert sample.exact.voxels_a_label == expected
     assert sample.objection_to(TorchBackend(Regions(), CPU)) == ""
+
+
+def test_it_is_the_gate_of_low_precision(bundle, monkeypatch):
+    monkeypatch.setattr("medseg.inference.backend_choice.has_fast_bf16", lambda device: True)
+
+    def precision(**options):
+        model = medseg.load(bundle, backend="torch", precision="auto", device="cpu", **options)
+        return model.backend.precision, model.reason
+
+    assert precision() == ("fp32", "torch on cpu (as asked), fp32 (bf16 fails the golden sample: "
+                           "the bundle has none; promoting weights makes one)")  # fmt: skip
+    with pytest.raises(OptionError, match=r"bf16 is refused.*the bundle has none"):
+        medseg.load(bundle, backend="torch", precision="bf16", device="cpu")
+    plan, digest = BundleFolder(bundle).plan, BundleFolder(bundle).checked_weights()[1]
+    wrong = make_golden_sample(Brightness(), plan, digest)
+    stale = make_golden_sample(medseg.load_network(bundle), plan, "another")
+    save_golden_sample(BundleFolder(bundle), wrong)
+    assert "bf16 fails the golden sample" in precision()[1]  # what Brightness says is not what this network says
+    save_golden_sample(BundleFolder(bundle), stale)
+    assert "made with other weights" in precision()[1]
+    write_golden_sample(bundle)
+    own = bundle / "models" / "model.pt"
+    assert "made with other weights" in precision(weights=[own, own])[1]  # an ensemble is another model
+    (bundle / GOLDEN).write_bytes(b"")
+    assert "is not a golden sample of this bundle" in precision()[1]
 
 
 def test_the_shipped_sample_allows_bf16_and_forbids_what_is_wrong():

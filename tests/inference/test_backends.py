@@ -141,6 +141,21 @@ def test_a_batch_that_does_not_fit_is_halved_for_good() -> None:
         TorchBackend(Hungry(0), torch.device("cpu"))(tiles)
 
 
+def test_tiles_that_bf16_spoils_are_computed_in_fp32(caplog: pytest.LogCaptureFixture) -> None:
+    class Spoiled(torch.nn.Module):
+        def is_hot(self, x: torch.Tensor) -> bool:
+            return not isinstance(x, torch._subclasses.FakeTensor) and bool(x.mean() > 0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.nan if torch.is_autocast_enabled("cpu") and self.is_hot(x) else 2 * x
+
+    tiles = torch.stack([torch.full((1, 4, 4, 4), -0.5), torch.full((1, 4, 4, 4), 1.5)])
+    backend = TorchBackend(Spoiled(), torch.device("cpu"), "bf16")
+    assert torch.equal(torch.cat([backend(tile[None]) for tile in tiles]), 2 * tiles)
+    assert caplog.text.count("these tiles are computed in fp32") == 1
+    assert forward_bytes(backend, (1, 1, 4, 4, 4)) > 0
+
+
 def test_only_memory_counts_as_memory() -> None:
     network = Hungry(2, RuntimeError)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -211,6 +226,7 @@ def test_compiling_keeps_the_values_or_says_why_not(monkeypatch: pytest.MonkeyPa
     compiled, reason = choose_backend([thin_network(4, 3)], cpu, tiles.shape, "torch", is_compiled=True)
     expected = TorchBackend(thin_network(4, 3), cpu)(tiles)
     torch.testing.assert_close(compiled(tiles), expected, atol=1e-5, rtol=1e-5)
+    assert forward_bytes(compiled, tiles.shape) > 0
     assert "compiled: a batch takes" in reason or "eager: compiling failed" in reason
     monkeypatch.setenv("PATH", "")
     _, reason = choose_backend([thin_network(4, 3)], cpu, tiles.shape, "torch", is_compiled=True)

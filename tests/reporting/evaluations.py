@@ -60,15 +60,23 @@ def small_evaluation(
 
 
 def repeated(evaluation: Evaluation, num_cases: int) -> Evaluation:
-    """The same numbers and files under as many case names."""
+    """The same files under as many case names, with numbers and hashes that differ, as those of real cases do."""
+    rng = np.random.default_rng(0)
     by_case: dict[str, list[LabelScore]] = {}
     for row in evaluation.rows:
         by_case.setdefault(row.case, []).append(row)
     inputs = {entry["case"]: entry for entry in evaluation.summary["inputs"]}
     old = list(by_case)
     names = {f"case_{number:03d}": old[number % len(old)] for number in range(num_cases)}
-    rows = [replace(row, case=name, patient=name) for name, case in names.items() for row in by_case[case]]
+    rows = [
+        replace(row, case=name, patient=name, values={key: v * rng.uniform(0.5, 1) for key, v in row.values.items()})
+        for name, case in names.items()
+        for row in by_case[case]
+    ]
     summary = evaluation.summary | summarise(rows, evaluation.metrics, ClusterBootstrap(list(names), 2000))
     summary |= {"num_cases": num_cases, "num_patients": num_cases}
-    summary["inputs"] = [inputs[case] | {"case": name} for name, case in names.items()]
+    hashes = ("prediction_sha256", "reference_sha256")
+    summary["inputs"] = [
+        inputs[case] | {"case": name} | {key: rng.bytes(32).hex() for key in hashes} for name, case in names.items()
+    ]
     return replace(evaluation, rows=rows, summary=summary)

@@ -89,5 +89,6 @@
       element("tr", {}, ...head.map((text) => element("th", { scope: "col", class: "text" }, text))),
       data.inputs.map((cells) => element("tr", {}, ...cells.map((text, k) => element(k ? "td" : "th", { class: "text mono", scope: k ? null : "row" }, text))))));
   });
+  document.documentElement.dataset.readyMs = performance.now().toFixed(0);
   document.documentElement.dataset.ready = "yes";
 })();

@@ -80,7 +80,7 @@ from medseg.inference.scan import load_scan
 class Pointwise(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.body, self.head = torch.nn.Conv3d(1, 24, 1), torch.nn.Conv3d(24, 80, 1)
+        self.body, self.head = torch.nn.Conv3d(1, 64, 1), torch.nn.Conv3d(64, 80, 1)
     def features(self, x):
         return self.body(x)
     def forward(self, x):
@@ -88,8 +88,8 @@ class Pointwise(torch.nn.Module):
 
 torch.manual_seed(0)
 labels = {{"background": 0, **{{f"organ{{i}}": i for i in range(1, 80)}}}}
-plan = small_plan(labels=labels, tile=[64, 64, 64], spacing=[1.0, 1.0, 1.3])
-image = (np.random.default_rng(0).normal(size=(120, 160, 110)).astype(np.float32), np.diag([1.0, 1.0, 1.5, 1.0]))
+plan = small_plan(labels=labels, tile=[32, 32, 32], spacing=[1.0, 1.0, 1.3])
+image = (np.random.default_rng(0).normal(size=(170, 150, 90)).astype(np.float32), np.diag([1.0, 1.0, 1.5, 1.0]))
 network = Pointwise()
 free = Predictor(network, plan, "cpu", batch_size=2)
 scan = load_scan(image, plan)

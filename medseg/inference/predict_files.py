@@ -207,4 +207,6 @@ def _failure(job: Job, error: Exception, started: float) -> CaseResult:
     line = failure_line(error)
     if line is None:
         raise error
+    if not any(str(path) in line for path in (*job.case.paths, job.target.parent)):
+        line = f"{job.case.paths[0]}: {line}"
     return CaseResult(job.case.name, "failed", message=line, seconds=perf_counter() - started)

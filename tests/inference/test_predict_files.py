@@ -329,4 +329,19 @@ def test_a_defect_is_raised_and_not_called_out_of_memory(scans: Path, tmp_path: 
     with pytest.raises(RuntimeError, match="a defect"):
         predict_files(Predictor(Broken(), plan, "cpu"), [scans], tmp_path / "out")
     results = predict_files(Predictor(Hungry(), plan, "cpu"), [scans], tmp_path / "out")
-    assert {r.message.partition(";")[0] for r in results} == {"out of memory"}
+    assert [r.message.partition(";")[0] for r in results] == [
+        f"{scans / f'case{i}.nii.gz'}: out of memory" for i in range(3)
+    ]
+
+
+def test_what_is_not_offered_for_sheared_scans_names_the_scan(scans: Path, tmp_path: Path) -> None:
+    image = nib.load(scans / "case1.nii.gz")
+    sheared = image.affine @ np.array([[1, 0, 0.4, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), sheared), scans / "case1.nii.gz")
+    plan = small_plan(labels=TWO, normalization=[{"scheme": "none"}])
+    for options, expected in (({}, "done"), ({"uncertainty": True}, "failed")):
+        predictor = Predictor(ThresholdNetwork(), plan, "cpu", **options)
+        results = predict_files(predictor, [scans], tmp_path / expected)
+        assert [r.status for r in results] == ["done", expected, "done"]
+        if expected == "failed":
+            assert results[1].message.startswith(f"{scans / 'case1.nii.gz'}: probabilities and uncertainty are not")

@@ -142,7 +142,7 @@ def _at_precision(
     if precision == "bf16":
         raise OptionError(f"bf16 is refused, the golden sample does not allow it: {objection}; use --precision fp32")
     del backend
-    return build("fp32"), f"bf16 fails the golden sample: {objection}"
+    return build("fp32"), f"the golden sample does not allow bf16: {objection}"
 
 
 def has_openvino() -> bool:

@@ -146,7 +146,7 @@ def test_it_is_the_gate_of_low_precision(bundle, monkeypatch):
         model = medseg.load(bundle, backend="torch", precision="auto", device="cpu", **options)
         return model.backend.precision, model.reason
 
-    assert precision() == ("fp32", "torch on cpu (as asked), fp32 (bf16 fails the golden sample: "
+    assert precision() == ("fp32", "torch on cpu (as asked), fp32 (the golden sample does not allow bf16: "
                            "the bundle has none; promoting weights makes one)")  # fmt: skip
     with pytest.raises(OptionError, match=r"bf16 is refused.*the bundle has none"):
         medseg.load(bundle, backend="torch", precision="bf16", device="cpu")
@@ -154,7 +154,7 @@ def test_it_is_the_gate_of_low_precision(bundle, monkeypatch):
     wrong = make_golden_sample(Brightness(), plan, digest)
     stale = make_golden_sample(medseg.load_network(bundle), plan, "another")
     save_golden_sample(BundleFolder(bundle), wrong)
-    assert "bf16 fails the golden sample" in precision()[1]  # what Brightness says is not what this network says
+    assert "does not allow bf16" in precision()[1]  # what Brightness says is not what this network says
     save_golden_sample(BundleFolder(bundle), stale)
     assert "made with other weights" in precision()[1]
     write_golden_sample(bundle)

@@ -45,9 +45,9 @@ class SlicePredictor(Predictor):
             raise PlanError(f"{plan.source}: states no slice_axis (R, A or S), across which volumes are cut")
         super().__init__(network, plan, device, **options)
         self.slice_axis = plan.slice_axis
-        plane = plane_plan(plan)
-        self.preprocess = preprocessing(plane)
-        self.workload = replace(self.workload, plan=plane)
+        self.plane = plane_plan(plan)
+        self.preprocess = preprocessing(self.plane)
+        self.workload = replace(self.workload, plan=self.plane)
 
     def predict(self, source: Any) -> Segmentation:
         """Segment one volume; as `Predictor.predict`."""
@@ -58,7 +58,8 @@ class SlicePredictor(Predictor):
     def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
         """Segment a volume that is already in memory."""
         stack = Stack(scan, self.slice_axis)
-        one = copy(self)  # its own progress and window, while this predictor keeps those of the caller
+        one = copy(self)  # its own plan, progress and window, while this predictor keeps those of the caller
+        one.plan = self.plane
         if self.max_ram is not None:
             one.window, one.max_ram = self._fit(stack, self.max_ram), None
         records: list[Mapping[str, Any]] = []
@@ -76,7 +77,7 @@ class SlicePredictor(Predictor):
         probabilities = {name: arrays[name] for name in self.channel_names} if self.save_probabilities else None
         return Segmentation(
             arrays[""], dict(self.plan.labels), scan.reference,
-            _merged_record(records, scan, self.slice_axis, read_seconds), entropy=arrays.get("/entropy"),
+            _merged_record(records, scan, self.plan, read_seconds), entropy=arrays.get("/entropy"),
             probabilities=probabilities, intervals_ml=_summed(intervals),
         )  # fmt: skip
 
@@ -101,13 +102,12 @@ def _arrays(segmentation: Segmentation) -> dict[str, np.ndarray]:
     return {"": segmentation.array, **(segmentation.probabilities or {}), **entropy}
 
 
-def _merged_record(
-    records: Sequence[Mapping[str, Any]], scan: Scan, slice_axis: str, read_seconds: float
-) -> dict[str, Any]:
+def _merged_record(records: Sequence[Mapping[str, Any]], scan: Scan, plan: Plan, read_seconds: float) -> dict[str, Any]:
     seconds = {name: round(sum(record["seconds"][name] for record in records), 3) for name in records[0]["seconds"]}
     return {
         **records[-1],
-        "slice_axis": slice_axis,
+        "plan_sha256": plan.digest,
+        "slice_axis": plan.slice_axis,
         "input_sha256": list(scan.input_sha256),
         "seconds": {**seconds, "read": round(read_seconds, 3)},
         "warnings": list(dict.fromkeys(note for record in records for note in record["warnings"])),

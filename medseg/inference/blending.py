@@ -80,8 +80,8 @@ class Blender:
                 block = self._block((p, q), len(values), values.device)
                 target = (slice(0, planes.stop - planes.start), slice(0, rows.stop - rows.start), *depth)
                 weight = self.weight[planes, rows]
-                block[(slice(0, -1), *target)].addcmul_(values[:, planes, rows], weight)
-                block[(-1, *target)] += weight
+                block[:-1][(slice(None), *target)].addcmul_(values[:, planes, rows], weight)
+                block[-1][target] += weight
 
     def touched(self, axis: int, number: int) -> Iterator[tuple[int, slice]]:
         """The blocks along an axis that tile `number` touches, and which part of the tile lies in each."""

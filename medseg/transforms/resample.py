@@ -112,7 +112,8 @@ def _interpolate(values: torch.Tensor, axis: int, taps: np.ndarray, weights: np.
 
 def memory_order(values: torch.Tensor) -> list[int]:
     """Axes from the one that lies furthest apart in memory to the one whose voxels are neighbours."""
-    return sorted(range(values.ndim), key=lambda axis: (-values.stride(axis), axis))
+    strides = values.stride()
+    return sorted(range(values.ndim), key=lambda axis: (-strides[axis], axis))
 
 
 def _interpolate_in_order(values: torch.Tensor, axis: int, taps: np.ndarray, weights: np.ndarray) -> torch.Tensor:

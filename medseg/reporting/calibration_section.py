@@ -68,6 +68,7 @@ def _diagram(calibration: Calibration) -> Html:
         shift = (-6, 4) if anchor == "end" else (0, 16)
         lines.append(tag("text", words, x=float(column) + shift[0], y=float(row) + shift[1], text_anchor=anchor))
     lines.append(tag("text", "probability", x=_EDGE + SIZE / 2, y=SIZE + 24, text_anchor="middle"))
+    lines.append(tag("text", "frequency", x=_EDGE + 6, y=18))
     errors = ", ".join(f"{name} ECE {bins.expected_error:.3f}" for name, bins in shown)
     svg = tag("svg", *lines, class_="diagram", viewBox=f"0 0 {SIZE + _EDGE + 12} {SIZE + 32}", role="img",
               aria_label=f"Reliability diagram, frequency over probability: {errors}")  # fmt: skip

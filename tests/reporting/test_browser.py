@@ -264,7 +264,9 @@ def test_a_picture_without_patient_has_one_plane_and_no_letters(browser, tmp_pat
     browser.wait(READY.format(0))
     assert browser.js("return document.querySelectorAll('figure').length") == 1
     assert browser.js("return [...document.querySelectorAll('.letter')].map((l) => l.textContent).join('')") == ""
-    assert "no patient orientation" in browser.js("return document.querySelector('.viewer .badges').textContent")
+    badges = browser.js("return document.querySelector('.viewer .badges').textContent")
+    assert "no patient orientation" in badges
+    assert "pixels" in badges
     blue = near(browser.picture("figure canvas"), BLUE)
     rows, columns = np.nonzero(blue)
     assert rows.mean() < blue.shape[0] / 2

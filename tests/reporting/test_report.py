@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from medseg.errors import MedsegError, OptionError
 from medseg.evaluation import evaluate
 from medseg.reporting import write_report
 from medseg.reporting.packing import unpack
+from medseg.reporting.report import SCRIPTS
 
 ORDER = ["metrics", "distributions", "cases", "viewer", "lesions", "calibration", "manifest", "methods"]
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -46,6 +48,14 @@ def test_the_page_has_its_parts_in_order_and_may_load_nothing(evaluation, tmp_pa
     for number in ("n=6", "95 % intervals", result.summary["inputs_sha256"], "patient left is on image right"):
         assert number in page
     assert "contains patient images" in page
+
+
+def test_the_viewer_stays_small():
+    """At most 40 kB for what every page repeats of the viewer."""
+    folder = files("medseg.reporting") / "page"
+    sizes = {script: len((folder / script).read_bytes()) for script in SCRIPTS}
+    assert sizes["viewer.js"] + sizes["unpack.js"] <= 40_000
+    assert sum(sizes.values()) <= 60_000
 
 
 def test_numbers_in_the_page_are_those_of_the_evaluation(evaluation, tmp_path):

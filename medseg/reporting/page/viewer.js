@@ -239,7 +239,9 @@ medseg.viewer = (function () {
     if (view.panels[0].letters[0]) list.push([`patient left is on image ${state.mirrored ? "left" : "right"} (${state.mirrored ? "neurological" : "radiological"})`, "tag"]);
     else list.push(["no patient orientation in this file", "tag"]);
     if (view.tilt) list.push([`oblique: tilted by ${view.tilt.toFixed(1)}°, letters are the nearest sides`, "alert"]);
-    list.push([`${view.dims.filter((n, i) => n > 1 || view.panels.length === 3 || i < 2).join("×")} voxels of ${view.spacing.slice(0, view.panels.length === 1 ? 2 : 3).map((mm) => mm.toPrecision(3)).join("×")} ${view.panels[0].letters[0] ? "mm" : "pixels"}`, ""]);
+    const shown = view.panels.length === 1 ? [view.panels[0].across, view.panels[0].down] : [0, 1, 2];
+    const sizes = shown.map((axis) => view.dims[axis]).join("×"), steps = shown.map((axis) => view.spacing[axis].toPrecision(3)).join("×");
+    list.push([view.panels[0].letters[0] ? `${sizes} voxels of ${steps} mm` : `${sizes} pixels`, ""]);
     root.badges.replaceChildren(...list.map(([text, kind]) => element("li", { class: kind || null }, text)));
   }
 

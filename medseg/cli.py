@@ -84,6 +84,7 @@ def predict(
         save_probabilities=save_probabilities,
         uncertainty=uncertainty,
     )
+    print(f"medseg: {predictor.reason}", file=sys.stderr)
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
@@ -181,6 +182,7 @@ def promote(
 
     promoted = promote_run(bundle, run)
     print(f"{promoted.weights}  {promoted.megabytes:.1f} MB  sha256 {promoted.sha256}")
+    print(f"golden sample: {promoted.golden_sample}")
 
 
 @bundle.command("verify", epilog="Example: medseg bundle verify bundles/hippocampus_unet3d_segmentation")

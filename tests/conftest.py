@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # (github.com/uxlfoundation/oneDNN/issues/5717); the tests' narrow networks are all such tails. The kernels of AVX-512
 # are used instead: this is an upper bound, so older processors keep theirs.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+# compiled models are kept in the user's cache, which is none of the tests' business
+os.environ.setdefault("MEDSEG_CACHE_DIR", tempfile.mkdtemp(prefix="medseg-cache-"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden_sample import read_golden_sample
 from medseg.errors import BundleError
-from medseg.inference import Predictor
+from medseg.inference import Predictor, SlicePredictor
 from medseg.inference.backend import Backend
 from medseg.inference.backend_choice import GoldenCheck
 
@@ -47,7 +47,8 @@ def load(
     given = [weights] if weights is None or isinstance(weights, str | Path) else list(weights)
     networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
     options.setdefault("golden_check", _golden_check(bundle, digests))
-    return Predictor(networks, bundle.plan, device, bundle=bundle.name, weights_sha256=digests, **options)
+    kind = Predictor if bundle.plan.slice_axis is None else SlicePredictor
+    return kind(networks, bundle.plan, device, bundle=bundle.name, weights_sha256=digests, **options)
 
 
 def load_network(path: str | Path, weights: str | Path | None = None) -> torch.nn.Module:

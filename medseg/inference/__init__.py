@@ -7,6 +7,7 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan_files import scan_files
 from medseg.inference.segmentation import Segmentation
+from medseg.inference.slice_predictor import SlicePredictor
 from medseg.inference.sliding_window import SlidingWindow
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "OverlapTile",
     "Predictor",
     "Segmentation",
+    "SlicePredictor",
     "SlidingWindow",
     "predict_files",
     "preprocessing",

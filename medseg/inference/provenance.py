@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -31,16 +31,18 @@ class ModelFacts:
 
 def software_versions() -> dict[str, str]:
     """Versions of what computed the result."""
-    versions = {"python": platform.python_version()}
-    for package in ("medseg", "torch", "monai", "numpy", "nibabel", "SimpleITK"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
+    packages = ["medseg", "torch", "monai", "numpy", "nibabel", "SimpleITK"]
     if "openvino" in sys.modules:  # a part of what computed the result only where it was used
-        with suppress(PackageNotFoundError):
-            versions["openvino"] = version("openvino")
-    return versions
+        packages.append("openvino")
+    return {"python": platform.python_version(), **{package: _installed_version(package) for package in packages}}
+
+
+@functools.cache  # a look-up reads the package's metadata file, and a volume in slices asks once a slice
+def _installed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def record(

@@ -1,7 +1,9 @@
 """Sparse annotation: a label map of which only some slices are known."""
 
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from monai.config import KeysCollection
@@ -16,13 +18,16 @@ class KeepLabelledSlices(Transform):
     """Keep the labels of some slices and mark all other voxels as not annotated.
 
     The setting of Section 2 of Çiçek et al. 2016 (arXiv:1606.06650), a few annotated slices a volume, made from a full
-    annotation. Along each of `axes` (of n slices) m = max(1, round(`fraction` · n)) slices stay, at ⌊(k + ½) n / m⌋
-    for k = 0 … m − 1: evenly spaced, the same at every call. Along several axes a voxel stays that lies in a kept
-    slice of any. Give the loss `ignore_label` with the same value.
+    annotation. Along each of `axes` (of n slices) m = max(1, round(`fraction` · n)) slices stay, at ⌊(k + u) n / m⌋
+    for k = 0 … m − 1: evenly spaced, the same at every call. With `placement` "middle" u = ½; with "by_case" u comes
+    from the case's file name (CRC-32 / 2³²), so that the cases together show every level of the body: where all keep
+    the same levels, nothing teaches what lies between. Along several axes a voxel stays that lies in a kept slice of
+    any. Give the loss `ignore_label` with the same value.
 
     Args:
         fraction: of the slices along each axis that keep their labels, in (0, 1].
         axes: spatial axes the kept slices are perpendicular to; (2,) are axial slices in RAS.
+        placement: "middle" or "by_case".
         ignore_label: value of the voxels without annotation; it must fit the label map's type. Voxels that hold it
             already keep it.
 
@@ -30,23 +35,34 @@ class KeepLabelledSlices(Transform):
         (call) a new label map (1, …) of the input's kind and type.
 
     Raises:
-        ValueError: a setting cannot be used, or (call) `ignore_label` does not fit the label map's type.
+        ValueError: a setting cannot be used; (call) `ignore_label` does not fit the label map's type, or "by_case" is
+            asked of a label map without a file name.
         ShapeError: (call) an axis the label map lacks.
     """
 
-    def __init__(self, fraction: float, axes: Sequence[int] = (2,), ignore_label: int = 255) -> None:
+    def __init__(
+        self,
+        fraction: float,
+        axes: Sequence[int] = (2,),
+        placement: Literal["middle", "by_case"] = "middle",
+        ignore_label: int = 255,
+    ) -> None:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], found {fraction}")
         if not axes or min(axes) < 0:
             raise ValueError(f"axes must name spatial axes from 0 on, found {tuple(axes)}")
+        if placement not in ("middle", "by_case"):
+            raise ValueError(f"placement must be middle or by_case, found {placement!r}")
         self.fraction = fraction
         self.axes = tuple(axes)
+        self.placement = placement
         self.ignore_label = ignore_label
 
-    def slices(self, extent: int) -> list[int]:
-        """Which of an axis's `extent` slices stay; none of an empty axis."""
+    def slices(self, extent: int, case: str = "") -> list[int]:
+        """Which of an axis's `extent` slices stay in a case (a file name); none of an empty axis."""
         kept = min(max(1, round(self.fraction * extent)), extent)
-        return [int((2 * k + 1) * extent // (2 * kept)) for k in range(kept)]
+        offset = 2**31 if self.placement == "middle" else zlib.crc32(case.encode())  # of 2³²
+        return [(k * 2**32 + offset) * extent // (kept * 2**32) for k in range(kept)]
 
     def __call__(self, label: Any) -> Any:
         spatial = tuple(label.shape[1:])
@@ -55,9 +71,12 @@ class KeepLabelledSlices(Transform):
         plain = label.as_tensor() if isinstance(label, MetaTensor) else torch.as_tensor(label)
         if not plain.is_floating_point() and self.ignore_label > torch.iinfo(plain.dtype).max:
             raise ValueError(f"ignore_label {self.ignore_label} does not fit {plain.dtype}")
+        case = Path(case_name(label)).name  # the folder may differ between machines
+        if self.placement == "by_case" and not case:
+            raise ValueError("placement by_case needs label maps with a file name in their meta data, found none")
         known = torch.zeros(spatial, dtype=torch.bool, device=plain.device)
         for axis in self.axes:
-            known.index_fill_(axis, torch.tensor(self.slices(spatial[axis]), device=plain.device), True)
+            known.index_fill_(axis, torch.tensor(self.slices(spatial[axis], case), device=plain.device), True)
         sparse = plain.masked_fill(~known, self.ignore_label)
         if isinstance(label, MetaTensor):
             out = MetaTensor(sparse)
@@ -71,7 +90,7 @@ class KeepLabelledSlicesd(MapTransform):
 
     Args:
         keys: label maps.
-        fraction, axes, ignore_label: see the array form.
+        fraction, axes, placement, ignore_label: see the array form.
         allow_missing_keys: skip keys a case lacks.
     """
 
@@ -80,11 +99,12 @@ class KeepLabelledSlicesd(MapTransform):
         keys: KeysCollection,
         fraction: float,
         axes: Sequence[int] = (2,),
+        placement: Literal["middle", "by_case"] = "middle",
         ignore_label: int = 255,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.keeper = KeepLabelledSlices(fraction, axes, ignore_label)
+        self.keeper = KeepLabelledSlices(fraction, axes, placement, ignore_label)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

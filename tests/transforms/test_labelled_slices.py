@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,20 @@ def test_the_kept_slices_are_evenly_spaced(extent, fraction):
     assert gaps.min() >= 1
     assert gaps.max() - gaps.min() <= 2
     assert fraction < 1 or kept == list(range(extent))
+
+
+def test_by_case_the_cases_together_show_every_slice():
+    keep = KeepLabelledSlices(0.1, placement="by_case")
+    shown = {case: keep.slices(35, f"case_{case:03d}.nii.gz") for case in range(200)}
+    assert {slice_ for kept in shown.values() for slice_ in kept} == set(range(35))
+    assert all(len(kept) == 4 and {8, 9} >= set(np.diff(kept)) for kept in shown.values())
+    # the folder does not matter
+    label = MetaTensor(torch.zeros(1, 2, 2, 40), meta={"filename_or_obj": "/somewhere/case_000.nii.gz"})
+    offset = zlib.crc32(b"case_000.nii.gz") / 2**32
+    kept = (keep(label)[0, 0, 0] == 0).nonzero()[:, 0].tolist()
+    assert kept == [int((k + offset) * 10) for k in range(4)]
+    with pytest.raises(ValueError, match="placement by_case needs label maps with a file name"):
+        keep(torch.zeros(1, 2, 2, 40))
 
 
 def test_several_axes_keep_the_union_of_their_slices():
@@ -72,6 +88,8 @@ def test_crops_centre_on_known_labels_and_meta_data_stay():
 def test_what_cannot_be_used_is_said():
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], found 0"):
         KeepLabelledSlices(0)
+    with pytest.raises(ValueError, match="placement must be middle or by_case, found 'ends'"):
+        KeepLabelledSlices(0.1, placement="ends")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="axes must name spatial axes"):
         KeepLabelledSlices(0.1, axes=())
     with pytest.raises(ValueError, match=r"300 does not fit torch\.uint8"):

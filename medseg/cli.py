@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medseg.errors import MedsegError
+from medseg.errors import EvaluationError, MedsegError, OptionError
 
 app = typer.Typer(
     name="medseg",
@@ -84,7 +84,6 @@ def predict(
         save_probabilities=save_probabilities,
         uncertainty=uncertainty,
     )
-    print(f"medseg: {predictor.reason}", file=sys.stderr)
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as bar:
@@ -117,7 +116,7 @@ def predict(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one file.")],
-    out: Annotated[Path, typer.Option(help="Folder for metrics.csv and summary.json.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.csv, summary.json and report.html.")],
     labels: Annotated[str | None, typer.Option(help="Manifest whose labels are compared.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Other predictions to compare with: a folder, or an earlier metrics.csv.")
@@ -129,28 +128,57 @@ def evaluate(
     draws: Annotated[int, typer.Option(help="Bootstrap draws, at least 2000.", min=2000)] = 10000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     allow_missing: Annotated[bool, typer.Option(help="Leave out cases with a problem instead of stopping.")] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the scans the report shows; by default as the manifest says."),
+    ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Numbers only in the report: no patient images.")
+    ] = False,
+    anonymise_ids: Annotated[bool, typer.Option(help="Number cases in the report instead of naming them.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare predictions with references."""
+    """Compare predictions with references and write a report."""
     from medseg.evaluation import evaluate as run
+    from medseg.reporting import write_report
 
-    result = run(
-        predictions,
-        references,
-        out=out,
+    if images is not None and not images.exists():
+        raise OptionError(f"{images}: no such folder of scans; correct --images")
+    report = out / "report.html"
+    try:
+        result = run(
+            predictions,
+            references,
+            out=out,
+            labels=labels,
+            against=against,
+            allow_missing=allow_missing,
+            tolerance_mm=tolerance_mm,
+            instances=instances,
+            num_draws=draws,
+            seed=seed,
+            progress=not as_json,
+        )
+    except EvaluationError as error:
+        if allow_missing:  # a run over many cases leaves a page that says why there is nothing to see
+            write_report(None, report, failure=str(error))
+        raise
+    written = write_report(
+        result,
+        report,
+        images=images,
         labels=labels,
-        against=against,
-        allow_missing=allow_missing,
-        tolerance_mm=tolerance_mm,
-        instances=instances,
-        num_draws=draws,
-        seed=seed,
+        with_images=not no_images,
+        anonymise_ids=anonymise_ids,
         progress=not as_json,
     )
     if as_json:
         print(json.dumps(result.summary, indent=2))
     else:
         result.print()
+        print(f"{written.path}  {written.megabytes:.1f} MB")
+        for sentence in written.left_out:
+            print(f"medseg: report: {sentence}", file=sys.stderr)
 
 
 @data.command("prepare", epilog="Example: medseg data prepare hippocampus --root data/hippocampus")
@@ -182,7 +210,6 @@ def promote(
 
     promoted = promote_run(bundle, run)
     print(f"{promoted.weights}  {promoted.megabytes:.1f} MB  sha256 {promoted.sha256}")
-    print(f"golden sample: {promoted.golden_sample}")
 
 
 @bundle.command("verify", epilog="Example: medseg bundle verify bundles/hippocampus_unet3d_segmentation")

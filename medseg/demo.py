@@ -17,6 +17,7 @@ from medseg.errors import BundleError
 from medseg.evaluation import evaluate
 from medseg.figures import three_planes
 from medseg.inference import predict_files
+from medseg.reporting import write_report
 from medseg.volumes import read_label_map, read_volume
 
 BUNDLE = "phantom_cells_segmentation"
@@ -59,13 +60,18 @@ def run(out: str | Path, epochs: int | None = None) -> float:
     references = {case["case"]: case["label"] for case in unseen}
     result = evaluate(out / "predictions", references, out=out / "evaluation", labels=manifest)
     result.print(console)
-    step("6/6  Draw")
+    step("6/6  Draw and report")
     pictures = [picture for case in unseen[:SHOWN] for picture in _draw(case, manifest, out)]
+    scans = {case["case"]: case["image"] for case in unseen}
+    report = write_report(
+        result, out / "evaluation" / "report.html", images=scans, labels=manifest, title="Phantom cells: unseen scans"
+    )
     step("Done")
     for what, where in (
         ("bundle", bundle.path),
         ("predictions", out / "predictions"),
         ("metrics", out / "evaluation"),
+        ("report", report.path),
         *(("picture", picture) for picture in pictures),
     ):
         console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)

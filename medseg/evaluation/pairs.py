@@ -35,7 +35,8 @@ class Problem:
 def label_maps(source: Source, role: str) -> dict[str, Path]:
     """Case id → path of the label maps that a folder, one file, several files or a mapping name.
 
-    The id is the file's name without its image suffix, or the mapping's key.
+    The id is the file's name without its image suffix, or the mapping's key. In a folder, `<id>_entropy` and
+    `<id>_probability_<label>` beside `<id>` are its maps and no cases.
 
     Raises:
         EvaluationError: nothing is there, or two files have one id.
@@ -48,6 +49,7 @@ def label_maps(source: Source, role: str) -> dict[str, Path]:
             raise EvaluationError(f"{path}: no such {role}; name a folder of label maps or one file")
         files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
         files = [file for file in files if suffix_of(file) and not file.name.startswith(".")]
+        files = _without_maps(files)
     else:
         files = [Path(item) for item in source]
     found: dict[str, Path] = {}
@@ -61,6 +63,19 @@ def label_maps(source: Source, role: str) -> dict[str, Path]:
     if not found:
         raise EvaluationError(f"{source}: no {role} with an image suffix (.nii.gz, .nrrd, .mha, .png, …) inside")
     return found
+
+
+def _without_maps(files: list[Path]) -> list[Path]:
+    """The files that are no entropy or probability map of another one, as a prediction saves them beside it."""
+    stems = {stem_of(file) for file in files}
+
+    def is_map(stem: str) -> bool:
+        before, mark, _ = stem.rpartition("_probability_")
+        return (bool(mark) and before in stems) or (
+            stem.endswith("_entropy") and stem.removesuffix("_entropy") in stems
+        )
+
+    return [file for file in files if not is_map(stem_of(file))]
 
 
 def missing_problems(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> list[Problem]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,8 +20,6 @@ from docs.page_process import PageProcess
 from docs.sample_files import make_sample_files
 
 BLOCKS = {page.relative_to(REPOSITORY).as_posix(): read_blocks(page) for page in pages()}
-# pages whose blocks are not all marked yet; `--runxfail` runs them
-UNFINISHED = {"README.md", "docs/training.md", "docs/benchmarks.md", "docs/report.md"}
 # what a page's snippets take as given
 GIVEN = {
     "README.md": "import numpy as np; instances = np.kron([[0, 1, 2], [3, 3, 0]], np.ones((8, 8), int)); "
@@ -49,12 +46,7 @@ def process() -> Iterator[PageProcess]:
     process.close()
 
 
-def params(names: Iterable[str]) -> list[Any]:
-    unfinished = pytest.mark.xfail(reason="still being written", run=False)
-    return [pytest.param(name, marks=unfinished if name in UNFINISHED else ()) for name in names]
-
-
-@pytest.mark.parametrize("page", params(BLOCKS))
+@pytest.mark.parametrize("page", BLOCKS)
 def test_what_a_page_says_works(page: str, samples: Path, process: PageProcess, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     shutil.copytree(samples, folder)
@@ -111,7 +103,7 @@ def read_data(block: Block) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("page", params(BLOCKS))
+@pytest.mark.parametrize("page", BLOCKS)
 def test_code_is_fenced_and_says_its_language(page: str) -> None:
     """So that no command escapes the test above."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")

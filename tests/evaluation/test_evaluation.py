@@ -152,6 +152,17 @@ def test_allow_missing_leaves_bad_cases_out_and_says_so(folders: tuple[Path, Pat
     assert "7 left out" in text
 
 
+def test_maps_saved_beside_predictions_are_no_cases(folders: tuple[Path, Path]) -> None:
+    predictions, _ = folders
+    for name in ("case_3_entropy", "case_3_probability_anterior", "case_3_probability_posterior"):
+        save(predictions / f"{name}.nii.gz", two_boxes())
+    with_maps = evaluate(*folders, labels=LABELS)
+    assert sorted({row.case for row in with_maps.rows}) == [f"case_{number}" for number in range(10)]
+    save(predictions / "stray_entropy.nii.gz", two_boxes())  # beside no prediction of that name, so a case of its own
+    with pytest.raises(EvaluationError, match="stray_entropy"):
+        evaluate(*folders, labels=LABELS)
+
+
 def test_a_shift_below_half_a_voxel_is_allowed(folders: tuple[Path, Path]) -> None:
     moved = AFFINE.copy()
     moved[0, 3] = 0.49

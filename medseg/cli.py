@@ -100,8 +100,11 @@ def predict(
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2))
     else:
+        has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
         for result in results:
-            volumes = " ".join(f"{name} {volume:.2f} ml" for name, volume in result.volumes_ml.items())
+            # a picture has no thickness, hence no volume; a 2D network that takes volumes in slices has one
+            volumes_ml = result.volumes_ml if has_volumes else {}
+            volumes = " ".join(f"{name} {volume:.2f} ml" for name, volume in volumes_ml.items())
             note = f" ({result.message})" if volumes and result.message else result.message
             print(f"{result.status:8}{result.case}  {volumes}{note}")
             for warning in result.warnings:

@@ -23,6 +23,8 @@ from medseg.transforms.label_tail import LabelTail
 from medseg.transforms.resample import INTERPOLATIONS, SeparableResampler
 from medseg.transforms.sheared import restore_sheared
 
+_PICTURE = {"format", "mode", "width", "height"}  # what MONAI's PILReader writes, and no other reader
+
 
 class RestoreToNative(Transform):
     """Logits on the model grid to a label map on the scan's native grid.
@@ -73,7 +75,7 @@ class RestoreToNative(Transform):
                 "RestoreToNative needs logits that know their affine (a MetaTensor), found a plain tensor; use an "
                 "inferer that keeps the image's metadata, such as medseg.inference.SlidingWindow"
             )
-        known = logits.meta if meta is None else meta
+        known = _with_native_affine(logits.meta if meta is None else meta, self.native_affine_key)
         missing = [key for key in (self.native_affine_key, self.native_shape_key) if key not in known]
         if missing:
             raise GeometryError(
@@ -130,6 +132,11 @@ class RestoreToNatived(MapTransform):
         for key, ref_key in self.key_iterator(d, self.ref_keys):
             d[key] = self.restore(d[key], None if ref_key is None else d[ref_key].meta)
         return d
+
+
+def _with_native_affine(meta: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The metadata; of pictures (PNG, TIFF), which MONAI reads through PIL, with the identity that PIL's stands for."""
+    return {**meta, key: torch.eye(4, dtype=torch.float64)} if key not in meta and set(meta) >= _PICTURE else meta
 
 
 def restore_labels(

@@ -66,7 +66,7 @@ def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
     if format == "png" and (array.ndim != 2 or array.dtype not in PNG_TYPES):
         raise VolumeError(
             f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found {array.ndim}D {array.dtype}; "
-            "use .tif"
+            "use .tif, which `medseg predict --format tiff` writes"
         )
     image = to_simpleitk(array, like.grid)
     with replacing(path, suffix=suffix_of(path)) as temporary:

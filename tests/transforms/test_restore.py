@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, Spacing
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, Spacing
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.ndimage import map_coordinates
 
@@ -166,3 +168,13 @@ def test_wrong_arguments_are_refused() -> None:
         RestoreToNative([0, 1])(torch.zeros(2, 3, 3))
     with pytest.raises(GeometryError, match="invertible"):
         map_grids(np.diag([1.0, 0, 1, 1]), (2, 2, 2), np.eye(4), (2, 2, 2))
+
+
+def test_a_picture_is_restored_to_the_axes_monai_read_it_with(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 7)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(pixels), tmp_path / "a.png")
+    labels = (("L", "R"), ("P", "A"), ("I", "S"))
+    model = Compose([LoadImage(), EnsureChannelFirst(), Orientation("PL", labels=labels)])(tmp_path / "a.png")
+    assert model.shape == (1, 12, 7)  # turned and flipped: PIL's reader gives (7, 12) as RA
+    logits = MetaTensor(torch.cat([127.5 - model, model - 127.5])).copy_meta_from(model)
+    np.testing.assert_array_equal(RestoreToNative()(logits)[0].numpy(), pixels.T > 127)

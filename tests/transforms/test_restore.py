@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, Spacing

@@ -20,9 +20,10 @@ class NonFiniteError(MedsegError, FloatingPointError):
 class FiniteSteps:
     """How many steps of a training were skipped because they would have put NaN or infinity into the weights.
 
-    Processors and libraries produce such steps too, not only diverging trainings: oneDNN's AMX kernels let a NaN left
-    in memory into bf16 products (github.com/uxlfoundation/oneDNN/issues/5717). One such step ruins all weights, a
-    skipped one costs nothing. One count belongs to a trainer: `FiniteSteps.of(engine)`.
+    Processors and libraries produce such steps too, not only diverging trainings: oneDNN's bf16
+    kernels multiply padding with memory nobody wrote, which may hold a NaN (seen with torch 2.13 in the gradient of 3D
+    convolutions on maps two voxels deep; on AMX github.com/uxlfoundation/oneDNN/issues/5717). One such step ruins all
+    weights, a skipped one costs nothing. One count belongs to a trainer: `FiniteSteps.of(engine)`.
 
     Attributes:
         skipped: steps skipped so far, those before a resume included.

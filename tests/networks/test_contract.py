@@ -107,8 +107,10 @@ def test_bf16_autocast_is_close_to_fp32(name):
 @every_preset
 def test_bf16_training_step_reaches_every_parameter(name):
     network = tiny(name).train()
+    # not the smallest size: where a map is two voxels deep, oneDNN's bf16 kernel for the weights' gradient multiplies
+    # the padding with memory nobody wrote, which is a NaN when a NaN was freed there before
     with torch.autocast("cpu", torch.bfloat16):
-        loss = network(image(network)).float().square().mean()
+        loss = network(image(network, larger=2)).float().square().mean()
     loss.backward()
     broken = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     assert broken == []

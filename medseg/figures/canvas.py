@@ -8,14 +8,6 @@ from typing import Any
 
 from medseg.volumes import replacing
 
-# Okabe & Ito (2008): distinguishable with every common colour vision; black and grey are left to the images.
-OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-
-
-def label_color(position: int) -> str:
-    """Colour of the label at a position (0 is the first label after the background); repeats after seven."""
-    return OKABE_ITO[position % len(OKABE_ITO)]
-
 
 def new_figure(width: float, height: float) -> Any:
     """An empty figure of that size in inches, on matplotlib's Agg canvas and outside pyplot's global state.

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import GeometryError
-from medseg.figures.canvas import OKABE_ITO, new_figure, save_png
+from medseg.figures.canvas import new_figure, save_png
+from medseg.figures.label_colors import OKABE_ITO, rgb
 from medseg.figures.plane_choice import check_one_shape, pixel_aspect, take_slice
 
 GRID_COLOR = OKABE_ITO[3]
@@ -94,5 +95,5 @@ def outlines(label_map: np.ndarray) -> np.ndarray:
 
 def _draw_outlines(axes: Any, label_map: np.ndarray, aspect: float) -> None:
     picture = np.zeros((*label_map.shape, 4))
-    picture[outlines(label_map)] = [*(int(OUTLINE_COLOR[i : i + 2], 16) / 255 for i in (1, 3, 5)), 0.9]
+    picture[outlines(label_map)] = [*(part / 255 for part in rgb(OUTLINE_COLOR)), 0.9]
     axes.imshow(picture, aspect=aspect, interpolation="nearest")

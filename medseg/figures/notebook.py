@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-from medseg.figures.canvas import label_color
+from medseg.figures.label_colors import label_color
 from medseg.figures.slice_viewer import slice_viewer
 from medseg.figures.three_planes import three_planes_png
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.figures.calibration import CalibrationBins
-from medseg.figures.canvas import label_color, new_figure, save_png
+from medseg.figures.canvas import new_figure, save_png
+from medseg.figures.label_colors import label_color
 
 
 def reliability_diagram(

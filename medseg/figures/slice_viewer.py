@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from medseg.figures.canvas import OKABE_ITO
+from medseg.figures.label_colors import OKABE_ITO
 from medseg.figures.planes import labelled_center
 from medseg.figures.three_planes import intensity_window
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import GeometryError
-from medseg.figures.canvas import label_color, new_figure, png_bytes, save_png
+from medseg.figures.canvas import new_figure, png_bytes, save_png
+from medseg.figures.label_colors import label_color, rgb
 from medseg.figures.planes import Plane, cut_planes
 
 LEGEND_LABELS = 18
@@ -117,8 +118,7 @@ def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, hig
         if not mask.any():
             continue
         color = label_color(position)
-        rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        overlay[mask] = (*rgb, 0.28)
+        overlay[mask] = (*(part / 255 for part in rgb(color)), 0.28)
         # Padded by one pixel so that the outline of a label that touches the border is closed.
         padded = np.pad(mask, 1).astype(np.float32)
         grid_x, grid_y = np.arange(-1, columns + 1), np.arange(-1, rows + 1)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medseg.figures.canvas import OKABE_ITO, new_figure, save_png
+from medseg.figures.canvas import new_figure, save_png
+from medseg.figures.label_colors import color_labels
 from medseg.figures.plane_choice import check_one_shape, fullest_slice, pixel_aspect, take_slice
 
 
@@ -56,11 +57,3 @@ def weight_map(
         axes.set_title(text, fontsize=10)
         axes.set_axis_off()
     return figure if path is None else save_png(figure, path)
-
-
-def color_labels(label_map: np.ndarray) -> np.ndarray:
-    """RGB picture (…, 3) uint8 of integers: 0 black, then the seven colours over and over."""
-    palette = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in OKABE_ITO], dtype=np.uint8)
-    picture = palette[(np.asarray(label_map).astype(np.int64) - 1) % len(palette)]
-    picture[np.asarray(label_map) == 0] = 0
-    return picture

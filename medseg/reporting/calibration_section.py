@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from medseg.figures.canvas import label_color
+from medseg.figures.label_colors import label_color
 from medseg.reporting.calibration import REGION_MM, Calibration, rank_correlation, risk_coverage
 from medseg.reporting.markup import Html, section, table, tag, with_code
 

@@ -12,7 +12,8 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys as Keys
 from torch.optim import Optimizer
 
-from medseg.figures.canvas import label_color, new_figure, save_png
+from medseg.figures.canvas import new_figure, save_png
+from medseg.figures.label_colors import label_color
 from medseg.training.finite_steps import FiniteSteps
 from medseg.training.processes import is_main_process
 from medseg.volumes import atomic

@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys as Keys
 from torch.optim import Optimizer
 
-from medseg.figures.canvas import label_color
+from medseg.figures.label_colors import color_labels
 from medseg.training.history import last_loss
 from medseg.training.processes import is_main_process
 
@@ -98,7 +98,7 @@ def case_pictures(output: Any) -> dict[str, np.ndarray]:
     reference = volumes[Keys.LABEL]
     depth = float((reference > 0).sum((0, 1)).argmax()) / max(reference.shape[2], 1)
     cut = {name: volume[:, :, round(depth * volume.shape[2])].T for name, volume in volumes.items()}
-    return {str(name): _grey(plane) if name == Keys.IMAGE else _coloured(plane) for name, plane in cut.items()}
+    return {str(name): _grey(plane) if name == Keys.IMAGE else color_labels(plane) for name, plane in cut.items()}
 
 
 def _spatial(item: torch.Tensor) -> np.ndarray:
@@ -113,11 +113,3 @@ def _grey(plane: np.ndarray) -> np.ndarray:
     low, high = np.percentile(plane, [1, 99])
     grey = np.clip((plane - low) / (high - low if high > low else 1), 0, 1)
     return np.repeat((255 * grey).astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _coloured(plane: np.ndarray) -> np.ndarray:
-    picture = np.zeros((*plane.shape, 3), np.uint8)
-    for value in np.unique(plane[plane > 0]).astype(int):
-        color = label_color(value - 1)
-        picture[plane == value] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return picture

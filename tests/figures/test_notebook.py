@@ -12,7 +12,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from medseg.figures.canvas import OKABE_ITO, label_color
+from medseg.figures.label_colors import OKABE_ITO, label_color
 from medseg.figures.notebook import segmentation_html
 from medseg.inference.segmentation import Segmentation
 from medseg.volumes import Grid, Volume

@@ -96,7 +96,7 @@ class TorchBackend:
         with self._arithmetic(self.precision):
             values = (self.eager if is_estimate else self.run)(self._arranged(tiles))
         if self.precision == "bf16" and not is_estimate and not values.sum(dtype=torch.float32).isfinite():
-            # AMX kernels can let a NaN left in memory into products (github.com/uxlfoundation/oneDNN/issues/5717)
+            # oneDNN's bf16 kernels can let a NaN left in memory into products (see `medseg.training.FiniteSteps`)
             logger.warning("bf16 gave values that are not finite; these tiles are computed in fp32")
             with self._arithmetic("fp32"):
                 values = self.eager(tiles)

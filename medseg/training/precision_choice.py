@@ -13,7 +13,7 @@ import torch
 import torch.distributed
 
 from medseg.training.precision import Precision, autocast, multiplies_bf16, resolve_precision
-from medseg.training.processes import all_agree, is_main_process, process_count
+from medseg.training.processes import all_agree, is_in_group, is_main_process, process_count
 from medseg.training.random_states import RandomStates
 
 Step = Callable[[], tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]]
@@ -109,7 +109,7 @@ class PrecisionChoice:
             self._static, self._is_open = "fp32", False
             return "precision auto: fp32 (not every process has a processor that multiplies bf16)"
         found = [probe_step(network, step, self.device) if is_main_process() else None]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_in_group():
             torch.distributed.broadcast_object_list(found)
         (self.probe,) = found
         self._static = "fp32" if self.probe is None else self.probe.precision

@@ -32,7 +32,7 @@ def start_processes() -> int:
 
 def end_processes() -> None:
     """Leave the process group, if there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_in_group():
         torch.distributed.destroy_process_group()
 
 
@@ -54,7 +54,7 @@ def distribute(network: torch.nn.Module) -> torch.nn.Module:
 
     Losses that are means over samples thus have the gradient of one process with the batches of all.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_in_group():
         return network
     device = next(network.parameters()).device
     unused: Any = getattr(
@@ -75,8 +75,7 @@ class ShareSampler(Sampler):
     """
 
     def __init__(self, dataset: Sized) -> None:
-        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if grouped else (0, 1)
+        rank, world = process_rank(), process_count()
         every = list(SequentialSampler(dataset))
         self.indices = every[rank::world] if len(every) >= world else every
 
@@ -89,32 +88,34 @@ class ShareSampler(Sampler):
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes: the only one, or the first of its group."""
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not grouped or torch.distributed.get_rank() == 0
+    return process_rank() == 0
 
 
 def process_count() -> int:
     """How many processes train together."""
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if grouped else 1
+    return torch.distributed.get_world_size() if is_in_group() else 1
 
 
 def process_rank() -> int:
     """Which of them this one is; 0 is the one that writes."""
-    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if grouped else 0
+    return torch.distributed.get_rank() if is_in_group() else 0
 
 
 def barrier() -> None:
     """Wait for the other processes of the group, if there is one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_in_group():
         torch.distributed.barrier()
 
 
 def all_agree(flag: torch.Tensor) -> bool:
     """Whether the flag, a boolean scalar on this process's device, is true in every process of the group."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_in_group():
         agreed = flag.int()
         torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
         return bool(agreed.item())
     return bool(flag.item())
+
+
+def is_in_group() -> bool:
+    """Whether this process trains together with others."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

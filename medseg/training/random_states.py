@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.distributed
 
+from medseg.training.processes import is_in_group, process_rank
+
 
 class RandomStates:
     """The states of Python's, NumPy's and torch's global generators as one object with `state_dict`."""
@@ -42,20 +44,16 @@ class ProcessRandomStates:
 
     def state_dict(self) -> dict[str, Any]:
         own = RandomStates().state_dict()
-        if not _grouped():
+        if not is_in_group():
             return {"0": own}
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, own)
         return {str(rank): state for rank, state in enumerate(gathered)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        rank = str(torch.distributed.get_rank() if _grouped() else 0)
+        rank = str(process_rank())
         if rank in state:
             RandomStates().load_state_dict(state[rank])
-
-
-def _grouped() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _as_tuples(value: Any) -> Any:

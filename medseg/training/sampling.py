@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from torch.utils.data import Dataset, DistributedSampler
+
+from medseg.training.processes import process_count, process_rank
 
 
 class SampleIndex(int):
@@ -53,9 +54,8 @@ class SeededSampler(DistributedSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
-        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
-        world = (torch.distributed.get_world_size() if grouped else 1) if num_replicas is None else num_replicas
-        place = (torch.distributed.get_rank() if grouped else 0) if rank is None else rank
+        world = process_count() if num_replicas is None else num_replicas
+        place = process_rank() if rank is None else rank
         super().__init__(dataset, num_replicas=world, rank=place, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[SampleIndex]:

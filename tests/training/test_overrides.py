@@ -1,6 +1,9 @@
 """A misspelt option of `python -m monai.bundle run` is refused in one line; every other one is let through."""
 
+import json
+
 import pytest
+from monai.bundle import ConfigParser
 from training.bundle_runs import BUNDLES
 
 from medseg.training import refuse_unknown_overrides
@@ -60,10 +63,25 @@ def test_only_the_bundle_runner_is_looked_at():
     refuse_unknown_overrides([*RUN, "--fodl", "2"])  # no config to compare with: MONAI says so itself
 
 
-@pytest.mark.parametrize("config", ["train", "multi_gpu_train", "evaluate"])
-@pytest.mark.parametrize("bundle", ["phantom_cells_segmentation", "hippocampus_unet3d_segmentation"])
-def test_the_bundles_ask_before_anything_else(bundle, config):
-    import json
+def every_bundle() -> list[str]:
+    return sorted(folder.name for folder in BUNDLES.glob("*_segmentation"))
 
+
+@pytest.mark.parametrize("config", ["train", "multi_gpu_train", "evaluate"])
+@pytest.mark.parametrize("bundle", every_bundle())
+def test_the_bundles_ask_before_anything_else(bundle, config):
     steps = json.loads((BUNDLES / bundle / "configs" / f"{config}.json").read_text())["initialize"]
     assert steps[0] == "$medseg.training.refuse_unknown_overrides()"
+
+
+@pytest.mark.parametrize("bundle", every_bundle())
+def test_one_choice_of_precision_serves_training_validation_checkpoints_and_record(bundle):
+    config = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "train.json"))
+    handlers = {handler["_target_"].rpartition(".")[2]: handler for handler in config["train"]["handlers"]}
+    assert config["precision_choice"]["precision"] == "@precision"
+    assert [
+        config["train"]["trainer"]["iteration_update"]["precision"],
+        config["validate"]["evaluator"]["iteration_update"]["precision"],
+        handlers["Checkpointing"]["objects"]["precision"],
+        handlers["TrainingRecord"]["precision"],
+    ] == 4 * ["@precision_choice"]

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 
 # Okabe & Ito (2008): distinguishable with every common colour vision; black and grey are left to the images.
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+# What an evaluation compares: sky blue and orange, never red against green.
+REFERENCE_COLOR, PREDICTION_COLOR = OKABE_ITO[1], OKABE_ITO[0]
+_GOLDEN_ANGLE = 137.50776405
+
+
+def label_palette(count: int) -> list[str]:
+    """Colours of so many labels beside each other: Okabe and Ito's up to seven, else hues a golden angle apart."""
+    if count <= len(OKABE_ITO):
+        return list(OKABE_ITO[:count])
+    hues = [(position * _GOLDEN_ANGLE) % 360 / 360 for position in range(1, count + 1)]
+    parts = [colorsys.hls_to_rgb(hue, 0.6, 1.0) for hue in hues]
+    return ["#" + bytes(round(255 * part) for part in color).hex().upper() for color in parts]
 
 
 def label_color(position: int) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from medseg.errors import GeometryError
 from medseg.figures.canvas import new_figure, png_bytes, save_png
-from medseg.figures.label_colors import label_color, rgb
+from medseg.figures.grey_levels import grey_levels
+from medseg.figures.label_colors import label_palette, rgb
 from medseg.figures.planes import Plane, cut_planes
 
 LEGEND_LABELS = 18
@@ -32,7 +33,8 @@ def three_planes(
     keep their true proportions. A two-dimensional image gives one picture.
 
     Args:
-        image: (i, j, k) or (i, j), any real type; shown between its 1st and 99th percentile.
+        image: (i, j, k) or (i, j), any real type; shown through the first window of `grey_levels`, as in the report:
+            soft tissue for CT, percentiles 0.5 to 99.5 of the non-zero voxels for the rest.
         label_map: integers of the same shape, 0 is background.
         affine: 4×4, voxel index to mm (RAS+).
         labels: value by name, for the legend; by default the values found.
@@ -73,7 +75,7 @@ def draw_three_planes(
         labels = {str(int(v)): int(v) for v in np.unique(label_map)}
     shown = {name: value for name, value in labels.items() if value != 0}
     planes = cut_planes(image, label_map, affine, center) if image.ndim == 3 else [_flat(image, label_map)]
-    low, high = intensity_window(image)
+    low, high = grey_levels(image).limits
     widths = [plane.image.shape[1] * plane.pixel_mm[1] for plane in planes]
     heights = [plane.image.shape[0] * plane.pixel_mm[0] for plane in planes]
     present = _present(shown, label_map)
@@ -98,14 +100,6 @@ def _flat(image: np.ndarray, label_map: np.ndarray) -> Plane:
     return Plane("", image.T, label_map.T, (1.0, 1.0), ("", "", "", ""), (0, 1))
 
 
-def intensity_window(image: np.ndarray) -> tuple[float, float]:
-    """The 1st and 99th percentile of the finite values, at least one apart where they are equal."""
-    step = max(1, image.size // 1_000_000)
-    values = image.ravel()[::step].astype(np.float64)
-    low, high = np.percentile(values[np.isfinite(values)], [1, 99]) if np.isfinite(values).any() else (0.0, 1.0)
-    return float(low), float(high) if high > low else float(low) + 1.0
-
-
 def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, high: float) -> None:
     from matplotlib.patheffects import withStroke
 
@@ -113,11 +107,10 @@ def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, hig
     aspect = plane.pixel_mm[0] / plane.pixel_mm[1]
     ax.imshow(plane.image, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
     overlay = np.zeros((rows, columns, 4), dtype=np.float32)
-    for position, value in enumerate(shown.values()):
+    for color, value in zip(label_palette(len(shown)), shown.values(), strict=True):
         mask = plane.labels == value
         if not mask.any():
             continue
-        color = label_color(position)
         overlay[mask] = (*(part / 255 for part in rgb(color)), 0.28)
         # Padded by one pixel so that the outline of a label that touches the border is closed.
         padded = np.pad(mask, 1).astype(np.float32)
@@ -147,8 +140,8 @@ def _legend(figure: Any, shown: Mapping[str, int], present: list[str]) -> None:
 
     if not present:
         return
-    names = list(shown)
-    handles = [Patch(facecolor=label_color(names.index(name)), label=name) for name in present[:LEGEND_LABELS]]
+    colors = dict(zip(shown, label_palette(len(shown)), strict=True))
+    handles = [Patch(facecolor=colors[name], label=name) for name in present[:LEGEND_LABELS]]
     if len(present) > LEGEND_LABELS:
         handles[-1] = Patch(facecolor="none", label=f"and {len(present) - LEGEND_LABELS + 1} more")
     figure.legend(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from medseg.errors import GeometryError
+from medseg.errors import GeometryError, OptionError
 from medseg.inference.saving import map_names as map_names  # kept here for those who import it
 from medseg.inference.saving import save_segmentation
 from medseg.volumes import Volume
@@ -85,9 +85,41 @@ class Segmentation:
         except ImportError:
             return None
 
+    def view(self, backend: Literal["medseg", "niivue"] = "medseg") -> Any:
+        """A viewer to leaf through the slices, for a notebook's cell; it asks no network.
+
+        Args:
+            backend: "medseg" is the report's viewer, which has `save(path)` for a page of its own; "niivue" is an
+                ipyniivue widget with the scan and the labels over it, in 3D too (`pip install 'medseg[niivue]'`).
+
+        Raises:
+            ImportError: ipyniivue is not installed.
+            OptionError: there is no such backend.
+        """
+        from medseg.figures import niivue_widget, segmentation_viewer
+
+        if backend == "niivue":
+            return niivue_widget(self.scan.array, self.array, self.affine, self.labels)
+        if backend != "medseg":
+            raise OptionError(f"backend must be medseg or niivue, found {backend}")
+        name = Path(self.scan.name).name
+        return segmentation_viewer(self.scan.array, self.array, self.affine, self.labels, name, self._has_patient)
+
     def _repr_html_(self) -> str:
         """What a notebook shows: three planes, the volumes, and a viewer of the slices."""
         from medseg.figures import segmentation_html
 
-        name = Path(self.scan.name).name
-        return segmentation_html(self.scan.array, self.array, self.affine, self.labels, self.volumes_ml(), name)
+        return segmentation_html(
+            self.scan.array,
+            self.array,
+            self.affine,
+            self.labels,
+            self.volumes_ml(),
+            name=Path(self.scan.name).name,
+            has_patient=self._has_patient,
+        )
+
+    @property
+    def _has_patient(self) -> bool:
+        """Whether the scan's file says where it lies in a patient."""
+        return self.scan.format not in ("png", "tiff")

@@ -1,9 +1,9 @@
-"""Finding the scan behind each evaluated case."""
+"""Finding the scan behind each evaluated case, all of its channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +13,46 @@ from medseg.errors import MedsegError
 from medseg.evaluation.pairs import Source, label_maps
 from medseg.volumes import Grid, read_volume
 
-# nnU-Net's suffix of the first channel.
-FIRST_CHANNEL = "_0000"
+# nnU-Net's suffix of a channel.
+SUFFIX = "_{:04d}"
 
 
 @dataclass(frozen=True)
 class Images:
-    """Case id → image file, and what kind of image it is.
+    """Where the scans are, and what kind of image each channel is.
 
     Args:
-        files: the first channel of each case whose image is known.
-        modality: of that channel where a manifest says so.
+        files: case id → channel name → file; cases whose image is unknown are absent.
+        channels: names of the channels every case should have; empty where nobody says.
+        modalities: channel name → modality, where a manifest says so.
         note: what the page says about them; empty where nothing needs saying.
     """
 
-    files: Mapping[str, Path]
-    modality: str | None = None
+    files: Mapping[str, Mapping[str, Path]]
+    channels: tuple[str, ...] = ()
+    modalities: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+    def read(self, case: str, grid: Grid, problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and voxels of each channel on the label maps' grid, one at a time.
+
+        Args:
+            case: its id.
+            grid: of the label maps.
+            problems: is given a line for each channel left out.
+        """
+        found = self.files.get(case, {})
+        if not found and self.files:
+            problems.append("no image found for this case")
+        for name, path in found.items():
+            image, problem = read_image(path, grid)
+            if image is None:
+                problems.append(f"{name}: {problem}" if len(found) > 1 else problem)
+            else:
+                yield name, image
+        missing = [name for name in self.channels if name not in found]
+        if found and missing:
+            problems.append(f"no file of channel {', '.join(missing)}")
 
 
 def find_images(source: Source | None, references: Mapping[str, Path], manifest: Manifest | None) -> Images:
@@ -45,27 +68,19 @@ def find_images(source: Source | None, references: Mapping[str, Path], manifest:
     Raises:
         EvaluationError: a source is given and nothing is there.
     """
-    modality = manifest.channels[0].modality if manifest else None
-    note = f"shows the first of {len(manifest.channels)} channels" if manifest and len(manifest.channels) > 1 else ""
+    names = tuple(channel.name for channel in manifest.channels) if manifest else ()
+    modalities = {channel.name: channel.modality for channel in manifest.channels} if manifest else {}
     if manifest is not None and (source is None or isinstance(source, str | Path)):
-        roots = [Path(source)] if isinstance(source, str | Path) else []
-        pattern = manifest.files.image[0]
-        roots += [] if source is not None else _roots(references, manifest)
-        found = {case: root / pattern.format(case=case) for root in reversed(roots) for case in references}
-        found = {case: path for case, path in found.items() if path.is_file()}
-        if found:
-            return Images(found, modality, note)
+        roots = [Path(source)] if isinstance(source, str | Path) else _roots(references, manifest)
+        files = {case: _of_manifest(case, roots, names, manifest) for case in references}
+        files = {case: of for case, of in files.items() if of}
+        if files:
+            return Images(files, names, modalities)
     if source is None:
-        return Images({}, modality, "no images were given (`--images`): outlines are shown without the scan")
+        return Images({}, note="no images were given (`--images`): outlines are shown without the scan")
     named = label_maps(source, "image")
-    files: dict[str, Path] = {}
-    for case in references:
-        for name in (case, case + FIRST_CHANNEL):
-            if name in named:
-                files.setdefault(case, named[name])
-                if name != case and f"{case}_0001" in named:
-                    note = "shows the first channel"
-    return Images(files, modality, note)
+    files = {case: _of_names(case, named, names) for case in references}
+    return Images({case: of for case, of in files.items() if of}, names, modalities)
 
 
 def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
@@ -83,6 +98,27 @@ def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
             "(half a voxel)"
         )
     return np.nan_to_num(volume.array, copy=False) if volume.array.dtype.kind == "f" else volume.array, ""
+
+
+def _of_manifest(case: str, roots: Sequence[Path], names: Sequence[str], manifest: Manifest) -> dict[str, Path]:
+    """The channels of a case in the first of the data set's folders that has its first one."""
+    for root in roots:
+        paths = [root / pattern.format(case=case) for pattern in manifest.files.image]
+        if paths[0].is_file():
+            return {name: path for name, path in zip(names, paths, strict=True) if path.is_file()}
+    return {}
+
+
+def _of_names(case: str, named: Mapping[str, Path], names: Sequence[str]) -> dict[str, Path]:
+    """The channels of a case among files named by it: one without a suffix, or nnU-Net's `_0000`, `_0001`, …"""
+    if case in named:
+        return {names[0] if names else "": named[case]}
+    found: list[Path] = []
+    while case + SUFFIX.format(len(found)) in named:
+        found.append(named[case + SUFFIX.format(len(found))])
+    if len(names) == len(found):
+        return dict(zip(names, found, strict=True))
+    return {f"channel {number}" if len(found) > 1 else "": path for number, path in enumerate(found, start=1)}
 
 
 def _roots(references: Mapping[str, Path], manifest: Manifest) -> list[Path]:

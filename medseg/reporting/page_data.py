@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from medseg.evaluation import Evaluation, Outcome
-from medseg.reporting.case_view import CaseView
+from medseg.figures.viewer.view import View
+from medseg.figures.viewer.view_data import short, view_data
 from medseg.reporting.selection import NUM_WORST, Names
 
 
-def page_data(evaluation: Evaluation, names: Names, views: Mapping[str, CaseView]) -> dict[str, Any]:
+def page_data(evaluation: Evaluation, names: Names, views: Mapping[str, View]) -> dict[str, Any]:
     """Cases worst first with all their values, and what each view needs to be drawn.
 
     Args:
@@ -56,42 +54,13 @@ def page_data(evaluation: Evaluation, names: Names, views: Mapping[str, CaseView
         "means": {label: _means(entry, evaluation) for label, entry in summary["labels"].items()},
         "percentiles": {percent: position[case] for percent, case in summary["percentile_cases"].items()},
         "worst": list(range(min(NUM_WORST, len(order)))),
-        "views": [view_data(view, position[case], summary["label_values"]) for case, view in views.items()],
+        "views": [
+            {"case": position[case]} | view_data(view, names.case(case), summary["label_values"])
+            for case, view in views.items()
+        ],
         "input_columns": [] if names.are_hidden else ["prediction", "SHA-256", "reference", "SHA-256"],
         "inputs": [] if names.are_hidden else [_input_cells(entry) for entry in summary["inputs"]],
     }
-
-
-def view_data(view: CaseView, case: int, label_values: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the viewer must know of one case beside its volumes."""
-    byte_of = {value: number for number, value in enumerate(view.values, start=1)}
-    grey = view.grey
-    return {
-        "case": case,
-        "dims": list(view.reference.shape),
-        "spacing": [short(step) for step in view.spacing],
-        "affine": [[short(value, 7) for value in row] for row in view.affine[:3]],
-        "panels": [vars(panel) for panel in view.panels],
-        "tilt": round(view.tilt_degrees, 2),
-        "values": list(view.values),
-        "structures": [[byte_of[v] for v in values if v in byte_of] for values in label_values.values()],
-        "grey": None
-        if grey is None or view.image is None
-        else {
-            "modality": grey.modality,
-            "values": [short(value, 6) for value in grey.values],
-            "windows": {name: [short(width, 6), short(level, 6)] for name, (width, level) in grey.windows.items()},
-        },
-        "notes": list(view.remarks),
-    }
-
-
-def short(value: float | None, digits: int = 5) -> float | None:
-    """A number rounded to so many digits; None where it is not finite."""
-    if value is None or not math.isfinite(value):
-        return None
-    rounded = float(np.format_float_positional(value, digits, fractional=False))
-    return int(rounded) if rounded.is_integer() else rounded
 
 
 def _means(entry: Mapping[str, Any], evaluation: Evaluation) -> dict[str, Any]:

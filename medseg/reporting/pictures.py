@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from medseg.evaluation.pairs import read_pair
 from medseg.evaluation.structures import Structures
-from medseg.reporting.case_view import MAX_VOXELS, CaseView, case_view
-from medseg.reporting.images import Images, read_image
-from medseg.reporting.packing import pack_volume
+from medseg.figures.viewer import block
+from medseg.figures.viewer.fitting import fitted, num_bytes
+from medseg.figures.viewer.view import View
+from medseg.reporting.case_view import case_view
+from medseg.reporting.images import Images
 from medseg.reporting.thumbnail import thumbnail
 from medseg.volumes import suffix_of
 
 BLOCK = 50
 # Longer side of a thumbnail in pixels by the number of cases, and what one takes as text at most.
 THUMBNAIL_SIZES = ((100, 160, 30_000), (300, 128, 15_000), (10**9, 96, 9_000))
-SMALLEST_VIEW_VOXELS = 50_000
 _WITHOUT_PATIENT = (".png", ".tif", ".tiff")
 
 
@@ -32,32 +33,30 @@ class Pictures:
 
     Args:
         views: case id → its view as packed, in page order.
-        volumes: case id → (image or None, reference, prediction) as packed text.
+        volumes: case id → its packed volumes by the name of their block.
         thumbnails: case id → PNG in base64.
         problems: case id → why its picture or its image is missing.
     """
 
-    views: dict[str, CaseView] = field(default_factory=dict)
-    volumes: dict[str, tuple[str | None, str, str]] = field(default_factory=dict)
+    views: dict[str, View] = field(default_factory=dict)
+    volumes: dict[str, dict[str, str]] = field(default_factory=dict)
     thumbnails: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """Size of all of them in the page."""
-        return sum(map(len, self.thumbnails.values())) + sum(_size(packed) for packed in self.volumes.values())
+        return sum(map(len, self.thumbnails.values())) + sum(map(num_bytes, self.volumes.values()))
 
     def blocks(self, order: Sequence[str]) -> str:
         """The inert script elements that hold them; thumbnails in blocks of 50 in this order."""
         parts = []
         for number, packed in enumerate(self.volumes.values()):
-            for role, text in zip(("image", "reference", "prediction"), packed, strict=True):
-                if text is not None:
-                    parts.append(f'<script type="text/plain" id="v{number}-{role}">{text}</script>')
+            parts += [block(f"v{number}-{name}", text) for name, text in packed.items()]
         if self.thumbnails:
             for number, start in enumerate(range(0, len(order), BLOCK)):
-                block = json.dumps([self.thumbnails.get(case) for case in order[start : start + BLOCK]])
-                parts.append(f'<script type="application/json" id="thumbnails-{number}">{block}</script>')
+                listed = json.dumps([self.thumbnails.get(case) for case in order[start : start + BLOCK]])
+                parts.append(f'<script type="application/json" id="thumbnails-{number}">{listed}</script>')
         return "\n".join(parts)
 
 
@@ -73,8 +72,8 @@ def draw_pictures(
 ) -> Pictures:
     """Draw the cases, worst first, into at most so many bytes.
 
-    What does not fit is left out in this order: voxels of the viewer's volumes, thumbnails of the best cases, volumes
-    of the best cases.
+    What does not fit is left out in this order: voxels of the viewer's volumes, their channels beyond the first,
+    thumbnails of the best cases, volumes of the best cases.
 
     Args:
         inputs: case, prediction and reference file of each case, worst first.
@@ -85,7 +84,7 @@ def draw_pictures(
         max_bytes: of all pictures together, as text.
         progress: show a progress bar.
     """
-    known = sorted({value for values in label_values.values() for value in values if value != 0})
+    known = list(dict.fromkeys(value for values in label_values.values() for value in values if value != 0))
     pixels, reserved = next((size, most) for cases, size, most in THUMBNAIL_SIZES if len(inputs) <= cases)
     volumes_left = max(max_bytes - min(len(inputs) * reserved, max_bytes // 3), 0)
     waiting = len(opened)
@@ -93,14 +92,14 @@ def draw_pictures(
     console = Console(stderr=True)
     for entry in track(inputs, description="drawing", disable=not progress, transient=True, console=console):
         case = entry["case"]
-        view = _read_view(entry, images, structures, known, pictures.problems)
+        view = _read_view(entry, images, structures, known, pictures.problems, None if case in opened else 1)
         if view is not None:
             pictures.thumbnails[case] = thumbnail(view, pixels)
         if case not in opened:
             continue
         if view is not None:
-            thin, packed = _pack_within(view, volumes_left // max(waiting, 1))
-            volumes_left -= _size(packed)
+            thin, packed = fitted(view, volumes_left // max(waiting, 1))
+            volumes_left -= num_bytes(packed)
             pictures.views[case] = thin
             pictures.volumes[case] = packed
         waiting -= 1
@@ -113,45 +112,32 @@ def draw_pictures(
 
 
 def _read_view(
-    entry: Mapping[str, str], images: Images, structures: Structures, known: Sequence[int], problems: dict[str, str]
-) -> CaseView | None:
+    entry: Mapping[str, str],
+    images: Images,
+    structures: Structures,
+    known: Sequence[int],
+    problems: dict[str, str],
+    max_channels: int | None,
+) -> View | None:
     case, reference_file = entry["case"], Path(entry["reference"])
     pair, found = read_pair(case, Path(entry["prediction"]), reference_file, structures)
     if pair is None:
         problems[case] = f"no picture: {found[0].rule}, {found[0].found}"
         return None
     prediction, reference, grid = pair
-    image, note = None, "no image found for this case" if images.files else ""
-    if case in images.files:
-        image, note = read_image(images.files[case], grid)
-    if note:
-        problems[case] = note
+    left_out: list[str] = []
     view = case_view(
         prediction,
         reference,
         grid,
-        image,
-        modality=images.modality,
+        islice(images.read(case, grid, left_out), max_channels),
+        modalities=images.modalities,
         has_patient=suffix_of(reference_file) not in _WITHOUT_PATIENT,
         known=known,
     )
-    return replace(view, notes=(*view.notes, note)) if note else view
-
-
-def _pack_within(view: CaseView, max_bytes: int) -> tuple[CaseView, tuple[str | None, str, str]]:
-    """The view with as many voxels as fit, and its packed volumes."""
-    voxels = MAX_VOXELS
-    while True:
-        thin = view.thinned(voxels)
-        packed = (
-            None if thin.image is None else pack_volume(thin.image),
-            pack_volume(thin.reference),
-            pack_volume(thin.prediction),
-        )
-        if _size(packed) <= max_bytes or thin.reference.size <= SMALLEST_VIEW_VOXELS:
-            return thin, packed
-        voxels = min(int(thin.reference.size * 0.9 * max_bytes / _size(packed)), thin.reference.size * 3 // 4)
-        voxels = max(voxels, SMALLEST_VIEW_VOXELS)
+    if left_out:
+        problems[case] = "; ".join(left_out)
+    return replace(view, notes=(*view.notes, *left_out))
 
 
 def _drop_to_fit(pictures: Pictures, order: Sequence[str], opened: Sequence[str], max_bytes: int) -> None:
@@ -163,7 +149,3 @@ def _drop_to_fit(pictures: Pictures, order: Sequence[str], opened: Sequence[str]
             held.pop(case, None)
             if held is pictures.volumes:
                 pictures.views.pop(case, None)
-
-
-def _size(packed: tuple[Any, ...]) -> int:
-    return sum(len(text) for text in packed if text is not None)

@@ -40,6 +40,12 @@ def left_out(
             f"Full resolution: {len(thinned)} of {len(pictures.views)} volumes in the viewer are thinned to fit the "
             "page; each says by how much. All numbers were computed from all voxels."
         )
+    lacking = [view.left_out for view in pictures.views.values() if view.left_out]
+    if lacking:
+        channels = ", ".join(dict.fromkeys(name for names_left_out in lacking for name in names_left_out))
+        remarks.append(
+            f"Channels {channels}: left out of {len(lacking)} of {len(pictures.views)} volumes to fit the page."
+        )
     missing = num_cases - len(pictures.thumbnails) - sum("no picture" in text for text in pictures.problems.values())
     if missing > 0:
         remarks.append(f"Thumbnails of the best {missing} cases: the page would be too large.")
@@ -83,7 +89,7 @@ def without_names(pictures: Pictures) -> None:
             continue
         pictures.problems[case] = "no picture: its files could not be read" if "no picture" in text else plain
     for case, view in pictures.views.items():
-        notes = tuple(plain if note.startswith("image left out") else note for note in view.notes)
+        notes = tuple(plain if "image left out" in note else note for note in view.notes)
         pictures.views[case] = replace(view, notes=notes)
 
 

@@ -15,6 +15,8 @@ from medseg.errors import OptionError
 from medseg.evaluation import Evaluation
 from medseg.evaluation.pairs import Source
 from medseg.evaluation.structures import Labels, structures_of
+from medseg.figures import viewer
+from medseg.figures.viewer.packing import pack_json
 from medseg.reporting import remarks, sections
 from medseg.reporting.calibration import measure_calibration
 from medseg.reporting.calibration_section import calibration_section
@@ -22,7 +24,6 @@ from medseg.reporting.header import header
 from medseg.reporting.images import Images, find_images
 from medseg.reporting.markup import Html, tag, text
 from medseg.reporting.methods import methods_paragraph
-from medseg.reporting.packing import pack_json
 from medseg.reporting.page_data import page_data
 from medseg.reporting.pictures import Pictures, draw_pictures
 from medseg.reporting.selection import Names, numbered, viewer_cases
@@ -30,7 +31,7 @@ from medseg.volumes import replacing
 
 MAX_MB = 15.0
 LARGEST_MB = 25.0
-SCRIPTS = ("unpack.js", "viewer.js", "distributions.js", "cases.js", "page.js")
+SCRIPTS = ("tables.js", "distributions.js", "cases.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def write_report(
         with_images: False leaves out everything drawn from voxels: numbers only.
         anonymise_ids: number cases and patients instead of naming them, and leave out file names and their hashes.
         max_mb: largest size, at most 25. What does not fit is left out in this order, and the page says so: resolution
-            of the viewer's volumes, thumbnails of the best cases, volumes of the best cases.
+            of the viewer's volumes, their channels beyond the first, thumbnails of the best cases, volumes of the best
+            cases.
         failure: why nothing was evaluated, shown on the page.
         progress: show a progress bar.
 
@@ -130,7 +132,7 @@ def write_report(
         sections.manifest(summary, names.are_hidden),
         sections.methods(methods_paragraph(summary)),
     ]
-    blocks = f'<script type="text/plain" id="data">{pack_json(data)}</script>\n{pictures.blocks(order)}'
+    blocks = f"{viewer.block('data', pack_json(data))}\n{pictures.blocks(order)}"
     head = header(title, summary, remarks.badges(pictures, with_images, anonymise_ids), bool(pictures.thumbnails))
     return _write(Path(path), title, head, [part for part in parts if part], blocks, tuple(left_out))
 
@@ -156,8 +158,8 @@ def _write(
     page = Template((folder / "report.html").read_text(encoding="utf-8")).substitute(
         title=text(title),
         version=metadata.version("medseg"),
-        style=(folder / "report.css").read_text(encoding="utf-8"),
-        script="\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        style="\n".join([viewer.style(), (folder / "report.css").read_text(encoding="utf-8")]),
+        script="\n".join([viewer.script(), *((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)]),
         header=head,
         navigation="".join(links),
         sections="\n".join(parts),

@@ -8,16 +8,17 @@ import zlib
 
 import numpy as np
 
-from medseg.reporting.case_view import CaseView
-from medseg.reporting.panels import Panel
+from medseg.figures.label_colors import PREDICTION_COLOR, REFERENCE_COLOR, rgb
+from medseg.figures.panels import Panel
+from medseg.figures.viewer.view import View
 
-REFERENCE_RGB, PREDICTION_RGB = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)
+REFERENCE_RGB, PREDICTION_RGB = rgb(REFERENCE_COLOR), rgb(PREDICTION_COLOR)
 _GREYS = 48
 _REFERENCE, _PREDICTION = _GREYS, _GREYS + 1
 MAX_BYTES = 30_000
 
 
-def thumbnail(view: CaseView, size: int = 160) -> str:
+def thumbnail(view: View, size: int = 160) -> str:
     """A PNG in base64, at most 30 kB, its longer side ``size`` pixels in true proportions."""
     while True:
         png = _draw(view, size)
@@ -26,34 +27,40 @@ def thumbnail(view: CaseView, size: int = 160) -> str:
         size = size * 3 // 4
 
 
-def telling_slice(view: CaseView, panel: Panel) -> int:
+def telling_slice(view: View, panel: Panel) -> int:
     """Where most voxels differ; without any difference where most are labelled; else the middle."""
     others = tuple(axis for axis in range(3) if axis != panel.axis)
-    for mask in (view.reference != view.prediction, view.reference != 0):
+    reference = _reference(view)
+    for mask in (reference != view.prediction, reference != 0):
         counts = np.count_nonzero(mask, axis=others)
         if counts.any():
             return int(counts.argmax())
-    return view.reference.shape[panel.axis] // 2
+    return view.prediction.shape[panel.axis] // 2
 
 
-def _draw(view: CaseView, size: int) -> bytes:
+def _draw(view: View, size: int) -> bytes:
     panel = view.panels[0]
     position = telling_slice(view, panel)
     spacing = view.spacing
-    rows, columns = panel.cut(view.reference, position).shape
+    rows, columns = panel.cut(_reference(view), position).shape
     height_mm, width_mm = rows * spacing[panel.down], columns * spacing[panel.across]
     scale = size / max(height_mm, width_mm)
     height, width = max(round(height_mm * scale), 1), max(round(width_mm * scale), 1)
     take = np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)
     pixels = np.zeros((height, width), dtype=np.uint8)
-    if view.image is not None and view.grey is not None:
-        shades = np.rint(view.grey.shades(next(iter(view.grey.windows))) * (_GREYS - 1)).astype(np.uint8)
-        pixels = shades[panel.cut(view.image, position)[take]]
-    pixels[outline(panel.cut(view.reference, position)[take])] = _REFERENCE
+    for channel in view.channels[:1]:
+        shades = np.rint(channel.grey.shades(next(iter(channel.grey.windows))) * (_GREYS - 1)).astype(np.uint8)
+        pixels = shades[panel.cut(channel.levels, position)[take]]
+    pixels[outline(panel.cut(_reference(view), position)[take])] = _REFERENCE
     predicted = outline(panel.cut(view.prediction, position)[take])
     across, down = np.indices(predicted.shape)
     pixels[predicted & ((across + down) % 6 < 3)] = _PREDICTION
     return _palette_png(pixels)
+
+
+def _reference(view: View) -> np.ndarray:
+    """The reference; without one nothing is missed or spurious."""
+    return view.prediction if view.reference is None else view.reference
 
 
 def outline(labels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from medseg.figures.label_colors import OKABE_ITO, label_color
+from medseg.errors import OptionError
+from medseg.figures.label_colors import OKABE_ITO
 from medseg.figures.notebook import segmentation_html
 from medseg.inference.segmentation import Segmentation
 from medseg.volumes import Grid, Volume
@@ -73,7 +74,7 @@ def test_a_notebook_gets_the_picture_and_the_volumes() -> None:
         "a&b.nii.gz Research use only.", "label", "ml", "front", "0.64", "<b>back & side</b>", "0.64", "slices"
     ]  # fmt: skip
     swatches = [str(attributes["style"]).split(";")[0] for tag, attributes in page.found if tag == "span"]
-    assert swatches == [f"background:{label_color(0)}", f"background:{label_color(1)}"]
+    assert swatches == [f"background:{color}" for color in OKABE_ITO[:2]]
 
 
 def test_without_matplotlib_the_picture_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,4 +87,20 @@ def test_without_matplotlib_the_picture_is_left_out(monkeypatch: pytest.MonkeyPa
 
 def test_nothing_but_background_is_an_empty_table() -> None:
     page = Page(segmentation_html(np.zeros((4, 5)), np.zeros((4, 5), int), np.eye(4), {"background": 0}, {}))
-    assert {"td", "iframe"}.isdisjoint(tag for tag, _ in page.found)
+    assert "td" not in [tag for tag, _ in page.found]
+
+
+def test_the_viewer_by_itself_is_the_one_of_the_cell() -> None:
+    seg = segmentation()
+    assert seg.view()._repr_html_() in seg._repr_html_()
+
+
+def test_a_viewer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(OptionError, match="medseg or niivue, found webgl"):
+        segmentation().view("webgl")  # type: ignore[arg-type]
+
+
+def test_without_ipyniivue_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipyniivue", None)
+    with pytest.raises(ImportError, match=r"pip install 'medseg\[niivue\]'"):
+        segmentation().view("niivue")

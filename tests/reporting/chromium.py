@@ -10,10 +10,12 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 FLAGS = [
@@ -39,6 +41,16 @@ def missing() -> str:
     absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     packages = "apt-get install chromium chromium-driver"
     return f"{' and '.join(absent)} not on this machine ({packages})" if absent else ""
+
+
+def started(folder: Path) -> Iterator[Chromium]:
+    """A running browser for a fixture; tests that need it are skipped where there is none."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    running = Chromium(folder)
+    yield running
+    running.close()
 
 
 class Chromium:

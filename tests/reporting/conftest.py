@@ -1,15 +1,10 @@
 from collections.abc import Iterator
 
 import pytest
-from reporting import chromium
+from reporting.chromium import Chromium, started
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory) -> Iterator[chromium.Chromium]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     """A headless Chromium without WebGL; tests that need it are skipped where there is none."""
-    reason = chromium.missing()
-    if reason:
-        pytest.skip(reason)
-    running = chromium.Chromium(tmp_path_factory.mktemp("chromium"))
-    yield running
-    running.close()
+    yield from started(tmp_path_factory.mktemp("chromium"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figures.test_panels import rotation
 from reporting.chromium import Chromium
 from reporting.evaluations import repeated, small_evaluation
-from reporting.test_panels import rotation
 
 from medseg.datasets import phantom_case
 from medseg.evaluation import evaluate
@@ -60,7 +60,7 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, page):
         browser.click(button)
     settled(browser)
     is_clean(browser)
-    assert browser.js("return medseg.viewer.decodedNow()") == [3, 4, 5]
+    assert browser.js("return medseg.volumes.decodedNow()") == [3, 4, 5]
 
 
 def test_the_network_is_refused_even_to_scripts(browser, page):
@@ -75,10 +75,10 @@ def test_label_bytes_and_image_bytes_reach_the_viewer_exactly(browser, page):
     browser.open(page)
     text = page.read_text(encoding="utf-8")
     for number in (0, 5):
-        for role in ("reference", "prediction", "image"):
-            hashed = f"crypto.subtle.digest('SHA-256', volumes.{role})"
+        for role in ("reference", "prediction", "image-0"):
             digest = browser.js_async(
-                f"medseg.viewer.volumesOf({number}).then((volumes) => {hashed}).then((d) => [...new Uint8Array(d)])"
+                f"medseg.volumes.get({number}, '{role}').then((bytes) => crypto.subtle.digest('SHA-256', bytes))"
+                ".then((d) => [...new Uint8Array(d)])"
             )
             assert bytes(digest) == hashlib.sha256(block(text, f"v{number}-{role}")).digest()
 
@@ -309,7 +309,7 @@ def test_one_case_of_sixty_structures_is_paged_and_all_can_be_chosen(browser, tm
 def test_a_page_cut_short_says_so(browser, page, tmp_path):
     cut = tmp_path / "cut.html"
     text = page.read_text(encoding="utf-8")
-    start = text.index('id="v0-image">') + len('id="v0-image">')
+    start = text.index('id="v0-image-0">') + len('id="v0-image-0">')
     cut.write_text(text[: start + 40] + text[text.index("</script>", start) :], encoding="utf-8")
     browser.open(cut)
     browser.js("medseg.open(0)")

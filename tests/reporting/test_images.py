@@ -6,6 +6,7 @@ import pytest
 from reporting.evaluations import write_image
 
 from medseg.datasets import read_manifest
+from medseg.datasets.manifest import Channel
 from medseg.errors import EvaluationError
 from medseg.reporting.images import find_images, read_image
 from medseg.volumes import Grid
@@ -23,25 +24,39 @@ def dataset(tmp_path) -> dict[str, Path]:
 
 def test_a_manifest_finds_the_scans_beside_the_references(dataset, tmp_path):
     manifest = read_manifest("phantom_cells")
+    (channel,) = manifest.channels
     for source in (None, tmp_path, str(tmp_path), tmp_path / "images"):
         found = find_images(source, dataset, manifest)
-        assert found.files == {case: tmp_path / "images" / f"{case}.nii.gz" for case in dataset}
-        assert found.modality == manifest.channels[0].modality
+        assert found.files == {case: {channel.name: tmp_path / "images" / f"{case}.nii.gz"} for case in dataset}
+        assert found.modalities == {channel.name: channel.modality}
 
 
-def test_other_channels_are_mentioned(dataset):
+def test_a_manifest_names_the_channels_and_a_missing_file_is_said(dataset, tmp_path):
     manifest = read_manifest("phantom_cells")
     files = replace(manifest.files, image=(*manifest.files.image, "other/{case}.nii.gz"))
-    two = replace(manifest, channels=manifest.channels * 2, files=files)
-    assert "first of 2 channels" in find_images(None, dataset, two).note
+    two = replace(manifest, channels=(Channel("T1", "MR"), Channel("T2", "MR")), files=files)
+    write_image(tmp_path / "other" / "phantom_000.nii.gz", IMAGE + 1)
+    found = find_images(None, dataset, two)
+    grid, problems = Grid(IMAGE.shape, np.eye(4)), {case: [] for case in dataset}
+    read = {case: dict(found.read(case, grid, problems[case])) for case in dataset}
+    np.testing.assert_array_equal(read["phantom_000"]["T1"], IMAGE)
+    np.testing.assert_array_equal(read["phantom_000"]["T2"], IMAGE + 1)
+    assert list(read["phantom_001"]) == ["T1"]
+    assert problems == {"phantom_000": [], "phantom_001": ["no file of channel T2"]}
 
 
 def test_nnunet_names_are_known(tmp_path):
-    first = write_image(tmp_path / "a_0000.nii.gz", IMAGE)
-    write_image(tmp_path / "a_0001.nii.gz", IMAGE)
+    paths = [write_image(tmp_path / f"a_000{number}.nii.gz", IMAGE) for number in range(3)]
     found = find_images(tmp_path, {"a": Path("a.nii.gz"), "b": Path("b.nii.gz")}, None)
-    assert found.files == {"a": first}
-    assert "first channel" in found.note
+    assert found.files == {"a": dict(zip(("channel 1", "channel 2", "channel 3"), paths, strict=True))}
+    problems: list[str] = []
+    assert list(found.read("b", Grid(IMAGE.shape, np.eye(4)), problems)) == []
+    assert problems == ["no image found for this case"]
+
+
+def test_a_single_channel_is_not_numbered(tmp_path):
+    path = write_image(tmp_path / "a_0000.nii.gz", IMAGE)
+    assert find_images(tmp_path, {"a": Path("a.nii.gz")}, None).files == {"a": {"": path}}
 
 
 def test_without_a_source_the_page_says_how_to_give_one(dataset):

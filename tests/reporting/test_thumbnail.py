@@ -17,7 +17,7 @@ def decoded(text: str) -> np.ndarray:
 
 def test_a_thumbnail_is_a_small_png_in_true_proportions():
     image, reference, prediction = blobs(np.random.default_rng(0), (40, 20, 10), 2)
-    view = case_view(prediction, reference, Grid(image.shape, np.diag([1.0, 3.0, 1.0, 1.0])), image)
+    view = case_view(prediction, reference, Grid(image.shape, np.diag([1.0, 3.0, 1.0, 1.0])), [("", image)])
     png = thumbnail(view, 120)
     assert len(base64.b64decode(png)) <= MAX_BYTES
     picture = decoded(png)
@@ -30,7 +30,7 @@ def test_noise_is_made_smaller_until_it_fits():
     rng = np.random.default_rng(0)
     image = rng.integers(1, 30_000, (400, 400, 1)).astype(np.uint16)
     labels = np.zeros(image.shape, np.uint8)
-    view = case_view(labels, labels, Grid(image.shape, np.eye(4)), image, modality="MR")
+    view = case_view(labels, labels, Grid(image.shape, np.eye(4)), [("MR", image)], modalities={"MR": "MR"})
     assert len(base64.b64decode(thumbnail(view, 300))) <= MAX_BYTES
 
 
@@ -39,10 +39,10 @@ def test_the_slice_with_most_wrong_voxels_is_shown():
     reference[2:6, 2:6, 1:4] = 1
     prediction = reference.copy()
     grid = Grid(reference.shape, np.eye(4))
-    right = case_view(prediction, reference, grid, None)
+    right = case_view(prediction, reference, grid, [])
     assert telling_slice(right, right.panels[0]) == 1  # the first of the largest
     prediction[2:4, 2:6, 3] = 0
-    wrong = case_view(prediction, reference, grid, None)
+    wrong = case_view(prediction, reference, grid, [])
     assert telling_slice(wrong, wrong.panels[0]) == 3
 
 

@@ -67,7 +67,7 @@
     medseg.cases.build(byId("cases-place"), data);
     medseg.distributions.build(byId("distributions-place"), data);
     byId("search").addEventListener("input", (event) => medseg.cases.search(event.target.value));
-    if (data.views.length) medseg.viewer.build(byId("viewer-place"), data);
+    if (data.views.length) medseg.viewer.build(byId("viewer-place"), data, { complain: medseg.complain, step: medseg.step });
     else medseg.viewer.show = medseg.viewer.hide = () => {};
     const choice = (i, text) => element("button", { type: "button", "aria-pressed": "false", "data-case": i, onclick: () => medseg.open(i, false) }, text);
     const worst = data.worst.map((i) => choice(i, `${data.cases[i].name} ${medseg.number(data.cases[i].dice)}`));

@@ -1,6 +1,6 @@
 import numpy as np
 
-from medseg.reporting.packing import pack, pack_volume, unpack
+from medseg.figures.viewer.packing import pack, pack_volume, unpack
 
 
 def test_bytes_survive_and_are_the_same_every_time():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from medseg.reporting.grey_levels import CT_WINDOWS, PERCENTILE_WINDOW, grey_levels
+from medseg.figures.grey_levels import CT_WINDOWS, PERCENTILE_WINDOW, grey_levels
 
 
 @pytest.fixture

@@ -42,9 +42,18 @@ class GreyLevels:
     reason: str = ""
 
     def encode(self, image: np.ndarray) -> np.ndarray:
-        """The nearest level of each voxel, uint8; values beyond the ends take the end."""
+        """The nearest level of each voxel, uint8; values beyond the ends take the end, what is no number the first."""
         halfway = (self.values[1:] + self.values[:-1]) / 2
-        return np.searchsorted(halfway, image, side="right").astype(np.uint8)
+        levels = np.searchsorted(halfway, image, side="right").astype(np.uint8)
+        if image.dtype.kind == "f":
+            levels[np.isnan(image)] = 0
+        return levels
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Image values shown black and white through the first window."""
+        width, level = next(iter(self.windows.values()))
+        return level - width / 2, level + width / 2
 
     def shades(self, window: str) -> np.ndarray:
         """Brightness 0 to 1 of each level through a window, shape (256,)."""
@@ -61,10 +70,10 @@ def grey_levels(image: np.ndarray, modality: str | None = None) -> GreyLevels:
     """
     reason = ""
     if modality is None:
-        lowest = int(image.min()) if image.size else 0
+        lowest = float(np.fmin.reduce(image, axis=None)) if image.size else 0.0
         is_whole = image.dtype.kind in "ui" or bool((image.ravel()[:1000] % 1 == 0).all())
         if is_whole and _AIR_HU[0] <= lowest <= _AIR_HU[1]:
-            modality, reason = "CT", f"taken for CT because its lowest value is {lowest}"
+            modality, reason = "CT", f"taken for CT because its lowest value is {lowest:.0f}"
         else:
             modality = "image"
     if modality.upper() == "CT":

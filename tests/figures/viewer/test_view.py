@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 
-from medseg.reporting.case_view import MAX_VALUES, as_bytes, case_view, thinning_steps
+from medseg.figures.viewer.cut_out import MAX_VALUES, as_bytes, cut_out
+from medseg.figures.viewer.view import View, thinning_steps
 from medseg.volumes import Grid
+
+EVERYTHING = (slice(0, 0),) * 3
+
+
+def whole(labels: np.ndarray, affine: np.ndarray, image: np.ndarray, modality: str, **options: object) -> View:
+    """A view that keeps the whole image."""
+    named = {"modalities": {"image": modality}} | options
+    return cut_out(labels, labels, Grid(labels.shape, affine), [("image", image)], EVERYTHING, **named)
 
 
 def masks(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -15,7 +24,8 @@ def masks(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 def test_the_view_keeps_20_mm_around_both_masks_and_says_so():
     prediction, reference = masks((80, 70, 60))
     affine = np.diag([2.0, 3.0, 10.0, 1.0])
-    view = case_view(prediction, reference, Grid(reference.shape, affine), None)
+    box = (slice(30, 36), slice(30, 32), slice(40, 42))
+    view = cut_out(prediction, reference, Grid(reference.shape, affine), [], box)
     # 20 mm are 10, 7 and 2 voxels: i 30…35, j 30…31, k 40…41 grow by them
     assert view.reference.shape == (6 + 20, 2 + 14, 2 + 4)
     np.testing.assert_allclose(view.affine[:3, 3], [20 * 2, 23 * 3, 38 * 10])
@@ -27,7 +37,7 @@ def test_the_view_keeps_20_mm_around_both_masks_and_says_so():
 
 def test_without_labels_the_whole_image_is_kept():
     empty = np.zeros((9, 8, 7), np.uint8)
-    view = case_view(empty, empty, Grid(empty.shape, np.eye(4)), None)
+    view = cut_out(empty, empty, Grid(empty.shape, np.eye(4)), [], EVERYTHING)
     assert view.reference.shape == (9, 8, 7)
     assert view.remarks == ()
 
@@ -42,7 +52,7 @@ def test_label_bytes_are_exact_up_to_255_values():
 
 def test_more_values_than_bytes_are_named_as_left_out():
     label_map = np.arange(1, 1001).reshape(10, 10, 10)
-    view = case_view(label_map, label_map, Grid(label_map.shape, np.eye(4)), None)
+    view = cut_out(label_map, label_map, Grid(label_map.shape, np.eye(4)), [], EVERYTHING)
     assert "shows 255 of 1000 label values" in view.remarks
     assert int(np.count_nonzero(view.reference)) == 255
 
@@ -61,17 +71,21 @@ def test_a_thinned_view_averages_the_image_and_picks_labels(seed):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (24, 18, 12)).astype(np.uint8)
     labels = rng.integers(1, 4, image.shape).astype(np.uint8)
-    view = case_view(labels, labels, Grid(image.shape, np.diag([1.0, 1, 2, 1])), image, modality="MR")
+    view = whole(labels, np.diag([1.0, 1, 2, 1]), image, "MR")
     thin = view.thinned(700)
     steps = thin.steps
     assert thin.reference.size <= 700
     middle = tuple(slice((s - 1) // 2, None, s) for s in steps)
     np.testing.assert_array_equal(thin.reference, view.reference[middle])
-    blocks = view.image[tuple(slice(0, n // s * s) for n, s in zip(image.shape, steps, strict=True))].astype(float)
+    blocks = (
+        view.channels[0]
+        .levels[tuple(slice(0, n // s * s) for n, s in zip(image.shape, steps, strict=True))]
+        .astype(float)
+    )
     shape = [part for n, s in zip(blocks.shape, steps, strict=True) for part in (n // s, s)]
     means = blocks.reshape(shape).mean(axis=(1, 3, 5))
-    whole = tuple(slice(0, n) for n in means.shape)
-    assert np.abs(thin.image[whole] - means).max() <= 3  # three roundings down
+    inside = tuple(slice(0, n) for n in means.shape)
+    assert np.abs(thin.channels[0].levels[inside] - means).max() <= 3  # three roundings down
     # the first voxel shown lies where the voxel it was taken from lies
     first = view.affine @ [*((s - 1) // 2 for s in steps), 1]
     np.testing.assert_allclose(thin.affine[:, 3], first)
@@ -82,7 +96,7 @@ def test_a_huge_scan_is_picked_before_it_is_converted():
     # A scan that cannot be copied: one value shown through strides of 0 bytes.
     image = np.broadcast_to(np.int16(40), (1500, 1500, 900))
     labels = np.broadcast_to(np.uint8(1), image.shape)
-    view = case_view(labels, labels, Grid(image.shape, np.diag([0.5, 0.5, 0.6, 1])), image, modality="CT", known=[1])
+    view = whole(labels, np.diag([0.5, 0.5, 0.6, 1]), image, "CT", known=[1])
     assert view.reference.size <= 20_000_000
     thin = view.thinned(2_500_000)
     assert thin.reference.size <= 2_500_000

@@ -1,0 +1,143 @@
+"""One case cut and thinned to what a page can hold: channels and label maps as bytes on one small grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from medseg.figures.grey_levels import GreyLevels
+from medseg.figures.panels import Panel
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """One channel of an image as a page holds it.
+
+    Args:
+        levels: uint8 levels of ``grey``, (x, y, z).
+        grey: what the levels mean.
+        name: "T2", or empty where the image has one channel of no known name.
+    """
+
+    levels: np.ndarray
+    grey: GreyLevels
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What is shown of one case, along the page's axes (x, y, z: right, anterior, superior where a patient is known).
+
+    Args:
+        prediction: uint8; 0 is background, n the n-th of ``values``.
+        reference: the same, or None where there is nothing to compare with.
+        channels: of the image; none where no image is known.
+        values: label values in the order of their bytes.
+        affine: 4×4, index to mm (RAS+).
+        panels: the planes to show.
+        tilt_degrees: how oblique the grid is.
+        steps: how many of the file's voxels one shown voxel stands for along each axis.
+        notes: what was cropped or could not be shown.
+        left_out: names of channels that would have made the page too large.
+    """
+
+    prediction: np.ndarray
+    reference: np.ndarray | None
+    channels: tuple[Channel, ...]
+    values: tuple[int, ...]
+    affine: np.ndarray
+    panels: tuple[Panel, ...]
+    tilt_degrees: float = 0.0
+    steps: tuple[int, ...] = (1, 1, 1)
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm."""
+        x, y, z = (float(step) for step in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return x, y, z
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels of one of its volumes."""
+        return self.prediction.size
+
+    def volumes(self) -> dict[str, np.ndarray]:
+        """Everything a page must hold of it, by the name of its block."""
+        found = {"prediction": self.prediction}
+        if self.reference is not None:
+            found["reference"] = self.reference
+        return found | {f"image-{number}": channel.levels for number, channel in enumerate(self.channels)}
+
+    def thinned(self, max_voxels: int) -> View:
+        """This view with at most so many voxels: whole steps along the finest axes, images averaged, labels picked.
+
+        The labels of a block are those of its middle voxel, so that no label appears that was not there.
+        """
+        steps = thinning_steps(self.prediction.shape, self.spacing, max_voxels)
+        if max(steps) == 1:
+            return self
+        middle = tuple(slice((step - 1) // 2, None, step) for step in steps)
+        prediction = self.prediction[middle]
+        affine = self.affine.copy()
+        affine[:3, 3] += self.affine[:3, :3] @ [(step - 1) // 2 for step in steps]
+        affine[:3, :3] *= steps
+        return replace(
+            self,
+            prediction=prediction,
+            reference=None if self.reference is None else self.reference[middle],
+            channels=tuple(replace(c, levels=_block_means(c.levels, steps, prediction.shape)) for c in self.channels),
+            affine=affine,
+            steps=tuple(old * new for old, new in zip(self.steps, steps, strict=True)),
+        )
+
+    def without_last_channel(self) -> View:
+        """This view with its last channel left out."""
+        *kept, last = self.channels
+        return replace(self, channels=tuple(kept), left_out=(last.name, *self.left_out))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, which channels are left out, and how far the view is thinned."""
+        notes = list(self.notes)
+        if self.left_out:
+            channels = "channels" if len(self.left_out) > 1 else "channel"
+            notes.append(f"{channels} {', '.join(self.left_out)} left out: the page would be too large")
+        if max(self.steps) > 1:
+            shown = f"{shape_text(self.steps)}th voxel ({shape_text(self.prediction.shape)})"
+            notes.append(f"shown at every {shown}; the numbers are of all voxels")
+        return tuple(notes)
+
+
+def thinning_steps(shape: Sequence[int], spacing: Sequence[float], max_voxels: int) -> tuple[int, ...]:
+    """Steps along each axis that leave at most ``max_voxels``, always taken along the axis that is finest so far."""
+    steps = [1] * len(shape)
+
+    def left() -> int:
+        return math.prod(-(-size // step) for size, step in zip(shape, steps, strict=True))
+
+    while left() > max(max_voxels, 1):
+        open_axes = [axis for axis in range(len(shape)) if steps[axis] < shape[axis]]
+        steps[min(open_axes, key=lambda axis: spacing[axis] * steps[axis])] += 1
+    return tuple(steps)
+
+
+def _block_means(image: np.ndarray, steps: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """Mean of each block of steps; the blocks at the end repeat the last voxel."""
+    smooth = image
+    for axis, step in enumerate(steps):
+        if step > 1:
+            # a window of even size reaches one further to the left unless it is moved
+            smooth = ndimage.uniform_filter1d(smooth, step, axis=axis, mode="nearest", origin=step % 2 - 1)
+    middle = tuple(slice((step - 1) // 2, None, step) for step in steps)
+    return smooth[middle][tuple(slice(0, size) for size in shape)]
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Sizes as they are read aloud: 64×64×32."""
+    return "×".join(str(size) for size in shape)

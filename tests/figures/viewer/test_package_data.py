@@ -1,0 +1,32 @@
+"""What an installed package needs beside its Python files is named in pyproject.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import medseg
+from medseg.figures import viewer
+from medseg.reporting.report import SCRIPTS
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_script_and_style_of_the_pages_goes_into_the_wheel() -> None:
+    if not (ROOT / "pyproject.toml").is_file():
+        pytest.skip("the tests do not lie beside pyproject.toml")
+    globs = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    package = Path(medseg.__file__).parent
+    shipped = {path for name, of in globs.items() for glob in of for path in _folder(package, name).glob(glob)}
+    needed = [path for part in ("figures", "reporting") for path in (package / part).rglob("*") if path.is_file()]
+    needed = [path for path in needed if path.suffix != ".py" and "__pycache__" not in path.parts]
+    names = {path.name for path in needed}
+    assert {*viewer.SCRIPTS, *SCRIPTS, "viewer.css", "page.html", "report.css", "report.html"} == names
+    assert [path for path in needed if path not in shipped] == []
+
+
+def _folder(package: Path, name: str) -> Path:
+    """Where a package's name in the table points."""
+    return package.joinpath(*name.split(".")[1:])

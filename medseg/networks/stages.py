@@ -16,6 +16,7 @@ from medseg.networks.blocks import (
     pad_to,
     transposed_convolution,
 )
+from medseg.networks.joining import JoiningStage
 
 Fit = Literal["exact", "crop", "pad"]
 
@@ -43,7 +44,7 @@ class EncoderStage(nn.Module):
         return self.convolutions(self.downsample(x))
 
 
-class DecoderStage(nn.Module):
+class DecoderStage(JoiningStage):
     """Raise the resolution, join the skip of the same resolution (skip first), then convolve.
 
     Args:
@@ -54,9 +55,7 @@ class DecoderStage(nn.Module):
     """
 
     def __init__(self, upsample: nn.Module, convolutions: nn.Module, fit: Fit = "exact") -> None:
-        super().__init__()
-        self.upsample = upsample
-        self.convolutions = convolutions
+        super().__init__(upsample, convolutions, upsampled_first=False)
         self.fit = fit
 
     def forward(self, x: Tensor, skip: Tensor | list[Tensor]) -> Tensor:
@@ -67,14 +66,14 @@ class DecoderStage(nn.Module):
             skip: the encoder's map, or a list whose last entry it is. The entry is taken off, so that without gradients
                 the map is freed as soon as it has been joined (a fifth of the peak of a U-Net).
         """
-        x = self.join(x, skip.pop() if isinstance(skip, list) else skip)
-        for block in self.convolutions.children():
-            x = block(x)
+        x, layers = self.begin(x, [skip.pop() if isinstance(skip, list) else skip])
+        for layer in layers:
+            x = layer(x)
         return x
 
-    def join(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Return the skip and the upsampled `x` as one map."""
-        x = self.upsample(x)
+    def join(self, coarser: Tensor, same_level: Sequence[Tensor]) -> Tensor:
+        """Return the skip and the upsampled `coarser` as one map."""
+        x, [skip] = self.upsample(coarser), same_level
         if self.fit == "pad":
             x = pad_to(x, skip.shape[2:])
         elif self.fit == "crop":

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from medseg.errors import NetworkError
@@ -12,24 +11,23 @@ from medseg.networks.blocks import Activation, Order, Upsampling, is_eager, make
 from medseg.networks.geometry import StageGeometry
 from medseg.networks.heads import HeadKind, make_head
 from medseg.networks.initialization import Initialization, initialize
+from medseg.networks.joining import JoiningStage
 from medseg.networks.normalization import Norm
 from medseg.networks.recompute import run
 from medseg.networks.stages import EncoderStage, convolutions, make_upsample, max_pool
 
 
-class NestedNode(nn.Module):
+class NestedNode(JoiningStage):
     """x_{i,j} = H([Up(x_{i+1,j−1}), x_{i,0}, …, x_{i,j−1}])."""
 
     def __init__(self, upsample: nn.Module, convolutions: nn.Module) -> None:
-        super().__init__()
-        self.upsample = upsample
-        self.convolutions = convolutions
+        super().__init__(upsample, convolutions, upsampled_first=True)
 
     def forward(self, coarser: Tensor, *same_level: Tensor) -> Tensor:
         """Return the node's map at the resolution of `same_level`."""
-        x = torch.cat([self.upsample(coarser), *same_level], dim=1)
-        for block in self.convolutions.children():
-            x = block(x)  # without gradients the joined maps are freed after the first
+        x, layers = self.begin(coarser, same_level)
+        for layer in layers:
+            x = layer(x)  # without gradients the joined maps are freed after the first
         return x
 
 

@@ -16,6 +16,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg.training.finite_steps import FiniteSteps, all_finite
+from medseg.training.freed_memory import keep_freed_memory
 from medseg.training.precision import Precision, autocast
 from medseg.training.precision_choice import PrecisionChoice, resolved
 from medseg.training.processes import is_main_process
@@ -64,6 +65,7 @@ class TrainingUpdate:
         self.channels_last = channels_last
         self.max_grad_norm = max_grad_norm
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        keep_freed_memory()
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> dict[str, Any]:
         moved = {key: _moved(batch, key, engine) for key in (Keys.IMAGE, Keys.LABEL)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from medseg.datasets.manifest import Manifest
 from medseg.datasets.manifest_fields import parse_manifest
+from medseg.datasets.nnunet import DATASET_FILE, is_dataset_json, parse_dataset_json
 from medseg.errors import ManifestError
 
 # A wheel carries the manifests inside the package; a checkout keeps them at the top, where people look for them.
@@ -35,14 +37,23 @@ def list_manifests() -> list[str]:
 
 
 def read_manifest(name_or_path: Path | str) -> Manifest:
-    """Read a shipped manifest by name ("hippocampus") or any manifest file by path.
+    """Read a shipped manifest by name ("hippocampus"), any manifest file by path, or a raw nnU-Net data set.
+
+    Args:
+        name_or_path: a name, a manifest file, or a `dataset.json` of nnU-Net or the Decathlon or the folder it lies in.
 
     Raises:
         ManifestError: no such manifest, or its content breaks a rule; one line that names the file and the key.
     """
     path = _find(name_or_path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            content = json.loads(text)
+            return parse_dataset_json(content, path) if is_dataset_json(content) else parse_manifest(content, path)
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}: is not valid JSON: {error}") from error
     except OSError as error:
         raise ManifestError(f"{path}: could not be read: {error.strerror}; check its name and permissions") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -53,7 +64,14 @@ def read_manifest(name_or_path: Path | str) -> Manifest:
 
 def _find(name_or_path: Path | str) -> Path:
     path = Path(name_or_path)
-    if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    is_name = isinstance(name_or_path, str) and name_or_path in list_manifests()
+    if not is_name and path.is_dir():
+        if not (path / DATASET_FILE).is_file():
+            raise ManifestError(
+                f"{path}: a folder without {DATASET_FILE}; name a manifest file or a raw nnU-Net folder"
+            )
+        return path / DATASET_FILE
+    if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         if not path.is_file():
             raise ManifestError(f"{path}: no such manifest file; shipped ones are {', '.join(list_manifests())}")
         return path

@@ -14,6 +14,7 @@ from medseg.datasets.catalogue import read_manifest
 from medseg.datasets.checks import case_problems
 from medseg.datasets.folds import split_by_presence
 from medseg.datasets.manifest import FilePatterns, Manifest
+from medseg.datasets.nnunet import DATASET_FILE
 from medseg.datasets.phantoms import generate_phantoms
 from medseg.errors import ManifestError, VolumeError
 
@@ -69,7 +70,7 @@ class PreparationReport:
 
 def prepare(
     name_or_path: Path | str,
-    root: Path | str,
+    root: Path | str | None = None,
     source: Path | str | None = None,
     link: bool = False,
     progress: bool = False,
@@ -81,8 +82,9 @@ def prepare(
     appears whole or not at all. Files of ``source`` are only read.
 
     Args:
-        name_or_path: a shipped manifest's name or a manifest file.
-        root: the folder to fill. It may be the same as ``source``: then the files stay where they are.
+        name_or_path: a shipped manifest's name, a manifest file, or a raw nnU-Net data set (``read_manifest``).
+        root: the folder to fill. It may be the same as ``source``: then the files stay where they are. Only a raw
+            nnU-Net data set can do without: it is verified where it lies.
         source: a folder to take the files from, laid out as the manifest or the original archive names them; a part
             of the cases is enough.
         link: link to the files of ``source`` instead of copying them. A copy, the default, outlives its source.
@@ -95,7 +97,8 @@ def prepare(
     Raises:
         ManifestError: the manifest, the folder or the download cannot be used, or there is no way to get the files.
     """
-    manifest, root = read_manifest(name_or_path), Path(root)
+    manifest = read_manifest(name_or_path)
+    root = _home(manifest) if root is None else Path(root)
     _make_folder(root)
     base, patterns, method = _obtain(manifest, root, None if source is None else Path(source), link, progress)
     present: list[str] = []
@@ -129,6 +132,13 @@ def prepare(
         licence=manifest.licence,
         citations=manifest.citations,
     )
+
+
+def _home(manifest: Manifest) -> Path:
+    """Where a raw nnU-Net data set's files lie: beside its `dataset.json`."""
+    if manifest.path is None or manifest.path.name != DATASET_FILE:
+        raise ManifestError(f"{manifest.name}: give the folder of the data set, --root; only nnU-Net's have their own")
+    return manifest.path.parent
 
 
 def _obtain(

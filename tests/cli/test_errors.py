@@ -9,47 +9,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import yaml
+from cli.commands import run, write
 
 from medseg import weights
 from medseg.cli import main
-from medseg.plan import read_plan
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "tiny_segmentation"
-    shutil.copytree(BUNDLES / "phantom_cells_segmentation", folder, ignore=shutil.ignore_patterns("models"))
-    plan_file = folder / "configs" / "plan.json"
-    plan = json.loads(plan_file.read_text())
-    plan["network"]["arguments"] |= {"channels": [4, 8], "strides": [2]}
-    plan["patch"] = plan["tile"] = [8, 8, 8]
-    plan_file.write_text(json.dumps(plan))
-    (folder / "models").mkdir()
-    torch.save(read_plan(plan_file).create_network().state_dict(), folder / "models" / "model.pt")
-    digest = weights.sha256(folder / "models" / "model.pt")
-    entry = {"path": "models/model.pt", "hash_type": "sha256", "hash_val": digest}
-    (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}))
-    return folder
-
-
-def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
-    return path
-
-
-def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
-    try:
-        main([str(a) for a in arguments])
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def scan_missing(folder: Path) -> Path:

@@ -1,0 +1,53 @@
+"""`medseg bundle …`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from medseg.cli.options import Bundle, Json
+from medseg.errors import MedsegError
+
+
+def promote(
+    bundle: Bundle,
+    run: Annotated[Path, typer.Option("--from", help="output_dir of a finished training.")],
+    as_json: Json = False,
+) -> None:
+    """Make a run's weights the bundle's own."""
+    from medseg.bundle import promote as promote_run
+
+    promoted = promote_run(bundle, run)
+    if as_json:
+        facts = {"weights": str(promoted.weights), "megabytes": promoted.megabytes, "sha256": promoted.sha256}
+        print(json.dumps(facts, indent=2))
+    else:
+        print(f"{promoted.weights}  {promoted.megabytes:.1f} MB  sha256 {promoted.sha256}")
+
+
+def verify(bundle: Bundle, as_json: Json = False) -> None:
+    """Check a bundle's files against each other and run its network once."""
+    from medseg.bundle import verify as verify_bundle
+
+    checks = verify_bundle(bundle)
+    if as_json:
+        print(json.dumps([vars(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{'ok' if check.passed else 'FAILED':8}{check.name}: {check.message}")
+    if not all(check.passed for check in checks):
+        raise MedsegError(f"{bundle}: {sum(not c.passed for c in checks)} of {len(checks)} checks failed")
+
+
+def export(
+    bundle: Bundle,
+    format: Annotated[Literal["torchscript", "onnx", "safetensors"], typer.Option(help="What to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file; its ending must be the format's.")],
+) -> None:
+    """Write the network with its weights for other runtimes."""
+    from medseg.bundle import export as export_bundle
+
+    print(export_bundle(bundle, format, out))

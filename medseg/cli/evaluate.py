@@ -1,0 +1,107 @@
+"""`medseg evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from medseg.cli.options import Json, check_folder
+from medseg.errors import EvaluationError, OptionError
+
+
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of predicted label maps, or one file.", metavar="PREDICTIONS")
+    ],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of reference label maps, or one file.", metavar="REFERENCES")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for metrics.csv, summary.json and report.html.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(help="What the values mean: a manifest, a raw nnU-Net folder or a bundle; else each value alone."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Other predictions to compare with: a folder, or an earlier metrics.csv.")
+    ] = None,
+    instances: Annotated[
+        Literal["components", "brats", "em"] | None, typer.Option(help="Add object metrics of this kind.")
+    ] = None,
+    tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD in mm.")] = 1.0,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws, at least 2000.", min=2000)] = 10000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out cases with a problem instead of stopping.")
+    ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the scans the report shows; by default as the manifest says."),
+    ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Numbers only in the report: no patient images.")
+    ] = False,
+    anonymise_ids: Annotated[
+        bool, typer.Option("--anonymise-ids", help="Number cases in the report instead of naming them.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare predictions with references and write a report."""
+    check_folder(out)
+    if images is not None and not images.exists():
+        raise OptionError(f"{images}: no such folder of scans; correct --images")
+    from medseg.evaluation import evaluate as run
+    from medseg.reporting import write_report
+
+    meaning = _meaning(labels)
+    report = out / "report.html"
+    try:
+        result = run(
+            predictions,
+            references,
+            out=out,
+            labels=meaning,
+            against=against,
+            allow_missing=allow_missing,
+            tolerance_mm=tolerance_mm,
+            instances=instances,
+            num_draws=draws,
+            seed=seed,
+            progress=not as_json,
+        )
+    except EvaluationError as error:
+        if allow_missing:  # a run over many cases leaves a page that says why there is nothing to see
+            write_report(None, report, failure=str(error))
+        raise
+    written = write_report(
+        result,
+        report,
+        images=images,
+        labels=meaning,
+        with_images=not no_images,
+        anonymise_ids=anonymise_ids,
+        progress=not as_json,
+    )
+    if as_json:
+        print(json.dumps(result.summary, indent=2))
+    else:
+        result.print()
+        print(f"{written.path}  {written.megabytes:.1f} MB")
+        for sentence in written.left_out:
+            print(f"medseg: report: {sentence}", file=sys.stderr)
+
+
+def _meaning(labels: str | None) -> Mapping[str, Any] | str | None:
+    """The labels of a bundle or its plan.json; anything else is a manifest for the evaluation to read."""
+    if labels is None:
+        return None
+    plan_file = next((p for p in (Path(labels), Path(labels, "configs", "plan.json")) if p.name == "plan.json"), None)
+    if plan_file is None or not plan_file.is_file():
+        return labels
+    from medseg.plan import read_plan
+
+    return dict(read_plan(plan_file).labels)

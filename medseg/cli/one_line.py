@@ -1,0 +1,68 @@
+"""Running an application so that everything a user can get wrong ends in one line on stderr."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from medseg.errors import MedsegError
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
+# Typer brings its own copy of click or uses the one installed; the base of its exported class is right for both.
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
+
+
+def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
+    """Run a Typer application.
+
+    Raises:
+        SystemExit: always; 0, 1 for an error of the input, 2 for one of the command line, 130 after Ctrl-C.
+        Exception: as it was raised, with --debug or where it is a defect rather than an error of the input.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII terminal shows "?" for "×" instead of stopping the command
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        code = app([a for a in given if a != "--debug"], prog_name="medseg", standalone_mode=False)
+    except _UsageError as error:
+        code = _say_usage(error)
+    except (MedsegError, OSError) as error:
+        if debug:
+            raise
+        line = str(error) if isinstance(error, MedsegError) else _system_error(error)
+        print(f"medseg: {line}", file=sys.stderr)
+        code = 1
+    if code == INTERRUPTED:
+        print("medseg: interrupted; what is finished is kept", file=sys.stderr)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _say_usage(error: Any) -> int:
+    """Print what is wrong with the command line; the help itself where nothing was asked for."""
+    path = error.ctx.command_path if error.ctx is not None else "medseg"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.ctx.get_help())
+        return 2
+    print(f"{path}: {_usage_message(error)} (see {path} --help)", file=sys.stderr)
+    return 2
+
+
+def _usage_message(error: Any) -> str:
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption" and option:
+        close = difflib.get_close_matches(option, error.possibilities or (), n=1, cutoff=0)
+        return f"no such option {option}" + (f"; did you mean {close[0]}?" if close else "")
+    message = " ".join(error.format_message().replace("Value error, ", "").split()).removesuffix(".")
+    return message[:1].lower() + message[1:]
+
+
+def _system_error(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}; check the path and its permissions" if error.filename else reason

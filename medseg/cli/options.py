@@ -1,0 +1,26 @@
+"""Options that several commands share, and checks of values that no command should start work with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.errors import OptionError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle.", metavar="BUNDLE")]
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an --out that can be no folder before any work is done for it.
+
+    Raises:
+        OptionError: it is, or would lie in, a file.
+    """
+    for path in (out, *out.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise OptionError(f"{path}: a file, but --out names a folder; choose another")
+            return

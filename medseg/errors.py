@@ -49,6 +49,10 @@ class MemoryLimitError(MedsegError, MemoryError):
     """The work cannot be done within the memory allowed."""
 
 
+class NonFiniteError(MedsegError, FloatingPointError):
+    """A training has lost its numbers: step after step the loss or the gradient is not finite."""
+
+
 class OptionError(MedsegError, ValueError):
     """An option of a command or function has a value that cannot be used."""
 

@@ -4,7 +4,7 @@ from medseg.training.averaging import AveragedNetwork, WeightAveraging
 from medseg.training.batch_augmentation import BatchAugmentation
 from medseg.training.checkpoint import Checkpointing
 from medseg.training.deep_supervision import DeepSupervision
-from medseg.training.finite_steps import FiniteSteps, NonFiniteError
+from medseg.training.finite_steps import FiniteSteps
 from medseg.training.history import TrainingHistory
 from medseg.training.initial_weights import load_initial_weights
 from medseg.training.iteration_update import EvaluationUpdate, TrainingUpdate
@@ -27,7 +27,6 @@ __all__ = [
     "EvaluationUpdate",
     "FiniteSteps",
     "MappedCases",
-    "NonFiniteError",
     "PolynomialWarmUp",
     "PrecisionChoice",
     "PrecisionProbe",

@@ -111,7 +111,8 @@ class Checkpointing:
             raise WeightsError(
                 f"{path}: lacks {', '.join(absent)}, which this training needs to go on; train into another output_dir"
             )
-        changed = [key for key, value in self.plan.to_dict().items() if state["plan"].get(key) != value]
+        now, then = self.plan.to_dict(), state["plan"]
+        changed = [key for key in {**now, **then} if now.get(key) != then.get(key)]
         if changed:
             raise WeightsError(
                 f"{self.plan.source}: {changed[0]} differs from the plan the checkpoint was trained with; "

@@ -9,12 +9,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 
-from medseg.errors import MedsegError
+from medseg.errors import NonFiniteError
 from medseg.training.processes import all_agree
-
-
-class NonFiniteError(MedsegError, FloatingPointError):
-    """A training has lost its numbers: step after step the loss or the gradient is not finite."""
 
 
 class FiniteSteps:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys as Keys
 from torch.optim import Optimizer
@@ -22,7 +25,7 @@ Row = dict[str, float]
 
 
 class TrainingHistory:
-    """Keep `history.csv` up to date after every epoch and `training.png` after every validation, in `output_dir`.
+    """Keep `history.csv` up to date after every epoch, and `training.png` after every validation and at the end.
 
     A row holds the step, the epoch (a fraction where validation comes inside one), the mean training loss since the row
     before, the learning rate, and the validation metrics, if any; where steps were skipped (see `FiniteSteps`), how
@@ -50,6 +53,7 @@ class TrainingHistory:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        engine.add_event_handler(Events.COMPLETED, self._draw)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._end_validation, engine)
 
@@ -68,9 +72,13 @@ class TrainingHistory:
         write_history(self.output_dir / "history.csv", self.rows)
 
     def _end_validation(self, evaluator: Engine, engine: Engine) -> None:
-        metrics = {name: float(value) for name, value in evaluator.state.metrics.items() if _is_number(value)}
-        self._row(engine).update(metrics)
+        self._row(engine).update(numbers(evaluator.state.metrics))
         write_history(self.output_dir / "history.csv", self.rows)
+        self._draw(engine)
+
+    def _draw(self, engine: Engine) -> None:
+        if not self.rows:  # resumed where nothing was left to do, without its history
+            return
         try:
             draw_history(self.rows, self.output_dir / "training.png")
         except ImportError as error:
@@ -145,6 +153,17 @@ def last_loss(engine: Engine) -> float:
     return float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
 
 
+def numbers(metrics: Mapping[str, Any]) -> Row:
+    """Those metrics of an evaluator that are one number: Python's, NumPy's or a tensor's."""
+    return {name: float(value) for name, value in metrics.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def _plot(axes: Any, rows: list[Row], name: str, color: str, label: str, **style: Any) -> None:
     points = [(row["epoch"], row[name]) for row in rows if name in row]
     if points:
@@ -157,7 +176,3 @@ def _last(rows: list[Row], name: str) -> float:
 
 def _parsed(value: str) -> float:
     return int(value) if value.isdecimal() else float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (hasattr(value, "numel") and value.numel() == 1)

@@ -19,6 +19,7 @@ from monai.transforms import Compose, RandomizableTrait, Transform
 from medseg.training.processes import barrier, process_count, process_rank
 from medseg.training.record import versions
 from medseg.volumes.atomic import replacing
+from medseg.volumes.digest import file_sha256
 
 # what a MetaTensor's header holds beside plain values and tensors
 _SAFE = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar]  # type: ignore[attr-defined]
@@ -124,7 +125,6 @@ def _case_digest(recipe: str, case: Mapping[str, Any]) -> str:
         for part in value if isinstance(value, list | tuple) else [value]:
             digest.update(f"{key}\n".encode())
             if isinstance(part, str | Path) and Path(part).is_file():
-                with Path(part).open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                digest.update(file_sha256(part).encode())
             digest.update(f"{part}\n".encode())  # names are in the prepared case, too
     return digest.hexdigest()

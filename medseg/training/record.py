@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -20,9 +21,11 @@ from ignite.engine import Engine, Events
 import medseg
 from medseg.plan import Plan
 from medseg.training.finite_steps import FiniteSteps
+from medseg.training.history import numbers
 from medseg.training.precision_choice import PrecisionChoice, resolved
 from medseg.training.processes import is_main_process, process_count
 from medseg.volumes import atomic
+from medseg.volumes.digest import file_sha256
 
 RECORD_NAME = "training.json"
 WEIGHTS_NAME = "model.pt"
@@ -102,7 +105,7 @@ class TrainingRecord:
         return {
             "bundle": self.plan.name,
             "plan_digest": self.plan.digest,
-            "weights_sha256": hashlib.sha256((self.output_dir / WEIGHTS_NAME).read_bytes()).hexdigest(),
+            "weights_sha256": file_sha256(self.output_dir / WEIGHTS_NAME),
             "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
             "settings": self.settings,
             "epochs": engine.state.epoch,
@@ -110,7 +113,7 @@ class TrainingRecord:
             "skipped_steps": FiniteSteps.of(engine).skipped,
             "cases": len(self.cases),
             "data_sha256": data_checksum(self.cases),
-            "validation": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
+            "validation": {name: value if math.isfinite(value) else None for name, value in numbers(metrics).items()},
             "processes": process_count(),
             "resumed_at_epoch": self._first_epoch or None,  # then the minutes are those since
             "minutes": round((time.monotonic() - self._started) / 60, 1),
@@ -123,13 +126,13 @@ class TrainingRecord:
 
 
 def data_checksum(cases: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 over the contents of every file of the cases, in the order of their names."""
-    files = sorted({Path(name) for case in cases for name in _file_names(case)}, key=lambda file: file.name)
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
+    """SHA-256 over the names and contents of every file of the cases, wherever they lie.
+
+    A case's scan and label map often share a name, so the lines are sorted, not the files.
+    """
+    files = {Path(name) for case in cases for name in _file_names(case)}
+    lines = sorted(f"{file.name} {file_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _file_names(case: Mapping[str, Any]) -> list[str]:

@@ -82,6 +82,12 @@ def test_another_plan_is_refused(tmp_path, plan):
         train(tmp_path, changed, 2, total=2, resume=True)
 
 
+def test_a_value_the_plan_no_longer_states_is_a_change_as_well(tmp_path, plan):
+    train(tmp_path, dataclasses.replace(plan, air_below=-400.0), 1, total=2)
+    with pytest.raises(WeightsError, match="air_below differs from the plan the checkpoint was trained with"):
+        train(tmp_path, plan, 2, total=2, resume=True)
+
+
 def tear(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 

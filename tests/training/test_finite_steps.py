@@ -10,14 +10,13 @@ from monai.engines import SupervisedTrainer
 from training.bundle_runs import BUNDLES
 from training.test_iteration_update import batch, small_network
 
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, NonFiniteError
 from medseg.losses import WeightedCrossEntropyLoss
 from medseg.plan import read_plan
 from medseg.training import (
     AveragedNetwork,
     Checkpointing,
     FiniteSteps,
-    NonFiniteError,
     TrainingHistory,
     TrainingRecord,
     TrainingUpdate,

@@ -10,7 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from medseg.training import TensorBoardHistory, TrainingHistory
 from medseg.training.history import read_history
-from medseg.training.tensorboard import case_pictures
 
 LOSSES = [4.0, 2.0, 1.0, 3.0, 0.5, 1.5]
 
@@ -34,8 +33,9 @@ def engines(directory: Path, validate_every: int, resume_at: int = 0) -> tuple[E
 
     @evaluator.on(Events.EPOCH_COMPLETED)
     def score() -> None:
-        evaluator.state.metrics = {"dice": trainer.state.iteration / 10, "dice_a": 0.5, "cases": "no number"}
-        evaluator.state.metrics.pop("cases")
+        kinds = {"dice_a": np.float32(0.5), "dice_b": torch.tensor([0.25])}
+        neither = {"cases": "no number", "curve": torch.zeros(3)}
+        evaluator.state.metrics = {"dice": trainer.state.iteration / 10, **kinds, **neither}
 
     TrainingHistory(directory, optimizer, evaluator).attach(trainer)
     TensorBoardHistory(directory, optimizer, evaluator, network).attach(trainer)
@@ -64,7 +64,7 @@ def test_the_table_holds_mean_losses_rates_and_metrics(tmp_path):
     assert [row["learning_rate"] for row in rows] == pytest.approx([1 / 2, 1 / 4, 1 / 6])
     assert [row.get("dice") for row in rows] == [None, 0.4, None]
     with (tmp_path / "history.csv").open() as stream:
-        assert next(csv.reader(stream)) == ["step", "epoch", "loss", "learning_rate", "dice", "dice_a"]
+        assert next(csv.reader(stream)) == ["step", "epoch", "loss", "learning_rate", "dice", "dice_a", "dice_b"]
 
 
 def test_validations_inside_an_epoch_have_their_own_rows(tmp_path):
@@ -85,6 +85,13 @@ def test_the_picture_is_there_after_every_validation(tmp_path):
     assert not np.array_equal(first, imread(tmp_path / "training.png"))
 
 
+def test_the_picture_is_there_without_a_validation(tmp_path):
+    from matplotlib.image import imread
+
+    train(tmp_path, 1, validate_every=99)
+    assert imread(tmp_path / "training.png").std() > 0.05
+
+
 def test_a_resumed_training_goes_on_with_the_rows_of_its_checkpoint(tmp_path):
     train(tmp_path, 3)
     whole = read_history(tmp_path / "history.csv")
@@ -98,7 +105,10 @@ def test_a_resumed_training_goes_on_with_the_rows_of_its_checkpoint(tmp_path):
 
 def test_without_matplotlib_the_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.warns(UserWarning, match=r"training\.png is not drawn: pictures need matplotlib"):
+    with (
+        pytest.warns(UserWarning, match=r"training\.png is not drawn: pictures need matplotlib"),
+        pytest.warns(UserWarning, match="TensorBoard gets no pictures: pictures need matplotlib"),
+    ):
         train(tmp_path, 1)
     assert read_history(tmp_path / "history.csv")
     assert not (tmp_path / "training.png").exists()
@@ -111,20 +121,9 @@ def test_tensorboard_holds_every_step_and_validation(tmp_path):
     rates = [e.value for e in found.Scalars("train/learning_rate")]
     assert rates == pytest.approx([1 / step for step in range(1, 7)])
     assert [e.value for e in found.Scalars("validation/dice")] == pytest.approx([0.2, 0.4, 0.6])
-    assert len(found.Scalars("validation/dice_a")) == 3
-    assert set(found.Tags()["images"]) == {"validation/image", "validation/label", "validation/pred"}
+    assert [e.value for e in found.Scalars("validation/dice_a") + found.Scalars("validation/dice_b")] == 3 * [
+        0.5
+    ] + 3 * [0.25]
+    assert not {"validation/cases", "validation/curve"} & set(found.Tags()["scalars"])
+    assert set(found.Tags()["images"]) == {f"validation/{name}" for name in ("image", "reference", "prediction")}
     assert {"weights/weight", "gradients/weight", "gradients/bias"} <= set(found.Tags()["histograms"])
-
-
-def test_pictures_show_the_slice_with_most_of_the_reference():
-    label = torch.zeros(1, 4, 6, 5)
-    label[0, 1, 2, 3] = 1
-    logits = torch.zeros(3, 4, 6, 5)
-    logits[2, :, 0, 3] = 1  # class 2 along one row of that slice
-    logits[0, :, 1:, :] = 1
-    pictures = case_pictures([{"label": label, "pred": logits}])
-    coloured = (pictures["label"] > 0).any(-1)
-    assert coloured.shape == (6, 4)
-    assert np.argwhere(coloured).tolist() == [[2, 1]]
-    assert np.argwhere((pictures["pred"] > 0).any(-1)).tolist() == [[0, i] for i in range(4)]
-    assert len({tuple(pictures[name][coloured if name == "label" else 0][0]) for name in pictures}) == 2

@@ -1,6 +1,7 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
@@ -38,12 +39,44 @@ def test_writes_plain_weights_and_their_record(tmp_path, plan):
     assert record["data_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def test_a_metric_without_a_value_is_null(tmp_path, plan):
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.metrics = {
+        "val_mean_dice": float("nan"),
+        "val_mean_dice_a": np.float32(0.5),
+        "curve": torch.zeros(2),
+    }
+    engine = Engine(lambda engine, batch: None)
+    engine.state.device = torch.device("cpu")
+    TrainingRecord(tmp_path, plan.create_network(), plan, [], {}, evaluator).attach(engine)
+    engine.run([0], max_epochs=1)
+    text = (tmp_path / "training.json").read_text()
+    assert json.loads(text)["validation"] == {"val_mean_dice": None, "val_mean_dice_a": 0.5}
+    assert "NaN" not in text  # no JSON
+
+
 def test_the_data_checksum_sees_contents_not_places(tmp_path):
     for folder, content in (("one", b"1"), ("two", b"1"), ("three", b"2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "scan.nii.gz").write_bytes(content)
     sums = [data_checksum([{"image": tmp_path / f / "scan.nii.gz"}]) for f in ("one", "two", "three")]
     assert sums[0] == sums[1] != sums[2]
+
+
+def test_the_data_checksum_does_not_depend_on_the_order_of_scan_and_label_map(tmp_path):
+    """Both have the same name in most data sets, and the order of a set of paths changes from run to run."""
+
+    def data(images: str, labels: str) -> str:
+        cases = []
+        for number in range(12):
+            files = {"image": tmp_path / images / f"{number}.nii.gz", "label": tmp_path / labels / f"{number}.nii.gz"}
+            for role, file in files.items():
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(f"{role} {number}".encode())
+            cases.append(files)
+        return data_checksum(cases)
+
+    assert data("images", "labels") == data("zebra", "ant") == data("scans", "references")
 
 
 def test_an_earlier_result_is_kept_under_another_name(tmp_path, plan):

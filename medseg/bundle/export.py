@@ -8,7 +8,10 @@ from typing import Literal
 from medseg import weights
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load_network
+from medseg.errors import OptionError
 from medseg.networks.export import export_onnx, export_torchscript
+
+FORMATS = ("torchscript", "onnx", "safetensors")
 
 
 def export(bundle: str | Path, format: Literal["torchscript", "onnx", "safetensors"], out: str | Path) -> Path:
@@ -24,8 +27,11 @@ def export(bundle: str | Path, format: Literal["torchscript", "onnx", "safetenso
 
     Raises:
         WeightsError, BundleError: as `medseg.load`.
+        OptionError: there is no such format.
         NetworkError: the ending is another format's, or ONNX's packages are not installed.
     """
+    if format not in FORMATS:
+        raise OptionError(f"format must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, found {format!r}")
     network = load_network(bundle)
     if format == "torchscript":
         return export_torchscript(network, out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden_sample import read_golden_sample
-from medseg.errors import BundleError
+from medseg.errors import BundleError, OptionError
 from medseg.inference import Predictor, SlicePredictor
 from medseg.inference.backend import Backend
 from medseg.inference.backend_choice import GoldenCheck
@@ -36,6 +36,7 @@ def load(
     Raises:
         BundleError, PlanError: the folder is not a loadable bundle.
         WeightsError: weights are absent, altered or do not fit the plan's network.
+        OptionError: weights is an empty list.
     """
     bundle = BundleFolder(Path(path))
     if bundle.inference_differs_from_template():
@@ -45,6 +46,10 @@ def load(
             stacklevel=2,
         )
     given = [weights] if weights is None or isinstance(weights, str | Path) else list(weights)
+    if not given:
+        raise OptionError(
+            f"{bundle.path}: weights must name at least one file, found none; leave it out for the bundle's own"
+        )
     networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
     options.setdefault("golden_check", _golden_check(bundle, digests))
     kind = Predictor if bundle.plan.slice_axis is None else SlicePredictor

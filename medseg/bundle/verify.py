@@ -68,7 +68,7 @@ def _run(name: str, check: Callable[[BundleFolder], str], folder: BundleFolder) 
         return Check(name, True, check(folder))
     except (MedsegError, _BrokenPromiseError) as error:
         return Check(name, False, str(error))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         # a bundle can be broken in ways nobody listed, and naming them is what verification is for
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
 

@@ -22,7 +22,8 @@ class SlidingWindow(Inferer):
     volume for the weights.
 
     Args:
-        roi_size: tile in voxels, one size an axis; 0 or less takes the image's own size along that axis.
+        roi_size: tile in voxels, one size an axis; 0 or less takes the image's own size along that axis. Volumes of
+            one axis more are predicted slice by slice along their last axis, as `monai.inferers.SliceInferer` does.
         overlap: fraction of a tile shared with its neighbour, in [0, 1).
         mode: "gaussian" or "constant" weights of a tile's voxels.
         sw_batch_size: tiles given to the network at once.
@@ -61,6 +62,22 @@ class SlidingWindow(Inferer):
             kwargs: passed on to the network.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        predict = self._predict_slices if plain.ndim - 3 == len(self.roi_size) else self._predict
+        merged = predict(plain, lambda tiles: _plain(network(tiles, *args, **kwargs)))
+        return MetaTensor(merged).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else merged
+
+    def _predict_slices(self, plain: torch.Tensor, predict: Callable[[torch.Tensor], Any]) -> torch.Tensor:
+        merged: torch.Tensor | None = None
+        for number in range(plain.shape[-1]):
+            found = self._predict(plain[..., number], predict)
+            if merged is None:
+                merged = found.new_empty((*found.shape, plain.shape[-1]))
+            merged[..., number] = found
+        if merged is None:
+            raise ValueError(f"a volume needs at least one slice, found shape {tuple(plain.shape)}")
+        return merged
+
+    def _predict(self, plain: torch.Tensor, predict: Callable[[torch.Tensor], Any]) -> torch.Tensor:
         device = torch.device(self.device or plain.device)
         tile_device = torch.device(self.sw_device or plain.device)
         grid = lay_tiles(plain.shape[2:], self.roi_size, self.overlap)
@@ -77,11 +94,10 @@ class SlidingWindow(Inferer):
                     merged = torch.empty(shape, dtype=torch.float32, device=device)
                 merged[b][(slice(None), *block.region)] = block.values
 
-            predict = lambda tiles: _plain(network(tiles, *args, **kwargs))  # noqa: E731
             merge_tiles(image, grid, weight, predict, place, self.sw_batch_size, tile_device)
         if merged is None:
             raise ValueError(f"a batch needs at least one image, found shape {tuple(plain.shape)}")
-        return MetaTensor(merged).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else merged
+        return merged
 
 
 def _plain(output: Any) -> Any:

@@ -11,6 +11,7 @@ _MODULES = {
     "boundary_weight": "BoundaryWeightMap",
     "restore": "RestoreToNative",
     "labelled_slices": "KeepLabelledSlices",
+    "slice_spacing": "SliceSpacing",
 }
 
 _HOMES = {

@@ -19,6 +19,8 @@ from medseg.transforms.intensity_scheme import ChannelScaling, checked_scheme, s
 # the keys of inverse traces: without this, PersistentDataset(track_meta=True) could not read its own files back
 torch.serialization.add_safe_globals([TraceKeys])
 
+_RECORDED = ("shift", "scale")  # what `inverse` needs
+
 Normalization = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
@@ -45,13 +47,16 @@ class NormalizeIntensityByModality(InvertibleTransform):
 
     Args:
         normalization: one dictionary a channel, or a single one for all channels.
+        spatial_dims: axes of an image; a volume of one more is taken as a stack of images along its last axis, each
+            with statistics of its own. None takes every image as a whole.
 
     Raises:
         PlanError: unknown scheme or parameter, missing parameter, or a value that cannot be used.
         ShapeError: (call) the image's channels are not as many as the dictionaries.
     """
 
-    def __init__(self, normalization: Normalization) -> None:
+    def __init__(self, normalization: Normalization, spatial_dims: int | None = None) -> None:
+        self.spatial_dims = spatial_dims
         self.is_shared = isinstance(normalization, Mapping)
         entries = [normalization] if isinstance(normalization, Mapping) else list(normalization)
         self.normalization = [checked_scheme(entry, channel) for channel, entry in enumerate(entries)]
@@ -68,33 +73,49 @@ class NormalizeIntensityByModality(InvertibleTransform):
 
     def __call__(self, img: Any, mask: Any = None) -> torch.Tensor:
         """Normalise (C, …); `mask` (1, …), non-zero inside, for schemes whose foreground is `mask`."""
-        case = case_name(img)
-        source = _plain(img).to(torch.float32)
-        scalings = self.scalings(source, None if mask is None else _plain(mask)[0], case)
+        case, source = case_name(img), _plain(img).to(torch.float32)
+        inside = None if mask is None else _plain(mask)[0]
+        if self.spatial_dims is None or source.ndim - 2 != self.spatial_dims:
+            out, scalings = self._normalised(source, inside, case)
+            return self._recorded(out, img, {name: [getattr(s, name) for s in scalings] for name in _RECORDED})
+        slices = [
+            self._normalised(source[..., n], None if inside is None else inside[..., n], case)
+            for n in range(source.shape[-1])
+        ]
+        extra = {name: [[getattr(s, name) for s in scalings] for _, scalings in slices] for name in _RECORDED}
+        return self._recorded(torch.stack([out for out, _ in slices], -1), img, extra)
+
+    def _normalised(
+        self, source: torch.Tensor, inside: torch.Tensor | None, case: str
+    ) -> tuple[torch.Tensor, list[ChannelScaling]]:
+        scalings = self.scalings(source, inside, case)
         channels = []
         for c, scaling in enumerate(scalings):
             x = _finite(source[c], scaling.fill, f"{case or 'image'} channel {c}")
             if math.isfinite(scaling.lower) or math.isfinite(scaling.upper):
                 x = x.clamp(scaling.lower, scaling.upper)
             channels.append((x - scaling.shift) / scaling.scale)
-        out = torch.stack(channels)
+        return torch.stack(channels), scalings
+
+    def _recorded(self, out: torch.Tensor, img: Any, extra: Mapping[str, Any]) -> torch.Tensor:
+        """The result with the image's metadata and what `inverse` needs."""
         if not get_track_meta():
             return out
         result = MetaTensor(out)
         if isinstance(img, MetaTensor):
             result.copy_meta_from(img)
-        extra = {"shift": [s.shift for s in scalings], "scale": [s.scale for s in scalings]}
-        self.push_transform(result, extra_info=extra)
+        self.push_transform(result, extra_info=dict(extra))
         return result
 
     def inverse(self, data: Any) -> torch.Tensor:
         """Undo the affine part, with the values recorded on the MetaTensor."""
         applied = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
+        scale, shift = (torch.tensor(applied[k], dtype=data.dtype, device=data.device) for k in ("scale", "shift"))
+        if scale.ndim == 2:  # (slices, C)
+            shape = (data.shape[0], *(1,) * (data.ndim - 2), -1)
+            return data * scale.T.reshape(shape) + shift.T.reshape(shape)
         per_channel = (-1, *(1,) * (data.ndim - 1))
-        values = [
-            torch.tensor(applied[k], dtype=data.dtype, device=data.device).view(per_channel) for k in ("scale", "shift")
-        ]
-        return data * values[0] + values[1]
+        return data * scale.view(per_channel) + shift.view(per_channel)
 
 
 class NormalizeIntensityByModalityd(MapTransform, InvertibleTransform):
@@ -103,6 +124,7 @@ class NormalizeIntensityByModalityd(MapTransform, InvertibleTransform):
     Args:
         keys: images, all with the same channels.
         normalization: see the array form.
+        spatial_dims: see the array form.
         mask_key: key of the (1, …) mask for schemes whose foreground is `mask`.
         allow_missing_keys: skip keys a case lacks.
     """
@@ -113,10 +135,11 @@ class NormalizeIntensityByModalityd(MapTransform, InvertibleTransform):
         normalization: Normalization,
         mask_key: str | None = None,
         allow_missing_keys: bool = False,
+        spatial_dims: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_key = mask_key
-        self.normalizer = NormalizeIntensityByModality(normalization)
+        self.normalizer = NormalizeIntensityByModality(normalization, spatial_dims)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

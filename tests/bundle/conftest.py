@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from monai.bundle import run
 
 from medseg import weights
 from medseg.plan import read_plan
@@ -55,3 +57,21 @@ def scan(tmp_path) -> Path:
 def promote_file():
     """Record the checksum of whatever lies at models/model.pt."""
     return record_checksum
+
+
+@pytest.fixture
+def run_inference(tmp_path) -> Callable[..., Path]:
+    """Predict the scans of a folder by MONAI's own runner; the folder with the label maps."""
+
+    def predict(bundle: Path, scans: Path) -> Path:
+        run(
+            config_file=str(bundle / "configs" / "inference.json"),
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            logging_file=False,
+            bundle_root=str(bundle),
+            dataset_dir=str(scans),
+            output_dir=str(tmp_path / "out"),
+        )
+        return tmp_path / "out"
+
+    return predict

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow, run
+from monai.bundle import ConfigWorkflow
 
 import medseg
 from medseg.datasets import read_manifest
@@ -122,19 +122,11 @@ def test_the_promoted_weights_separate_the_cells_of_a_real_slice(shared_data):
 
 
 @pytest.mark.data
-def test_the_bundle_run_gives_the_same_labels(shared_data, tmp_path):
+def test_the_bundle_run_gives_the_same_labels(shared_data, tmp_path, run_inference):
     pixels = sitk.GetArrayFromImage(sitk.ReadImage(shared_data / "em_membrane" / "images" / "20.png")).T
     scan = tmp_path / "scans" / "slice.nii.gz"
     scan.parent.mkdir()
     nib.save(nib.Nifti1Image(pixels[:300, :401], np.diag([-0.004, 0.004, 1, 1])), scan)  # not a multiple of anything
-    run(
-        config_file=str(BUNDLE / "configs" / "inference.json"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(scan.parent),
-        output_dir=str(tmp_path / "out"),
-    )
-    by_bundle = np.asarray(nib.load(tmp_path / "out" / "slice_seg.nii.gz").dataobj)
+    by_bundle = np.asarray(nib.load(run_inference(BUNDLE, scan.parent) / "slice_seg.nii.gz").dataobj)
     by_package = medseg.load(BUNDLE, backend="torch").predict(scan)  # others round differently
     assert np.array_equal(by_bundle.squeeze(), by_package.array)

@@ -4,7 +4,7 @@ import torch
 import medseg
 from medseg import weights
 from medseg.bundle import BundleFolder, export
-from medseg.errors import NetworkError
+from medseg.errors import NetworkError, OptionError
 
 
 @pytest.fixture
@@ -34,6 +34,12 @@ def test_safetensors_hold_the_weights_and_say_whose(bundle, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights.read(path).items())
     with safe_open(path, "pt") as file:
         assert file.metadata()["plan_digest"] == BundleFolder(bundle).plan.digest
+
+
+def test_another_format_is_refused(bundle, tmp_path):
+    with pytest.raises(OptionError, match="format must be torchscript, onnx or safetensors, found 'openvino'"):
+        export(bundle, "openvino", tmp_path / "net.safetensors")
+    assert not list(tmp_path.glob("net*"))
 
 
 def test_another_ending_is_refused(bundle, tmp_path):

@@ -5,7 +5,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.bundle import run
 
 import medseg
 from medseg.evaluation import case_dice
@@ -35,19 +34,12 @@ def test_real_scans_are_segmented_on_their_own_grid(model, shared_data, case):
     assert segmentation.volumes_ml()["anterior"] == pytest.approx((segmentation.array == 1).sum() * voxel_ml)
 
 
-def test_the_bundle_run_gives_the_same_labels(model, shared_data, tmp_path):
+def test_the_bundle_run_gives_the_same_labels(model, shared_data, tmp_path, run_inference):
     scans = tmp_path / "scans"
     scans.mkdir()
     for case in CASES:
         (scans / f"{case}.nii.gz").symlink_to(shared_data / "hippocampus" / "images" / f"{case}.nii.gz")
-    run(
-        config_file=str(BUNDLE / "configs" / "inference.json"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(BUNDLE),
-        dataset_dir=str(scans),
-        output_dir=str(tmp_path / "out"),
-    )
+    out = run_inference(BUNDLE, scans)
     for case in CASES:
-        by_bundle = np.asarray(nib.load(tmp_path / "out" / f"{case}_seg.nii.gz").dataobj)
+        by_bundle = np.asarray(nib.load(out / f"{case}_seg.nii.gz").dataobj)
         assert np.array_equal(by_bundle, model.predict(scans / f"{case}.nii.gz").array)

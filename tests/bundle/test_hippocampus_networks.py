@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow, run
+from monai.bundle import ConfigWorkflow
 
 import medseg
 from medseg.bundle import promote, verify
@@ -157,17 +157,9 @@ def test_the_promoted_weights_segment_a_scan_they_never_saw(bundle, shared_data)
 
 
 @pytest.mark.data
-def test_the_bundle_run_gives_the_same_labels(bundle, shared_data, tmp_path):
+def test_the_bundle_run_gives_the_same_labels(bundle, shared_data, tmp_path, run_inference):
     scans = tmp_path / "scans"
     scans.mkdir()
     (scans / "a.nii.gz").symlink_to(shared_data / "hippocampus" / "images" / "hippocampus_003.nii.gz")
-    run(
-        config_file=str(bundle / "configs" / "inference.json"),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(bundle),
-        dataset_dir=str(scans),
-        output_dir=str(tmp_path / "out"),
-    )
-    by_bundle = np.asarray(nib.load(tmp_path / "out" / "a_seg.nii.gz").dataobj)
+    by_bundle = np.asarray(nib.load(run_inference(bundle, scans) / "a_seg.nii.gz").dataobj)
     assert np.array_equal(by_bundle, medseg.load(bundle, backend="torch").predict(scans / "a.nii.gz").array)

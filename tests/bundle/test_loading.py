@@ -5,22 +5,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import run
 
 import medseg
-from medseg.errors import BundleError, WeightsError
+from medseg.errors import BundleError, OptionError, WeightsError
 
 
-def test_the_bundle_run_and_the_predictor_give_the_same_labels(bundle, scan, tmp_path):
-    run(
-        config_file=str(bundle / "configs" / "inference.json"),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(bundle),
-        dataset_dir=str(scan.parent),
-        output_dir=str(tmp_path / "out"),
-    )
-    by_bundle = nib.load(tmp_path / "out" / "case_a_seg.nii.gz")
+def test_the_bundle_run_and_the_predictor_give_the_same_labels(bundle, scan, run_inference):
+    by_bundle = nib.load(run_inference(bundle, scan.parent) / "case_a_seg.nii.gz")
     segmentation = medseg.load(bundle).predict(scan)
     found = np.asarray(by_bundle.dataobj)
     assert len(np.unique(found)) == 3  # every class occurs, so equality says something
@@ -95,3 +86,8 @@ def test_another_folder_is_not_a_bundle(tmp_path):
         medseg.load(tmp_path)
     with pytest.raises(BundleError, match="no such bundle folder"):
         medseg.load(tmp_path / "nowhere")
+
+
+def test_no_weights_at_all_is_refused(bundle):
+    with pytest.raises(OptionError, match="weights must name at least one file"):
+        medseg.load(bundle, weights=[])

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from medseg.bundle import verify
 
@@ -73,6 +74,14 @@ def test_files_missing_or_cut_short_are_findings_not_crashes(bundle):
     change(configs / "metadata.json", network_data_format={})
     (bundle / "large_files.yml").write_bytes("large_files: []".encode("utf-16"))
     assert set(failed(bundle)) == {"metadata", "training properties", "evaluate.json", "weights", "network"}
+
+
+def test_a_network_torch_cannot_run_is_a_finding(bundle, monkeypatch):
+    def refuse(self: object, x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.zeros(3, 3)  # torch's RuntimeError
+
+    monkeypatch.setattr("medseg.networks.unet3d.UNet3D.forward", refuse)
+    assert failed(bundle)["network"].startswith("RuntimeError: ")
 
 
 def test_a_normalisation_nobody_knows_is_found(bundle):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from inference.thin_network import thin_network
 from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
+from monai.inferers import SliceInferer, sliding_window_inference
 
 from medseg.errors import ShapeError
 from medseg.inference import SlidingWindow
@@ -34,6 +34,17 @@ def test_logits_equal_monais(mode: str, shape: tuple, tile: tuple, overlap: floa
         ours = SlidingWindow(tile, overlap, mode, batch)(images, network)  # type: ignore[arg-type]
         theirs = sliding_window_inference(images, tile, batch, network, overlap, mode)
     assert (ours - theirs).abs().max() <= 1e-5
+
+
+def test_volumes_for_a_2d_network_are_taken_slice_by_slice_as_monai_does() -> None:
+    network = thin_network(4, 5, 2)
+    volumes = torch.randn(2, 1, 33, 20, 5, generator=torch.manual_seed(1))
+    with torch.no_grad():
+        ours = SlidingWindow((16, 12), 0.5, "gaussian", 2)(volumes, network)
+        theirs = SliceInferer(2, (16, 12), sw_batch_size=2, overlap=0.5, mode="gaussian")(volumes, network)
+        alone = torch.stack([SlidingWindow((16, 12), 0.5)(volumes[..., n], network) for n in range(5)], -1)
+    assert (ours - theirs).abs().max() <= 1e-5
+    torch.testing.assert_close(ours, alone)
 
 
 @pytest.mark.parametrize(("shape", "tile"), [((40, 33, 21), (16, 16, 16)), ((33, 50), (16, 12)), ((3, 50), (16, 12))])

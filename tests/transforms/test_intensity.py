@@ -230,6 +230,33 @@ def test_arrays_tensors_and_meta_tensors_agree():
         set_track_meta(True)
 
 
+@pytest.mark.parametrize("scheme", [{"scheme": "z_score"}, {"scheme": "percentile", "clip": False}, {"scheme": "none"}])
+def test_a_stack_of_images_is_normalised_image_by_image(scheme):
+    random = np.random.default_rng(0)
+    volume = random.normal(random.normal(size=7), 1 + random.random(7), (2, 9, 8, 7))  # each slice with its own numbers
+    scan = MetaTensor(torch.from_numpy(volume), affine=torch.diag(torch.tensor([1.0, 2, 3, 1])))
+    sliced = NormalizeIntensityByModality(scheme, spatial_dims=2)
+    found = sliced(scan)
+    alone = [NormalizeIntensityByModality(scheme)(volume[..., n]) for n in range(7)]
+    assert torch.equal(found.as_tensor(), torch.stack([image.as_tensor() for image in alone], -1))
+    assert torch.equal(found.affine, scan.affine)
+    np.testing.assert_allclose(sliced.inverse(found), volume, atol=1e-5)
+    # an image and, where volumes are what the network takes, a volume are taken as a whole
+    assert torch.equal(sliced(volume[..., 0]).as_tensor(), alone[0].as_tensor())
+    whole = NormalizeIntensityByModalityd("image", scheme, spatial_dims=3)({"image": volume})["image"]
+    assert torch.equal(whole.as_tensor(), NormalizeIntensityByModality(scheme)(volume).as_tensor())
+
+
+def test_a_stack_of_images_keeps_to_a_mask():
+    volume = np.random.default_rng(0).normal(size=(1, 9, 8, 3))
+    mask = np.random.default_rng(1).random((1, 9, 8, 3)) > 0.5
+    scheme = {"scheme": "z_score", "foreground": "mask"}
+    found = NormalizeIntensityByModality(scheme, spatial_dims=2)(volume, mask)
+    for n in range(3):
+        inside = volume[0, ..., n][mask[0, ..., n]]
+        np.testing.assert_allclose(found[0, ..., n], (volume[0, ..., n] - inside.mean()) / inside.std(), atol=1e-5)
+
+
 def test_aliases():
     assert NormalizeIntensityByModalityD is NormalizeIntensityByModalityDict is NormalizeIntensityByModalityd
 

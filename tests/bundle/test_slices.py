@@ -1,0 +1,86 @@
+"""A 2D network over the slices of volumes: MONAI's own runner does what `medseg predict` does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import run
+
+import medseg
+from medseg.datasets import read_manifest
+from medseg.evaluation import case_dice
+from medseg.plan import read_plan
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "em_membrane_unet_segmentation"
+
+
+def sliced_bundle(root: Path, promote_file, **plan_values: object) -> Path:
+    """The EM bundle with a small network that takes volumes slice by slice."""
+    folder = root / "tiny_segmentation"
+    shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("models"))
+    plan_file = folder / "configs" / "plan.json"
+    network = {"name": "unet_padded", "arguments": {"channels": [4, 8], "norm": "instance"}}
+    plan = {**json.loads(plan_file.read_text()), "patch": [16, 16], "tile": [16, 16], "network": network}
+    plan_file.write_text(json.dumps({**plan, **plan_values}))
+    (folder / "models").mkdir()
+    torch.manual_seed(0)
+    state = read_plan(plan_file).create_network().state_dict()
+    state["head.bias"].zero_()  # labels about equally frequent
+    torch.save(state, folder / "models" / "model.pt")
+    promote_file(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("slice_axis", "orientation", "spacing"),
+    [("S", "RA", None), ("A", "SR", None), ("R", "AS", [1.3, 1.1]), ("S", "LP", [0.8, 1.5])],
+)
+def test_volumes_are_cut_as_medseg_predict_does(
+    tmp_path, scan, promote_file, run_inference, slice_axis, orientation, spacing
+):
+    plan_values = {"slice_axis": slice_axis, "orientation": orientation, "spacing": spacing, "mirror_axes": []}
+    bundle = sliced_bundle(tmp_path, promote_file, **plan_values)
+    by_bundle = nib.load(run_inference(bundle, scan.parent) / "case_a_seg.nii.gz")
+    segmentation = medseg.load(bundle, backend="torch").predict(scan)
+    found = np.asarray(by_bundle.dataobj)
+    assert found.shape == nib.load(scan).shape
+    assert 0.02 < found.mean() < 0.98  # both labels occur, so equality says something
+    np.testing.assert_array_equal(found, segmentation.array)
+    np.testing.assert_allclose(by_bundle.affine, nib.load(scan).affine, atol=1e-5)
+
+
+def test_evaluation_judges_volumes_slice_by_slice(tmp_path, promote_file):
+    bundle = sliced_bundle(tmp_path, promote_file, slice_axis="S", mirror_axes=[])
+    random = np.random.default_rng(0)
+    for role in ("images", "labels"):
+        (tmp_path / "data" / role).mkdir(parents=True)
+    manifest = yaml.safe_load(read_manifest("em_membrane").path.read_text())
+    manifest |= {"cases": ["a", "b", "c"], "folds": {0: ["c"], 1: ["a"], 2: ["b"]}}
+    manifest["files"] = {role: f"{role}s/{{case}}.nii.gz" for role in ("image", "label")}
+    (tmp_path / "volumes.yaml").write_text(yaml.safe_dump(manifest))
+    for case in "abc":
+        image = random.normal(random.normal(size=6), 1 + random.random(6), (28, 20, 6)).astype(np.float32)
+        label = 255 * (random.random(image.shape) > 0.4).astype(np.uint8)
+        for role, array in (("images", image), ("labels", label)):
+            nib.save(nib.Nifti1Image(array, np.diag([-1.0, -1, 3, 1])), tmp_path / "data" / role / f"{case}.nii.gz")
+    run(
+        config_file=[str(bundle / "configs" / f"{name}.json") for name in ("train", "evaluate")],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(bundle),
+        dataset_dir=str(tmp_path / "data"),
+        output_dir=str(tmp_path / "out"),
+        precision="fp32",
+        **{"manifest#name_or_path": str(tmp_path / "volumes.yaml")},
+    )
+    metrics = dict(line.split(",") for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines())
+    segmentation = medseg.load(bundle, backend="torch").predict(tmp_path / "data" / "images" / "a.nii.gz")
+    reference = np.asarray(nib.load(tmp_path / "data" / "labels" / "a.nii.gz").dataobj) // 255
+    expected = case_dice(segmentation.array, reference, [1])[0]
+    assert 0.1 < expected < 0.9
+    assert float(metrics["val_mean_dice"]) == pytest.approx(expected, abs=1e-6)

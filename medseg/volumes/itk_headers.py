@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from medseg.errors import VolumeError
+from medseg.volumes.picture_headers import BEST_COMPRESSION, check_png, check_tiff
 
 HEADER_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
 AUTO_WBITS = 47  # zlib's way to say: a zlib or a gzip header, whichever is there
-# Deflate reaches about 1032:1 and LZW about 1400:1; a header that promises more than this is not honest.
-BEST_COMPRESSION = 1500
 
 DATA_FILE = rb"ElementDataFile\s*=\s*(.+?)"
-PNG_END = b"IEND\xaeB`\x82"
 SIGNATURES = {
     "nrrd": rb"NRRD000\d\s",
     "mha": rb"(?s).*\bNDims\s*=\s*\d",
@@ -28,31 +25,27 @@ SIGNATURES = {
 
 
 def check_signature(path: Path, format: str) -> None:
-    """Raise unless the file begins (and a PNG ends) as its format does; ITK would print lines of its own about that.
+    """Raise unless the file begins as its format does and is whole; ITK would print lines of its own about that.
 
     Raises:
-        VolumeError: another kind of file, or a PNG cut short.
+        VolumeError: another kind of file, or one that is cut short or damaged.
     """
     with path.open("rb") as stream:
         start = stream.read(HEADER_BYTES)
-        stream.seek(-min(path.stat().st_size, 1024), 2)
-        end = stream.read()
     if re.match(SIGNATURES[format], start) is None:
         raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
     if format == "png":
-        if PNG_END not in end:
-            raise VolumeError(f"{path}: truncated: the end of the PNG is absent; copy or export the image again")
-        shape = struct.unpack_from(">II", start, 16)
-        if 0 in shape or shape[0] * shape[1] > 8 * BEST_COMPRESSION * path.stat().st_size:
-            raise VolumeError(
-                f"{path}: truncated or a false header: shape {shape} in {path.stat().st_size} bytes; export it again"
-            )
+        check_png(path)
+    if format == "tiff":
+        check_tiff(path)
     if format == "mha":
         _check_metaimage(path, start)
 
 
 def _check_metaimage(path: Path, start: bytes) -> None:
-    fields = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", start))
+    # The name of the file with the voxels ends the header; what looks like a field behind it are voxels.
+    end = re.search(rb"(?m)^ElementDataFile\s*=.*$", start)
+    fields = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", start[: end.end()] if end else start))
     for name in (b"NDims", b"DimSize", b"ElementType", b"ElementDataFile"):
         if not fields.get(name):
             raise VolumeError(
@@ -87,7 +80,7 @@ def check_voxels_on_disk(path: Path, format: str, shape: tuple[int, ...], itemsi
             f"{on_disk}; copy or export the image again"
         )
     if stored is not None and is_deflated:
-        _check_compressed(path, file, offset, wanted)
+        _check_compressed(path, format, file, offset, wanted)
 
 
 def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
@@ -122,7 +115,7 @@ def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
     return (voxels, 0, is_deflated) if voxels.is_file() else None
 
 
-def _check_compressed(path: Path, file: Path, offset: int, wanted: int) -> None:
+def _check_compressed(path: Path, format: str, file: Path, offset: int, wanted: int) -> None:
     """Inflate the voxels once and throw them away."""
     inflate, count = zlib.decompressobj(AUTO_WBITS), 0
     with file.open("rb") as stream:
@@ -132,6 +125,8 @@ def _check_compressed(path: Path, file: Path, offset: int, wanted: int) -> None:
                 count += len(inflate.decompress(chunk, CHUNK_BYTES))
         except zlib.error as error:
             raise VolumeError(f"{path}: damaged ({error}); copy or export the image again") from error
+    if count > wanted and format == "mha":  # which MetaIO cannot inflate
+        raise VolumeError(f"{path}: holds {count} bytes of voxels and its header promises {wanted}; correct the header")
     if count < wanted or not inflate.eof:
         raise VolumeError(
             f"{path}: truncated: {wanted} bytes of voxels and their checksum are promised and {count} are there; copy "

@@ -1,0 +1,42 @@
+"""Writing: whole or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from volumes.nifti_files import random_array, save
+
+from medseg.errors import GeometryError, VolumeError
+from medseg.volumes import read_volume, replacing, write_volume
+
+
+def test_nothing_half_written(tmp_path: Path) -> None:
+    like = read_volume(save(tmp_path / "a.nii", random_array((3, 4, 5))))
+    with pytest.raises(GeometryError, match=r"not written: array shape \(3, 4, 4\) differs from \(3, 4, 5\)"):
+        write_volume(tmp_path / "b.nii", np.zeros((3, 4, 4)), like)
+    with pytest.raises(VolumeError, match="complex128 voxels cannot be stored"):
+        write_volume(tmp_path / "b.nii", np.zeros((3, 4, 5), complex), like)
+    (tmp_path / "file").touch()
+    with pytest.raises(VolumeError, match="could not be written"):
+        write_volume(tmp_path / "file" / "b.nii", like.array, like)
+    (tmp_path / "c.nii").mkdir()
+    with pytest.raises(VolumeError, match="a folder is in the way"):
+        write_volume(tmp_path / "c.nii", like.array, like)
+    with pytest.raises(VolumeError, match="not an image name"):
+        write_volume(tmp_path / "d.jpeg", like.array, like)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii", "c.nii", "file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("old")
+
+    def write_to_a_full_disk() -> None:
+        with replacing(tmp_path / "old.txt") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_bytes(b"x" * 100000)
+
+    with pytest.raises(VolumeError, match="No space left"):
+        write_to_a_full_disk()
+    assert (tmp_path / "old.txt").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1

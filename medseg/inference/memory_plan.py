@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from math import prod
 
-import numpy as np
 import torch
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from medseg.inference.backend import Backend
 from medseg.inference.forward_memory import forward_bytes
@@ -21,12 +19,16 @@ from medseg.inference.merge_memory import (
     monai_preprocess_bytes,
     preprocess_bytes,
     restore_bytes,
+    sheared_restore_bytes,
 )
+from medseg.inference.model_input import ModelGrid, exact_map, model_grid
 from medseg.inference.scan import Scan
 from medseg.inference.streaming import Window
+from medseg.inference.tiles import TileGrid
 from medseg.plan import Plan
-from medseg.transforms.grid_map import SNAP_VOXELS
+from medseg.transforms.grid_map import map_grids
 from medseg.transforms.label_decision import LabelDecision
+from medseg.transforms.resample import SeparableResampler
 from medseg.volumes import Grid
 
 # How much thinner than usual the slabs restored at once may become, in halvings.
@@ -43,6 +45,7 @@ class Workload:
         predict: the backend with everything around it, as tiles are given to it.
         decision: how many logits a voxel, and the labels' type.
         observer_bytes: bytes a native voxel that are kept beside the labels.
+        kept_slices: further scans of the same shape (slices of a volume) whose results are kept.
     """
 
     plan: Plan
@@ -50,11 +53,13 @@ class Workload:
     predict: Callable[[torch.Tensor], torch.Tensor]
     decision: LabelDecision
     observer_bytes: int = 0
+    kept_slices: int = 0
 
     def estimate(self, scan: Scan, window: Window, network_bytes: int | None = None) -> MemoryEstimate:
         """Bytes that one prediction takes with that window.
 
-        The model grid's shape follows from the spacings; the pass through the network is measured without storage.
+        The model grid is the one that preprocessing will make; the pass through the network is measured without
+        storage. Tiles of air count as if they were predicted: which they are is known once the scan is preprocessed.
 
         Args:
             scan: as read.
@@ -63,33 +68,49 @@ class Workload:
         """
         # First, because it loads what stays resident.
         network = self.network_bytes(window.batch_size) if network_bytes is None else network_bytes
-        native = scan.reference.grid
-        native_shape = tuple(native.shape[axis] for axis in axes_in(native, self.plan.orientation))
-        model_shape = model_shape_of(native, self.plan.orientation, self.plan.spacing)
-        channels, classes = self.plan.in_channels, self.decision.num_channels
-        grid = window.over(model_shape)
-        head = self.backend.head_weight
-        num_values = classes if head is None else head.shape[1]
-        halo = 0 if model_shape == native_shape else 1 if window.interpolation == "linear" else 3
-        is_together = bool(self.observer_bytes) or head is not None
-        kept, restoring = restore_bytes(grid, native_shape, num_values, classes, halo, window.slab_values, is_together)
-        if is_sheared(native):
-            preprocess = monai_preprocess_bytes(native_shape, model_shape, channels)
-            kept += F32 * classes * prod(model_shape)
-        else:
-            percentiles = any(entry["scheme"] == "percentile" for entry in self.plan.normalization)
-            preprocess = preprocess_bytes(native_shape, model_shape, channels, percentiles)
+        native, model = scan.reference.grid, model_grid(scan, self.plan)
+        grid, channels = window.over(model.shape), self.plan.in_channels
+        kept, restoring = self._restoring(native, model, grid, window)
         tile = F32 * window.batch_size * prod(window.tile)
-        image = F32 * channels * prod(model_shape) + (2 if window.is_pipelined else 1) * channels * tile
-        labels = (self.decision.dtype.itemsize + self.observer_bytes) * prod(native_shape)
+        image = F32 * channels * prod(model.shape) + (2 if window.is_pipelined else 1) * channels * tile
+        results = (1 + self.kept_slices) * (self.decision.dtype.itemsize + self.observer_bytes) * prod(native.shape)
         return MemoryEstimate(
             resident=resident_bytes(),
-            preprocess=preprocess,
-            held=labels + kept + image + block_bytes(grid, num_values, window.carried),
-            blending=num_values * tile + restoring,
+            preprocess=self._preprocessing(native, model),
+            held=results + kept + image + block_bytes(grid, self.num_values, window.carried),
+            blending=self.num_values * tile + restoring,
             network=network,
             is_pipelined=window.is_pipelined,
         )  # fmt: skip
+
+    @property
+    def num_values(self) -> int:
+        """Channels that are blended: features where the head is applied later, else logits."""
+        head = self.backend.head_weight
+        return self.decision.num_channels if head is None else head.shape[1]
+
+    def _preprocessing(self, native: Grid, model: ModelGrid) -> int:
+        """Bytes at most while the scan is turned into the network's input."""
+        channels = self.plan.in_channels
+        if map_grids(native.affine, native.shape, model.affine, model.shape) is None:
+            return monai_preprocess_bytes(native.shape, model.shape, channels)
+        percentiles = any(entry["scheme"] == "percentile" for entry in self.plan.normalization)
+        resampler = SeparableResampler(exact_map(native.affine, native.shape, model))
+        return preprocess_bytes(resampler, channels, percentiles)
+
+    def _restoring(self, native: Grid, model: ModelGrid, grid: TileGrid, window: Window) -> tuple[int, int]:
+        """Bytes kept for restoring while tiles are predicted, and those that one block of it takes."""
+        classes, is_observed = self.decision.num_channels, bool(self.observer_bytes)
+        back = map_grids(model.affine, model.shape, native.affine, native.shape)
+        if back is None:
+            one = sheared_restore_bytes(native.spatial_dims, self.num_values, classes, is_observed)
+            return F32 * self.num_values * prod(model.shape), one
+        halo = 0 if all(axis.is_whole for axis in back.axes) else 1 if window.interpolation == "linear" else 3
+        native_shape = [native.shape[axis] for axis in back.native_axis_of]
+        has_head = self.backend.head_weight is not None
+        return restore_bytes(
+            grid, native_shape, self.num_values, classes, halo, window.slab_values, is_observed or has_head, is_observed
+        )
 
     def network_bytes(self, batch_size: int) -> int:
         """Bytes that one pass over a batch of tiles takes in this memory."""
@@ -131,33 +152,3 @@ def _candidates(window: Window) -> Iterator[Window]:
                     window, carried=carried, is_pipelined=is_pipelined, batch_size=batch_size,
                     slab_values=window.slab_values >> shift,
                 )  # fmt: skip
-
-
-def is_sheared(native: Grid) -> bool:
-    """Whether a scan's axes are not perpendicular (gantry tilt), so that preprocessing goes MONAI's way."""
-    columns = native.affine[: native.spatial_dims, : native.spatial_dims] / np.asarray(native.spacing)
-    reach = max(native.shape) * (columns.T @ columns - np.eye(native.spatial_dims))
-    return bool(np.abs(reach).max() > SNAP_VOXELS)
-
-
-def model_shape_of(native: Grid, orientation: str, spacing: Sequence[float] | None) -> tuple[int, ...]:
-    """Shape after Orientation and Spacing: (n − 1) · native / model + 1 voxels an axis, rounded.
-
-    Args:
-        native: the scan's grid.
-        orientation: of the model's axes, as "RAS".
-        spacing: of the model's axes in mm; None keeps the scan's.
-    """
-    order = axes_in(native, orientation)
-    shape = tuple(native.shape[axis] for axis in order)
-    if spacing is None:
-        return shape
-    native_spacing = [native.spacing[axis] for axis in order]
-    return tuple(round((n - 1) * a / b + 1) for n, a, b in zip(shape, native_spacing, spacing, strict=True))
-
-
-def axes_in(native: Grid, orientation: str) -> list[int]:
-    """The file's axis that becomes each axis of an orientation."""
-    rows = [*range(native.spatial_dims), 3]
-    found = io_orientation(native.affine[np.ix_(rows, rows)])
-    return [int(axis) for axis in np.argsort(ornt_transform(found, axcodes2ornt(orientation))[:, 0])]

@@ -7,6 +7,7 @@ it needs, axis by axis in float64 as there, and kept in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite, prod
 
@@ -73,7 +74,7 @@ def model_image(scan: Scan, plan: Plan) -> MetaTensor | None:
     grid, native = model_grid(scan, plan), scan.reference.grid
     if map_grids(native.affine, native.shape, grid.affine, grid.shape) is None:
         return None
-    resampler = SeparableResampler(_exact_map(native.affine, native.shape, grid))
+    resampler = SeparableResampler(exact_map(native.affine, native.shape, grid))
     image = torch.empty(len(scan.channels), *grid.shape)
     for channel, volume in zip(image, scan.channels, strict=True):
         _resample(volume.array, resampler, channel)
@@ -105,7 +106,7 @@ def model_input(scan: Scan, plan: Plan) -> MetaTensor:
     return preprocessing(plan)(scan.to_tensor()) if image is None else normalize_in_place(image, plan)
 
 
-def _exact_map(native_affine: np.ndarray, native_shape: tuple[int, ...], grid: ModelGrid) -> GridMap:
+def exact_map(native_affine: np.ndarray, native_shape: tuple[int, ...], grid: ModelGrid) -> GridMap:
     """Where each voxel of the model grid lies on the scan's, not snapped to whole voxels as MONAI does not either."""
     snapped = map_grids(native_affine, native_shape, grid.affine, grid.shape)
     if snapped is None:
@@ -121,6 +122,16 @@ def _exact_map(native_affine: np.ndarray, native_shape: tuple[int, ...], grid: M
     return GridMap(tuple(axes))
 
 
+def slabs(resampler: SeparableResampler) -> Iterator[tuple[slice, slice]]:
+    """The planes of the model grid that are interpolated together, and the scan's planes that they need."""
+    first, *rest = resampler.axes
+    plane = max(1, prod(axis.native_size for axis in rest), prod(axis.model_size for axis in rest))
+    thickness = max(1, SLAB_VOXELS // plane)
+    for start in range(0, first.native_size, thickness):
+        part = slice(start, min(start + thickness, first.native_size))
+        yield part, resampler.needed(0, part)
+
+
 def _rounded(value: float) -> float:
     return float(round(value)) if abs(value - round(value)) < ROUNDING else float(value)
 
@@ -131,11 +142,8 @@ def _resample(array: np.ndarray, resampler: SeparableResampler, out: torch.Tenso
     source = array.transpose(resampler.axis_order)
     target = out.permute(*resampler.native_axes)
     rest = tuple(slice(0, n) for n in target.shape[1:])
-    thickness = max(1, SLAB_VOXELS // max(1, prod(target.shape[1:]), prod(source.shape[1:])))
     is_whole = all(axis.is_whole for axis in resampler.axes)
-    for start in range(0, target.shape[0], thickness):
-        part = slice(start, min(start + thickness, target.shape[0]))
-        need = resampler.needed(0, part)
+    for part, need in slabs(resampler):
         with np.errstate(over="ignore"):
             slab = source[need].astype(np.float32 if is_whole else np.float64, order="K")
         region = (part, *rest)

@@ -87,8 +87,7 @@ class SlicePredictor(Predictor):
         Raises:
             MemoryLimitError: the limit cannot be kept.
         """
-        kept = len(stack) * (self.decision.dtype.itemsize + self.workload.observer_bytes)
-        return replace(self.workload, observer_bytes=kept).fit(next(iter(stack)), self.window, limit)
+        return replace(self.workload, kept_slices=len(stack)).fit(next(iter(stack)), self.window, limit)
 
 
 def _counted(report: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from medseg.errors import ShapeError
 from medseg.inference.air import clear_air
 from medseg.inference.blending import FinishedBlock, importance_map
 from medseg.inference.carried_block import Carried
@@ -17,7 +16,7 @@ from medseg.inference.native_assembly import NativeAssembly
 from medseg.inference.tiles import TileGrid, lay_tiles
 from medseg.transforms.grid_map import map_grids
 from medseg.transforms.label_decision import LabelDecision
-from medseg.transforms.label_tail import SLAB_VALUES, LabelTail, Observer, apply_head
+from medseg.transforms.label_tail import SLAB_VALUES, LabelTail, Observer
 from medseg.transforms.resample import SeparableResampler
 from medseg.transforms.sheared import restore_sheared
 
@@ -105,23 +104,23 @@ def predict_labels(
         )  # fmt: skip
 
     head_weight, head_bias = (None if part is None else part.to(window.device) for part in (head_weight, head_bias))
+    num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
     if grid_map is None:
-        if observers:
-            raise ShapeError("probabilities and uncertainty are not offered for sheared scans (gantry tilt)")
-        logits = torch.empty(decision.num_channels, *grid.image_shape, device=window.device)
+        whole = torch.empty(num_values, *grid.image_shape, device=window.device)
 
         def place(block: FinishedBlock) -> None:
             assert block.values is not None  # every tile is predicted here
-            values = block.values if head_weight is None else apply_head(block.values, head_weight, head_bias)
-            decision.check(values.shape[0])
-            logits[(slice(None), *block.region)] = values
+            if head_weight is None:
+                decision.check(len(block.values))
+            whole[(slice(None), *block.region)] = block.values
 
         merge(place)
-        return restore_sheared(logits, model_affine, native_affine, native_shape, decision).cpu()
+        return restore_sheared(
+            whole, model_affine, native_affine, native_shape, decision, head_weight, head_bias, observers
+        ).cpu()
     resampler = SeparableResampler(grid_map, window.interpolation)
     out = torch.empty(tuple(native_shape), dtype=decision.dtype)
     tail = LabelTail(resampler, decision, head_weight, head_bias, observers, window.slab_values)
-    num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
     merge(NativeAssembly(tail, out, num_values).add)
     clear_air(out, left_out, grid, resampler, decision.label_values[0])
     return out

@@ -20,10 +20,7 @@ from medseg.errors import OptionError
 from medseg.inference import Predictor
 from medseg.inference.forward_memory import forward_bytes
 from medseg.inference.memory import parse_bytes
-from medseg.inference.memory_plan import model_shape_of
-from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan import load_scan
-from medseg.volumes import Grid
 
 CHILD = """
 import json, sys
@@ -32,12 +29,17 @@ sys.path.insert(0, {tests!r})
 from inference.plans import small_plan
 from inference.thin_network import thin_network
 from medseg.inference import Predictor
+from medseg.inference.memory import return_freed_memory
 from medseg.inference.scan import load_scan
 
 labels = {{"background": 0, **{{f"organ{{i}}": i for i in range(1, {classes})}}}}
 plan = small_plan(labels=labels, tile=[48, 48, 48], spacing={spacing})
 image = (np.random.default_rng(0).normal(size={shape}).astype(np.float32), np.diag([1.0, 1.0, 1.5, 1.0]))
-predictor = Predictor(thin_network({features}, {classes}), plan, "cpu", max_ram="100GB", batch_size={batch})
+image[1][0, 1] = {shear}
+predictor = Predictor(
+    thin_network({features}, {classes}), plan, "cpu", max_ram="100GB", batch_size={batch}, **{options}
+)
+return_freed_memory()
 estimate = predictor.workload.estimate(load_scan(image, plan), predictor.window)
 predictor.predict(image)
 # VmHWM is this process's own; getrusage would count what the parent held when it started this one.
@@ -49,22 +51,28 @@ print(json.dumps({{"estimate": estimate.total, "resident": estimate.resident, "p
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 @pytest.mark.parametrize(
-    ("features", "classes", "shape", "spacing", "batch"),
-    [(16, 60, (96, 90, 160), [1.0, 1.0, 1.5], 2), (16, 8, (120, 110, 100), [1.3, 1.2, 1.0], 1)],
-    ids=["features", "logits, resampled"],
+    ("features", "classes", "shape", "spacing", "batch", "shear", "options"),
+    [
+        (16, 60, (96, 90, 160), [1.0, 1.0, 1.5], 2, 0, {"backend": "torch"}),
+        (16, 8, (120, 110, 100), [1.3, 1.2, 1.0], 1, 0, {"backend": "openvino"}),
+        (16, 8, (90, 80, 70), [1.3, 1.2, 1.0], 1, 0.3, {"uncertainty": True, "save_probabilities": True}),
+    ],
+    ids=["features", "logits, resampled", "sheared, observed"],
 )
 def test_the_estimate_bounds_the_real_peak(
-    features: int, classes: int, shape: tuple, spacing: list, batch: int
+    features: int, classes: int, shape: tuple, spacing: list, batch: int, shear: float, options: dict
 ) -> None:
+    if options.get("backend") == "openvino":
+        pytest.importorskip("openvino")
     code = CHILD.format(
         tests=str(Path(__file__).resolve().parents[1]), features=features, classes=classes, shape=shape,
-        spacing=spacing, batch=batch,
+        spacing=spacing, batch=batch, shear=shear, options=options,
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["peak"] <= found["estimate"]
     # And it is no empty promise: what the work was allowed beyond the process itself is mostly used.
-    assert found["peak"] - found["resident"] > 0.3 * (found["estimate"] - found["resident"])
+    assert found["peak"] - found["resident"] > 0.4 * (found["estimate"] - found["resident"])
 
 
 LIMITED = """
@@ -151,27 +159,6 @@ def test_amounts_of_memory(text: str | int, size: float) -> None:
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="looks like 4GB"):
         parse_bytes(text)
-
-
-def test_the_model_shape_follows_from_the_spacings() -> None:
-    grid = Grid((11, 11, 11), np.diag([1.0, 2.0, 3.0, 1.0]))
-    assert model_shape_of(grid, "RAS", [2.0, 2.0, 1.0]) == (6, 11, 31)
-    assert model_shape_of(Grid((5, 6), np.eye(4)), "RA", None) == (5, 6)
-
-
-@pytest.mark.parametrize("order", list(permutations(range(3))))
-@pytest.mark.parametrize("orientation", ["RAS", "PIR", "SLA"])
-def test_the_model_shape_is_the_preprocessed_shape_however_the_file_stores_it(
-    order: tuple[int, ...], orientation: str
-) -> None:
-    """MONAI's own Orientation and Spacing are the oracle."""
-    affine = np.eye(4)
-    affine[:3, :3] = (np.diag([0.7, -1.1, 5.0]))[:, order]
-    shape = tuple(np.array([40, 30, 9])[list(order)])
-    plan = small_plan(spacing=[2.0, 0.9, 1.3], orientation=orientation, normalization=[{"scheme": "none"}])
-    scan = load_scan((np.zeros(shape, np.float32), affine), plan)
-    image = preprocessing(plan)(scan.to_tensor())
-    assert model_shape_of(scan.reference.grid, plan.orientation, plan.spacing) == image.shape[1:]
 
 
 def test_the_estimate_does_not_depend_on_the_order_of_the_axes_in_the_file() -> None:

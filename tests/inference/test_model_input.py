@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 from medseg.errors import VolumeError
 from medseg.inference import preprocessing
-from medseg.inference.model_input import model_image, model_input
+from medseg.inference.model_input import model_grid, model_image, model_input
 from medseg.inference.scan import load_scan
 
 SCHEMES: list[dict[str, Any]] = [
@@ -84,6 +85,22 @@ def test_sheared_scans_take_monais_way() -> None:
     scan = load_scan((np.random.default_rng(4).normal(size=(12, 13, 14)), affine), plan)
     assert model_image(scan, plan) is None
     assert torch.equal(model_input(scan, plan).as_tensor(), preprocessing(plan)(scan.to_tensor()).as_tensor())
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("orientation", ["RAS", "PIR", "SLA"])
+def test_the_model_grid_is_the_preprocessed_ones_however_the_file_stores_it(
+    order: tuple[int, ...], orientation: str
+) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = (np.diag([0.7, -1.1, 5.0]))[:, order]
+    shape = tuple(np.array([40, 30, 9])[list(order)])
+    plan = small_plan(spacing=[2.0, 0.9, 1.3], orientation=orientation, normalization=[{"scheme": "none"}])
+    scan = load_scan((np.zeros(shape, np.float32), affine), plan)
+    image = preprocessing(plan)(scan.to_tensor())
+    found = model_grid(scan, plan)
+    assert found.shape == image.shape[1:]
+    np.testing.assert_allclose(found.affine, image.affine, atol=1e-9)
 
 
 def test_values_beyond_float32_are_refused() -> None:

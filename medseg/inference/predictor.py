@@ -185,8 +185,14 @@ class Predictor:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of a result's record that, beside its input, must be equal for it to be taken as finished."""
+        """The part of a result's record that, beside its input, must be equal for it to be taken as finished.
+
+        Without a memory limit that includes sums in full precision. Under one, a result whose sums were rounded to fit
+        is as good as the limit promises, and one with exact sums is better.
+        """
+        exact = {"sums": self.window.carried} if self.max_ram is None else {}
         return {
+            **exact,
             "plan_sha256": self.plan.digest,
             "weights_sha256": list(self.facts.weights_sha256),
             **self._settings(),

@@ -1,0 +1,89 @@
+"""Bad scans among good ones: each is one line, and the rest are done."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from inference.counting import TWO, make_predictor
+from inference.plans import small_plan
+
+from medseg.inference import Predictor, predict_files
+
+
+def _nifti(shape: tuple[int, ...] = (4, 5, 6), **fields: Any) -> bytes:
+    image = nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4))
+    for name, value in {"vox_offset": 352, **fields}.items():
+        image.header[name] = value
+    return image.header.binaryblock + b"\0" * 4 + np.ones(shape, np.float32).tobytes()
+
+
+BAD_FILES: dict[str, bytes] = {
+    "empty.nii": b"",
+    "text.nii": b"not an image at all" * 50,
+    "short_header.nii": _nifti()[:200],
+    "header_only.nii": _nifti()[:352],
+    "half.nii": _nifti()[:600],
+    "one_byte_short.nii": _nifti()[:-1],
+    "half_gzip.nii.gz": gzip.compress(_nifti((40, 40, 4)))[:60],
+    "not_gzip.nii.gz": _nifti(),
+    "huge_claim.nii": _nifti(dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]),
+    "zero_size.nii": _nifti(dim=[3, 4, 0, 6, 1, 1, 1, 1]),
+    "negative_size.nii": _nifti(dim=[3, 4, -5, 6, 1, 1, 1, 1]),
+    "unknown_type.nii": _nifti(datatype=9999),
+    "rgb.nii": _nifti(datatype=128, bitpix=24),
+    "complex.nii": _nifti(datatype=32, bitpix=64),
+    "four_d.nii": _nifti((4, 5, 6, 2)),
+    "two_d.nii": _nifti((4, 5)),
+    "no_numbers.nii": _nifti()[:352] + np.full(120, np.nan, np.float32).tobytes(),
+    "infinite.nii": _nifti()[:352] + np.full(120, np.inf, np.float32).tobytes(),
+    "singular.nii": _nifti(srow_x=[0, 0, 0, 0], sform_code=1),
+    "nan_affine.nii": _nifti(srow_x=[np.nan, 0, 0, 0], sform_code=1),
+}
+
+
+def test_every_kind_of_damage_is_one_line_and_the_good_scan_is_done(scans: Path, tmp_path: Path) -> None:
+    for name, content in BAD_FILES.items():
+        (scans / name).write_bytes(content)
+    (scans / "dangling.nii").symlink_to(tmp_path / "nowhere.nii")
+    (scans / "folder.nii").mkdir()
+    out = tmp_path / "out"
+    bad = [scans / name for name in (*BAD_FILES, "dangling.nii", "folder.nii")]
+    results = predict_files(make_predictor(), [*bad, scans / "case0.nii.gz"], out)
+    assert [r.case for r in results if r.status == "done"] == ["case0"]
+    for path, result in zip(bad, results, strict=False):
+        assert result.status == "failed", path
+        assert path.name in result.message
+        assert "\n" not in result.message
+    assert sorted(p.name for p in out.iterdir()) == ["case0.json", "case0.nii.gz"]
+
+
+def test_a_loop_of_links_is_one_line(scans: Path, tmp_path: Path) -> None:
+    (scans / "x.nii").symlink_to("x.nii")
+    results = predict_files(make_predictor(), [scans], tmp_path / "out")
+    assert [r.status for r in results] == ["done"] * 3 + ["failed"]
+    assert "x.nii" in results[3].message
+    assert "\n" not in results[3].message
+
+
+def test_a_defect_is_raised_and_not_called_out_of_memory(scans: Path, tmp_path: Path) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("a defect")
+
+    class Hungry(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.empty(2**60)
+
+    plan = small_plan(labels=TWO, spacing=None)
+    with pytest.raises(RuntimeError, match="a defect"):
+        predict_files(Predictor(Broken(), plan, "cpu"), [scans], tmp_path / "out")
+    results = predict_files(Predictor(Hungry(), plan, "cpu"), [scans], tmp_path / "out")
+    assert [r.message.partition(";")[0] for r in results] == [
+        f"{scans / f'case{i}.nii.gz'}: out of memory" for i in range(3)
+    ]

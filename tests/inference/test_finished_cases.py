@@ -1,0 +1,108 @@
+"""A second run: what an earlier one has finished is kept, and nothing that is not medseg's is replaced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from inference.counting import calls, make_predictor
+
+from medseg.errors import VolumeError
+from medseg.inference import predict_files
+
+
+def test_a_second_run_skips_what_is_finished_by_the_same_model(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(weights_sha256=["a"]), [scans], out)
+    (out / "case1.nii.gz").unlink()
+    record = json.loads((out / "case2.json").read_text())
+    (out / "case2.json").write_text(json.dumps({**record, "overlap": 0.9}))
+    again = make_predictor(weights_sha256=["a"])
+    results = predict_files(again, [scans], out)
+    assert [r.status for r in results] == ["skipped", "done", "done"]
+    assert calls(again) == 2
+    other = make_predictor(weights_sha256=["b"])
+    assert {r.status for r in predict_files(other, [scans], out)} == {"done"}
+    assert {r.status for r in predict_files(other, [scans], out, overwrite=True)} == {"done"}
+
+
+def test_rounded_sums_are_finished_for_a_limited_run_alone(scans: Path, tmp_path: Path) -> None:
+    """Without a limit the exact result is expected; under one, either is as good as was asked for."""
+    out = tmp_path / "out"
+    predict_files(make_predictor(max_ram="8GB"), [scans], out)
+    record = json.loads((out / "case1.json").read_text())
+    (out / "case1.json").write_text(json.dumps({**record, "sums": "fp16"}))
+
+    def statuses(**options: Any) -> list[str]:
+        return [r.status for r in predict_files(make_predictor(**options), [scans], out)]
+
+    assert statuses(max_ram="8GB") == ["skipped"] * 3
+    assert statuses() == ["skipped", "done", "skipped"]
+    assert json.loads((out / "case1.json").read_text())["sums"] == "fp32"
+    assert statuses(max_ram="8GB") == ["skipped"] * 3
+
+
+def test_a_replaced_scan_is_predicted_again(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(), [scans], out)
+    image = nib.load(scans / "case1.nii.gz")
+    nib.save(nib.Nifti1Image(-image.get_fdata().astype(np.float32), image.affine), scans / "case1.nii.gz")
+    assert [r.status for r in predict_files(make_predictor(), [scans], out)] == ["skipped", "done", "skipped"]
+    np.testing.assert_array_equal(nib.load(out / "case1.nii.gz").get_fdata(), image.get_fdata() < 0)
+
+
+def test_a_second_run_makes_the_maps_the_first_was_not_asked_for(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = predict_files(make_predictor(), [scans], out)
+    both = {"uncertainty": True, "save_probabilities": True}
+    assert {r.status for r in predict_files(make_predictor(**both), [scans], out)} == {"done"}
+    maps = {p.name for p in out.iterdir() if p.name.startswith("case0_")}
+    assert maps == {f"case0_{m}.nii.gz" for m in ("entropy", "probability_background", "probability_bright")}
+    for fewer in ({}, {"uncertainty": True}, both):
+        again = predict_files(make_predictor(**fewer), [scans], out)
+        assert [(r.status, r.volumes_ml) for r in again] == [("skipped", r.volumes_ml) for r in first]
+    (out / "case1_entropy.nii.gz").unlink()
+    again = predict_files(make_predictor(**both), [scans], out)
+    assert [r.status for r in again] == ["skipped", "done", "skipped"]
+
+
+@pytest.mark.parametrize("content", ['{"RepetitionTime": 2.3}', '["notice", "plan_sha256"]', "{half"])
+def test_a_json_that_is_not_medsegs_is_kept(scans: Path, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "case1.json").write_text(content)
+    predictor = make_predictor()
+    with pytest.raises(VolumeError, match=r"case1\.json: exists and was not written by medseg; choose another output"):
+        predict_files(predictor, [scans], out, overwrite=True)
+    with pytest.raises(VolumeError, match=r"case1\.json: exists and was not written by medseg"):
+        predictor.predict(scans / "case1.nii.gz").save(out / "case1.nii.gz")
+    assert [p.name for p in out.iterdir()] == ["case1.json"]
+    assert (out / "case1.json").read_text() == content
+
+
+def test_a_mask_without_a_record_is_not_silently_replaced(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("case1.nii.gz", "case2_entropy.nii.gz"):
+        (out / name).write_bytes(b"drawn by hand")
+    predictor = make_predictor(uncertainty=True)
+    rule = r"case1\.nii\.gz: exists without medseg's record beside it \(1 more files likewise\); .* with --overwrite"
+    with pytest.raises(VolumeError, match=rule):
+        predict_files(predictor, [scans], out)
+    assert calls(predictor) == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == dict.fromkeys(
+        ("case1.nii.gz", "case2_entropy.nii.gz"), b"drawn by hand"
+    )
+    assert {r.status for r in predict_files(predictor, [scans], out, overwrite=True)} == {"done"}
+    assert nib.load(out / "case1.nii.gz").shape == (8, 9, 11)
+    assert {r.status for r in predict_files(predictor, [scans], out)} == {"skipped"}
+
+
+def test_a_second_run_does_not_take_its_outputs_as_inputs(scans: Path) -> None:
+    for expected in ("done", "skipped"):
+        results = predict_files(make_predictor(), [scans], scans / "predictions")
+        assert [(r.case, r.status) for r in results] == [(f"case{i}", expected) for i in range(3)]

@@ -1,0 +1,103 @@
+"""The files of one case: all or none, on folders that cannot be written, and as DICOM segmentations."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from inference.counting import calls, make_predictor
+from volumes.dicom_series import write_series
+
+from medseg.errors import VolumeError
+from medseg.inference import predict_files
+
+
+def test_a_case_is_saved_with_all_its_files_or_not_at_all(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(), [scans / "case0.nii.gz"], out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    (out / "case0_entropy.nii.gz").mkdir()
+    results = predict_files(make_predictor(uncertainty=True), [scans], out)
+    assert [r.status for r in results] == ["failed", "done", "done"]
+    rule = "a folder is in the way of the output file; remove it or choose another name"
+    assert results[0].message == f"{out / 'case0_entropy.nii.gz'}: {rule}"
+    assert {p.name: p.read_bytes() for p in out.glob("case0*") if p.is_file()} == before
+    assert not list(out.glob(".*"))
+
+
+def test_maps_of_one_case_never_replace_another_case(scans: Path, tmp_path: Path) -> None:
+    (scans / "case0.nii.gz").rename(scans / "case1_entropy.nii.gz")
+    with pytest.raises(VolumeError, match=r"case1_entropy\.nii\.gz: would be written for two cases"):
+        predict_files(make_predictor(uncertainty=True), [scans], tmp_path / "out")
+    assert {r.status for r in predict_files(make_predictor(), [scans], tmp_path / "out")} == {"done"}
+
+
+def test_an_output_folder_that_cannot_be_written_is_reported_for_each_scan(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    results = predict_files(make_predictor(), [scans], tmp_path / "file")
+    assert [r.status for r in results] == ["failed"] * 3
+    assert all(str(tmp_path / "file") in r.message for r in results)
+    if os.geteuid():  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert {r.status for r in predict_files(make_predictor(), [scans], tmp_path / "locked")} == {"failed"}
+
+
+@pytest.mark.parametrize("format", ["nifti", "nrrd", "mha"])
+def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing(scans: Path, tmp_path: Path, format: Any) -> None:
+    resource = pytest.importorskip("resource")
+    predictor = make_predictor(uncertainty=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        results = predict_files(predictor, [scans], tmp_path / "out", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for number, result in enumerate(results):
+        assert result.status == "failed"
+        assert result.message.startswith(str(tmp_path / "out" / f"case{number}"))
+        assert "could not be written" in result.message
+        assert "partial" not in result.message
+        assert "\n" not in result.message
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_output_never_replaces_an_input(scans: Path) -> None:
+    with pytest.raises(VolumeError, match="would replace an input"):
+        predict_files(make_predictor(), [scans], scans)
+
+
+def test_a_dicom_series_becomes_a_dicom_segmentation(tmp_path: Path) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    series = write_series(tmp_path / "series")
+    predictor = make_predictor(uncertainty=True, weights_sha256=["abc"])
+    (result,) = predict_files(predictor, [series], tmp_path / "out", format="dicom-seg")
+    assert (result.status, result.output) == ("done", str(tmp_path / "out" / "series.dcm"))
+    names = {"series.dcm", "series.json", "series_entropy.nii.gz"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    found = highdicom.seg.segread(result.output)
+    labels = predictor.predict(series).array
+    voxels = found.get_pixels_by_source_instance(
+        [uid for *_, uid in found.get_source_image_uids()], segment_numbers=[1], assert_missing_frames_are_empty=True
+    )
+    assert np.count_nonzero(voxels) == np.count_nonzero(labels) > 0
+    assert (found.ManufacturerModelName, found.DeviceSerialNumber) == ("small_segmentation", "abc")
+    record = json.loads((tmp_path / "out" / "series.json").read_text())
+    assert result.warnings == record["warnings"]
+    (again,) = predict_files(predictor, [series], tmp_path / "out", format="dicom-seg")
+    assert (again.status, again.volumes_ml) == ("skipped", result.volumes_ml)
+
+
+def test_dicom_segmentations_of_other_files_are_refused_before_the_work(scans: Path, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    predictor = make_predictor()
+    with pytest.raises(
+        VolumeError, match=r"case0\.nii\.gz: DICOM SEG needs a DICOM series as its input; choose another"
+    ):
+        predict_files(predictor, [scans], tmp_path / "out", format="dicom-seg")
+    assert calls(predictor) == 0
+    (absent,) = predict_files(predictor, [tmp_path / "absent"], tmp_path / "out", format="dicom-seg")
+    assert "no such file" in absent.message

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from medseg.inference.backend import Precision
 from medseg.inference.cache_folder import cache_folder, is_writable
 from medseg.inference.model_digest import model_digest
 from medseg.inference.pointwise_head import split_head
+from medseg.networks.joining import compose_stages
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,9 @@ class OpenVINOBackend:
         self.device = torch.device("cpu")
         self.precision: Precision = precision
         self.shape = tuple(int(n) for n in shape)
-        network = network.to(self.device).eval()
+        # a copy, because the composed kernels belong to the weights as they are now
+        network = deepcopy(network).to(self.device).eval()
+        compose_stages(network)
         split = split_head(network) if blend_features else None
         self.module = network if split is None else FeaturesOnly(network, split.features).eval()
         self.head_weight = None if split is None else split.weight
@@ -145,7 +150,8 @@ def _convert(module: nn.Module, shape: tuple[int, ...]) -> Any:
     # Not zeros: of a constant image, normalisation leaves nothing but rounding errors.
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # on shapes, which are fixed here
             decoder = TorchScriptPythonDecoder(module, example_input=(example,), trace_kwargs={"check_trace": False})
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))

@@ -37,15 +37,37 @@ def header(title: str, summary: Mapping[str, Any] | None, badges: Sequence[str],
 
 def _tiles(summary: Mapping[str, Any]) -> Html:
     dice, outcomes = summary["class_mean"]["dice"], summary["outcomes"]
-    interval = ""
+    interval = "no interval"
     if dice["low"] is not None and dice["high"] is not None:
-        interval = f" ({dice['low']:.3f} to {dice['high']:.3f})"
+        interval = f"{100 * summary['interval_level']:.0f} %: {dice['low']:.3f} to {dice['high']:.3f}"
+    missed = outcomes["missed"] + outcomes["disjoint"]
+    spurious = outcomes["spurious"]
+    cases, patients = summary["num_cases"], summary["num_patients"]
     shown = [
-        (summary["num_cases"], "cases evaluated"),
-        (summary["num_patients"], "patients"),
-        (summary["num_left_out"], "cases left out"),
-        ("–" if dice["value"] is None else f"{dice['value']:.3f}", f"mean Dice{interval}"),
-        (outcomes["missed"] + outcomes["disjoint"], "structures missed"),
-        (outcomes["spurious"], "structures spurious"),
+        ("–" if dice["value"] is None else f"{dice['value']:.3f}", "mean Dice", interval, False),
+        (cases, _plural(cases, "case"), f"of {patients} {_plural(patients, 'patient')}", False),
+        (summary["num_left_out"], f"{_plural(summary['num_left_out'], 'case')} left out", "see below", True),
+        (
+            missed,
+            f"{_plural(missed, 'structure')} missed",
+            f"of {missed + outcomes['detected']} in the references",
+            True,
+        ),
+        (
+            spurious,
+            f"{_plural(spurious, 'structure')} spurious",
+            f"of {spurious + outcomes['absent']} absent in the references",
+            True,
+        ),
     ]
-    return tag("ul", *(tag("li", tag("b", value), tag("span", what)) for value, what in shown), class_="tiles")
+    items = []
+    for value, what, more, is_bad in shown:
+        marked = tag("b", value, class_="bad" if is_bad and value else None)
+        # nothing left out needs no pointer to the reasons
+        below = "all were evaluated" if more == "see below" and not value else more
+        items.append(tag("li", marked, tag("span", what), tag("small", below)))
+    return tag("ul", *items, class_="tiles")
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else f"{word}s"

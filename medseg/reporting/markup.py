@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+FEW_COLUMNS = 6
+
 
 class Html(str):
     """Text that is HTML already."""
@@ -65,8 +67,10 @@ def table(
     ]
     columns = [tag("th", title, scope="col", class_=class_) for title, class_ in zip(head, of, strict=True)]
     inner = tag("table", tag("thead", tag("tr", *columns)), tag("tbody", *lines), aria_label=about)
+    # a table of a few columns is read along its rows, which must not be a screen wide
+    box = "wide" if len(head) > FEW_COLUMNS else "wide narrow"
     return Html(
-        tag("p", about, class_="about") + tag("div", inner, class_="wide", tabindex=0, role="region", aria_label=about)
+        tag("p", about, class_="about") + tag("div", inner, class_=box, tabindex=0, role="region", aria_label=about)
     )
 
 
@@ -76,11 +80,16 @@ def with_code(words: str) -> Html:
     return Html("".join(tag("code", part) if number % 2 else text(part) for number, part in enumerate(parts)))
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with a true minus sign."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
 def estimate(entry: Mapping[str, Any], digits: int) -> Html:
     """A number with its interval and n below it."""
     if entry["value"] is None:
         return Html(f"–{tag('small', 'n=0')}")
     low, high = entry["low"], entry["high"]
-    interval = "no interval" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+    interval = "no interval" if low is None or high is None else f"{signed(low, digits)} to {signed(high, digits)}"
     n = f"n={entry['n']}{', few' if entry['few'] else ''}"
-    return Html(f"{entry['value']:.{digits}f}{tag('small', interval)}{tag('small', n)}")
+    return Html(f"{signed(entry['value'], digits)}{tag('small', interval)}{tag('small', n)}")

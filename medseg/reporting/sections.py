@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medseg.evaluation.tables import OBJECT_METRICS
-from medseg.reporting.markup import Html, bullets, estimate, section, table, tag, with_code
+from medseg.reporting.markup import Html, bullets, estimate, section, signed, table, tag, with_code
 
 Summary = Mapping[str, Any]
 NAVIGATION = {
@@ -60,7 +60,7 @@ def _comparison(summary: Summary) -> Html:
         return Html("")
     rows = []
     for d in summary["comparison"]["differences"]:
-        values = [f"{d[side]:.4f}" if d[side] is not None else "–" for side in ("this", "other")]
+        values = [signed(d[side], 4) if d[side] is not None else "–" for side in ("this", "other")]
         difference = estimate(d["difference"], 4)
         rows.append([d["label"], d["metric"], *values, difference, f"{d['p_holm']:.3g}", d["verdict"]])
     head = ["structure", "metric", "this", "other", "difference", "p (Wilcoxon, Holm)", "verdict"]
@@ -75,13 +75,13 @@ def distributions() -> Html:
         Html(
             '<label class="grow">find cases <input type="search" id="search"'
             ' placeholder="name, patient, missed, spurious" autocomplete="off"></label>'
-            '<span id="found" aria-live="polite"></span>'
+            '<span id="metric-place"></span><span id="found" aria-live="polite"></span>'
         ),
         class_="bar",
     )
     words = (
-        "Every dot is a case and opens it; rings are missed, spurious or disjoint. The line is the mean, the bar its "
-        "interval."
+        "Every dot is a case and opens it; rings are missed, spurious or disjoint. The line is the mean, the grey bar "
+        "its interval."
     )
     return section("distributions", "Distributions", tag("p", words, class_="soft"), search, _place("distributions"))
 
@@ -121,10 +121,18 @@ def lesions(summary: Summary) -> Html:
         [label, _size(bin_, summary["spatial_dims"]), bin_["n"], bin_["found"], _share(bin_["sensitivity"])]
         for label, entry in summary["labels"].items()
         for bin_ in entry.get("sensitivity_by_size", [])
+        if bin_["n"]
     ]
     if sizes:
         head = ["structure", "size", "objects", "found", "sensitivity"]
-        parts.append(table("Sensitivity by size: objects of all cases that any prediction touches", head, sizes))
+        parts.append(
+            table(
+                "Sensitivity by size: objects of all cases that any prediction touches",
+                head,
+                sizes,
+                classes=(None, "text"),
+            )
+        )
     return section("lesions", "Lesions and objects", *parts)
 
 

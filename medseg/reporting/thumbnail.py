@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import math
 import struct
 import zlib
 
 import numpy as np
+from scipy import ndimage
 
 from medseg.figures.label_colors import PREDICTION_COLOR, REFERENCE_COLOR, rgb
 from medseg.figures.panels import Panel
@@ -16,6 +18,9 @@ REFERENCE_RGB, PREDICTION_RGB = rgb(REFERENCE_COLOR), rgb(PREDICTION_COLOR)
 _GREYS = 48
 _REFERENCE, _PREDICTION = _GREYS, _GREYS + 1
 MAX_BYTES = 30_000
+MARGIN_MM = 10.0
+# From this size on, outlines are two pixels wide.
+THICK_FROM = 128
 
 
 def thumbnail(view: View, size: int = 160) -> str:
@@ -42,7 +47,12 @@ def _draw(view: View, size: int) -> bytes:
     panel = view.panels[0]
     position = telling_slice(view, panel)
     spacing = view.spacing
-    rows, columns = panel.cut(_reference(view), position).shape
+    shown = _around_labels(view, panel)
+
+    def plane(volume: np.ndarray) -> np.ndarray:
+        return panel.cut(volume, position)[shown]
+
+    rows, columns = plane(view.prediction).shape
     height_mm, width_mm = rows * spacing[panel.down], columns * spacing[panel.across]
     scale = size / max(height_mm, width_mm)
     height, width = max(round(height_mm * scale), 1), max(round(width_mm * scale), 1)
@@ -50,11 +60,12 @@ def _draw(view: View, size: int) -> bytes:
     pixels = np.zeros((height, width), dtype=np.uint8)
     for channel in view.channels[:1]:
         shades = np.rint(channel.grey.shades(next(iter(channel.grey.windows))) * (_GREYS - 1)).astype(np.uint8)
-        pixels = shades[panel.cut(channel.levels, position)[take]]
-    pixels[outline(panel.cut(_reference(view), position)[take])] = _REFERENCE
-    predicted = outline(panel.cut(view.prediction, position)[take])
+        pixels = shades[plane(channel.levels)[take]]
+    line = 2 if size >= THICK_FROM else 1
+    pixels[outline(plane(_reference(view))[take], line)] = _REFERENCE
+    predicted = outline(plane(view.prediction)[take], line)
     across, down = np.indices(predicted.shape)
-    pixels[predicted & ((across + down) % 6 < 3)] = _PREDICTION
+    pixels[predicted & ((across + down) % 8 < 4)] = _PREDICTION
     return _palette_png(pixels)
 
 
@@ -63,12 +74,30 @@ def _reference(view: View) -> np.ndarray:
     return view.prediction if view.reference is None else view.reference
 
 
-def outline(labels: np.ndarray) -> np.ndarray:
-    """The labelled pixels that touch another label, the background or the border."""
-    padded = np.pad(labels, 1)
-    inner = padded[1:-1, 1:-1]
-    sides = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return (inner != 0) & np.logical_or.reduce([inner != side for side in sides])
+def outline(labels: np.ndarray, width: int = 1) -> np.ndarray:
+    """The labelled pixels that lie at most so many pixels from another label, the background or the border."""
+    padded = np.pad(labels, width)
+    rows, columns = labels.shape
+    edges = np.zeros(labels.shape, dtype=bool)
+    for step in range(1, width + 1):
+        for down, right in ((-step, 0), (step, 0), (0, -step), (0, step)):
+            side = padded[width + down : width + down + rows, width + right : width + right + columns]
+            edges |= labels != side
+    return edges & (labels != 0)
+
+
+def _around_labels(view: View, panel: Panel) -> tuple[slice, slice]:
+    """Rows and columns of a plane that any label needs, with 10 mm around them; all where there is none."""
+    labelled = (view.prediction != 0) | (_reference(view) != 0)
+    flat = panel.cut(labelled.any(axis=panel.axis, keepdims=True), 0)
+    found = ndimage.find_objects(flat.astype(np.uint8))
+    if not found:
+        return slice(None), slice(None)
+    margins = [math.ceil(MARGIN_MM / view.spacing[axis]) for axis in (panel.down, panel.across)]
+    rows, columns = (
+        slice(max(side.start - margin, 0), side.stop + margin) for side, margin in zip(found[0], margins, strict=True)
+    )
+    return rows, columns
 
 
 def _palette_png(pixels: np.ndarray) -> bytes:

@@ -1,10 +1,33 @@
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from reporting.browsing import READY
 from reporting.chromium import Chromium, started
+from reporting.evaluations import small_evaluation
+
+from medseg.reporting import write_report
 
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     """A headless Chromium without WebGL; tests that need it are skipped where there is none."""
     yield from started(tmp_path_factory.mktemp("chromium"))
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of six cases that can all be opened."""
+    folder = tmp_path_factory.mktemp("page")
+    result, images = small_evaluation(folder, 6, shape=(24, 20, 16), affine=np.diag([1.0, 1.0, 2.0, 1.0]))
+    return write_report(result, folder / "report.html", images=images).path
+
+
+@pytest.fixture
+def opened(browser: Chromium, page: Path) -> Chromium:
+    """A browser with the worst case of that report open."""
+    browser.open(page)
+    browser.click("#choices button[data-case='0']")
+    browser.wait(READY.format(0))
+    return browser

@@ -58,17 +58,20 @@ medseg.plane = (function () {
 
   const rgb = (text) => [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
 
-  // Width and height on the screen, in true proportions.
-  function size(panel, { view }, box) {
-    const width = view.dims[panel.across] * view.spacing[panel.across], height = view.dims[panel.down] * view.spacing[panel.down];
-    const most = view.panels.length === 1 ? TALLEST_ALONE : TALLEST;
-    const scale = Math.min(box / width, Math.min(most, window.innerHeight * 0.7) / height);
-    return [Math.max(Math.round(width * scale), 1), Math.max(Math.round(height * scale), 1)];
+  // CSS pixels a millimetre: one for all planes, so that what is larger looks larger.
+  function scaleOf({ view }, box) {
+    const most = Math.min(view.panels.length === 1 ? TALLEST_ALONE : TALLEST, window.innerHeight * 0.7);
+    const mm = (axis) => view.dims[axis] * view.spacing[axis];
+    return Math.min(...view.panels.map((panel) => Math.min(box / mm(panel.across), most / mm(panel.down))));
   }
 
-  function draw(canvas, panel, scene, boxWidth) {
+  function size(panel, { view }, scale) {
+    return [panel.across, panel.down].map((axis) => Math.max(Math.round(view.dims[axis] * view.spacing[axis] * scale), 1));
+  }
+
+  function draw(canvas, panel, scene, scale) {
     const { view, state } = scene, ratio = Math.min(window.devicePixelRatio || 1, 2);
-    const [cssWidth, cssHeight] = size(panel, scene, boxWidth);
+    const [cssWidth, cssHeight] = size(panel, scene, scale);
     const W = Math.round(cssWidth * ratio), H = Math.round(cssHeight * ratio);
     if (canvas.width !== W || canvas.height !== H) { canvas.width = W; canvas.height = H; }
     canvas.style.width = `${cssWidth}px`; canvas.style.height = `${cssHeight}px`;
@@ -135,5 +138,5 @@ medseg.plane = (function () {
     return position;
   }
 
-  return { draw, letters, positionAt, start };
+  return { draw, letters, positionAt, scaleOf, start };
 })();

@@ -11,6 +11,7 @@ medseg.viewer = (function () {
     ["reference", "r", "reference"], ["prediction", "p", "prediction"], ["errors", "e", "missed, spurious"],
     ["fill", "f", "colours"], ["cross", "c", "crosshair"], ["smooth", "s", "smooth"], ["mirrored", "o", "neurological: left on left"],
   ];
+  const RULERS = [1, 2, 5, 10, 20, 50, 100], SHORTEST_RULER = 48; // mm, and pixels
   const KEYS = { mirrored: "side of the patient", errors: "errors" };
 
   function label(byte) {
@@ -26,18 +27,26 @@ medseg.viewer = (function () {
       const mm = [0, 1, 2].map((row) => view.affine[row][0] * x + view.affine[row][1] * y + view.affine[row][2] * z + view.affine[row][3]);
       parts.push(mm.map((value, axis) => `${value >= 0 ? "RAS"[axis] : "LPI"[axis]} ${Math.abs(value).toFixed(1)}`).join("  ") + " mm");
     } else parts.push(`column ${Math.round(view.affine[0][0] * x + view.affine[0][3])}, row ${Math.round(view.affine[1][1] * y + view.affine[1][3])}`);
-    if (scene.image) parts.push(`about ${Number(grey.values[scene.image[i]].toPrecision(3))}${grey.modality === "CT" ? " HU" : ""}`);
+    if (scene.image) parts.push(`intensity about ${Number(grey.values[scene.image[i]].toPrecision(3))}${grey.modality === "CT" ? " HU" : ""}`);
     if (scene.reference) parts.push(`reference: ${label(scene.reference[i])}`, `prediction: ${label(scene.prediction[i])}`);
     else parts.push(label(scene.prediction[i]));
     root.readout.replaceChildren(...parts.map((part) => element("span", {}, part)));
   }
 
-  function draw(plane) {
+  function draw() {
+    const scale = medseg.plane.scaleOf(scene, Math.min(...planes.map(({ box }) => box.clientWidth)));
+    for (const plane of planes) drawPlane(plane, scale);
+    readout();
+  }
+
+  function drawPlane(plane, scale) {
     const { panel, canvas } = plane, position = state.position[panel.axis], count = scene.view.dims[panel.axis];
-    medseg.plane.draw(canvas, panel, scene, plane.box.clientWidth);
+    medseg.plane.draw(canvas, panel, scene, scale);
+    const mm = RULERS.find((length) => length * scale >= SHORTEST_RULER) || RULERS[RULERS.length - 1];
+    plane.ruler.textContent = `${mm} mm`; plane.ruler.style.width = `${(mm * scale).toFixed(1)}px`;
     medseg.plane.letters(panel, state).forEach((letter, i) => { plane.letters[i].textContent = letter; });
     plane.slider.value = position;
-    plane.caption.textContent = count > 1 ? `${panel.name} ${position + 1}/${count}` : panel.name;
+    plane.name.textContent = count > 1 ? `${panel.name} ${position + 1}/${count}` : panel.name;
     canvas.setAttribute("aria-valuenow", position + 1);
     canvas.setAttribute("aria-valuetext", `slice ${position + 1} of ${count}`);
   }
@@ -46,7 +55,7 @@ medseg.viewer = (function () {
   function redraw() {
     if (waiting || !scene) return;
     waiting = true;
-    requestAnimationFrame(() => { waiting = false; planes.forEach(draw); readout(); });
+    requestAnimationFrame(() => { waiting = false; draw(); });
   }
 
   // Moves along an axis; false at its end.
@@ -76,9 +85,9 @@ medseg.viewer = (function () {
     const count = scene.view.dims[panel.axis];
     const canvas = element("canvas", { tabindex: 0, role: "slider", "aria-orientation": "vertical", "aria-label": `${panel.name} plane of ${scene.view.name}; arrow keys change the slice`, "aria-valuemin": 1, "aria-valuemax": count });
     const box = element("div", { class: "plane" }, canvas);
-    const caption = element("figcaption");
+    const name = element("span"), ruler = element("span", { class: "ruler", hidden: !panel.letters[0] }), caption = element("figcaption", {}, name, ruler);
     const slider = element("input", { type: "range", min: 0, max: count - 1, "aria-label": `${panel.name} slice`, hidden: count === 1 });
-    const plane = { panel, canvas, box, caption, slider, letters: ["left", "right", "top", "bottom"].map((side) => element("span", { class: `letter ${side}` })) };
+    const plane = { panel, canvas, box, name, ruler, slider, letters: ["left", "right", "top", "bottom"].map((side) => element("span", { class: `letter ${side}` })) };
     box.append(...plane.letters);
     slider.addEventListener("input", () => { state.position[panel.axis] = Number(slider.value); redraw(); });
     canvas.addEventListener("keydown", (event) => onKey(event, panel));
@@ -232,7 +241,7 @@ medseg.viewer = (function () {
     planes = made.map(([plane]) => plane);
     root.panels.replaceChildren(...made.map(([, figure]) => figure));
     root.body.hidden = false;
-    planes.forEach(draw); readout();
+    draw();
     root.body.dataset.ready = String(number);
     root.body.dataset.openMs = (performance.now() - began).toFixed(1);
   }

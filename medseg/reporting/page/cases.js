@@ -48,7 +48,7 @@ medseg.cases = (function () {
     const picture = png ? element("img", { src: `data:image/png;base64,${png}`, alt: `${one.name}: ${numbersOf(one)}; outlines of reference and prediction` }) : element("span", {}, data.thumbnail_note);
     const words = element("span", { class: "words" }, element("b", {}, one.name), element("small", {}, one.dice === null ? "all absent" : `Dice ${medseg.number(one.dice)}`));
     if (one.missed || one.spurious) words.append(element("small", { class: "bad" }, [one.missed && `${one.missed} missed`, one.spurious && `${one.spurious} spurious`].filter(Boolean).join(", ")));
-    if (one.view !== null) words.append(element("small", {}, "▦ planes"));
+    if (one.view !== null && data.views.length < data.cases.length) words.append(element("small", {}, "opens in the viewer"));
     return element("li", {}, element("button", { type: "button", "data-case": i, onclick: () => medseg.open(i) }, element("span", { class: "picture" }, picture), words));
   }
 

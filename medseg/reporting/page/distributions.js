@@ -6,16 +6,23 @@ medseg.distributions = (function () {
   const { element } = medseg;
   let data, root, metric, first = 0, order = [];
 
+  // Where the axis ends and its ticks: shares end at 1 and begin near the lowest case, everything else holds 0.
   function scale() {
     const all = data.values[metric.name].flat().filter((value) => value !== null);
-    if (!all.length) return { low: 0, high: 1 };
-    if (metric.unit === "" && Math.max(...all) <= 1 && Math.min(...all) >= 0) return { low: 0, high: 1 };
-    const low = Math.min(0, ...all), high = Math.max(0, ...all);
-    return { low, high: high > low ? high : low + 1 };
+    const least = Math.min(...all), most = Math.max(...all);
+    if (!all.length) return { low: 0, high: 1, steps: 4 };
+    if (metric.unit === "" && most <= 1 && least >= 0) {
+      const low = [0.9, 0.75, 0.5, 0].find((begin) => begin <= least - 0.01) || 0;
+      return { low, high: 1, steps: low ? 5 : 4 };
+    }
+    const low = Math.min(0, least), high = Math.max(0, most);
+    return { low, high: high > low ? high : low + 1, steps: 4 };
   }
+  const ticks = ({ low, high, steps }) => Array.from({ length: steps + 1 }, (_, i) => low + (high - low) * i / steps);
+  const place = (value, { low, high }) => `${(1 + 98 * (value - low) / (high - low)).toFixed(2)}%`;
 
-  function row(label, number, { low, high }) {
-    const x = (value) => `${(1 + 98 * (value - low) / (high - low)).toFixed(2)}%`;
+  function row(label, number, range) {
+    const x = (value) => place(value, range);
     const mean = (data.means[label] || {})[metric.name] || {};
     const values = data.values[metric.name].map((of) => of[number]);
     const ranked = values.map((value, i) => [value, i]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
@@ -25,6 +32,7 @@ medseg.distributions = (function () {
       : `${label}: no case counts`;
     svg.setAttribute("aria-label", `${text}. Arrow keys choose a case, Enter opens it.`);
     svg.append(element("line", { class: "grid-line", x1: "0", x2: "100%", y1: HEIGHT / 2, y2: HEIGHT / 2 }));
+    svg.append(...ticks(range).map((value) => element("line", { class: "grid-line", x1: x(value), x2: x(value), y1: 0, y2: HEIGHT })));
     if (mean.low !== null && mean.low !== undefined) svg.append(element("line", { class: "interval", x1: x(mean.low), x2: x(mean.high), y1: HEIGHT / 2, y2: HEIGHT / 2 }));
     const dots = ranked.map(([value, i], rank) => {
       const one = data.outcomes[i][number], penalised = one === "missed" || one === "spurious" || one === "disjoint";
@@ -47,16 +55,15 @@ medseg.distributions = (function () {
       const [value, i] = ranked[chosen];
       root.said.textContent = `${label}: ${data.cases[i].name}, ${metric.title} ${medseg.number(value, metric.unit)}, ${data.outcomes[i][number]}`;
     });
-    const interval = mean.low === null || mean.low === undefined ? "" : ` (${medseg.number(mean.low)}–${medseg.number(mean.high)})`;
-    return [element("b", {}, label), svg, element("span", {}, `mean ${medseg.number(mean.value, metric.unit)}${interval}, n=${ranked.length}`)];
+    const interval = mean.low === null || mean.low === undefined ? "" : `${medseg.number(mean.low, metric.unit).replace(/ .*/, "")} to ${medseg.number(mean.high, metric.unit)}, `;
+    return [element("b", {}, label), svg, element("span", {}, element("b", {}, medseg.number(mean.value, metric.unit)), element("small", {}, `${interval}n=${ranked.length}`))];
   }
 
-  function axis({ low, high }) {
-    const svg = element("svg", { class: "axis", height: 18, "aria-hidden": "true" });
-    for (let i = 0; i <= 4; i++) {
-      const value = low + (high - low) * i / 4;
-      svg.append(element("text", { x: `${1 + 98 * i / 4}%`, y: 13, "text-anchor": i === 0 ? "start" : i === 4 ? "end" : "middle" }, medseg.number(value, metric.unit)));
-    }
+  function axis(range) {
+    const svg = element("svg", { class: "axis", height: 18, "aria-hidden": "true" }), all = ticks(range);
+    const digits = range.steps === 5 ? 2 : null;
+    all.forEach((value, i) => svg.append(element("text", { x: place(value, range), y: 13, "text-anchor": i === 0 ? "start" : i === all.length - 1 ? "end" : "middle" },
+      digits === null ? medseg.number(value, metric.unit) : value.toFixed(digits))));
     return svg;
   }
 
@@ -86,7 +93,8 @@ medseg.distributions = (function () {
     root = { strip: element("div", { class: "strip" }), said: element("p", { class: "soft", "aria-live": "polite" }), pageText: element("span"),
       before: element("button", { type: "button", onclick: turn(-1), "aria-label": "Structures before" }, "‹"), after: element("button", { type: "button", onclick: turn(1), "aria-label": "More structures" }, "›") };
     root.pager = element("span", { class: "pager" }, root.before, root.pageText, root.after);
-    into.append(element("div", { class: "bar" }, element("label", {}, "metric", choose), root.pager), root.strip, root.said);
+    document.getElementById("metric-place").append(element("label", {}, "metric", choose));
+    into.append(element("div", { class: "bar" }, root.pager), root.strip, root.said);
     draw();
   }
 

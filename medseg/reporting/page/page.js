@@ -69,10 +69,10 @@
     byId("search").addEventListener("input", (event) => medseg.cases.search(event.target.value));
     if (data.views.length) medseg.viewer.build(byId("viewer-place"), data, { complain: medseg.complain, step: medseg.step });
     else medseg.viewer.show = medseg.viewer.hide = () => {};
-    const choice = (i, text) => element("button", { type: "button", "aria-pressed": "false", "data-case": i, onclick: () => medseg.open(i, false) }, text);
-    const worst = data.worst.map((i) => choice(i, `${data.cases[i].name} ${medseg.number(data.cases[i].dice)}`));
-    const percentiles = Object.entries(data.percentiles).map(([percent, i]) => choice(i, `${percent} %: ${data.cases[i].name} ${medseg.number(data.cases[i].dice)}`));
-    byId("choices").append(element("div", { class: "bar choices" }, element("span", { class: "soft" }, "Worst"), ...worst), data.cases.length > 1 ? element("div", { class: "bar choices" }, element("span", { class: "soft" }, "Percentiles of Dice"), ...percentiles) : "");
+    const choice = (i, text) => element("button", { type: "button", "aria-pressed": "false", "data-case": i, onclick: () => medseg.open(i, false) }, text, element("small", {}, medseg.number(data.cases[i].dice)));
+    const worst = data.worst.map((i) => choice(i, data.cases[i].name));
+    const percentiles = Object.entries(data.percentiles).map(([percent, i]) => choice(i, `${percent} %: ${data.cases[i].name}`));
+    byId("choices").append(element("div", { class: "bar choices" }, element("span", { class: "soft" }, "worst"), ...worst), data.cases.length > 1 ? element("div", { class: "bar choices" }, element("span", { class: "soft" }, "percentiles of Dice"), ...percentiles) : "");
     document.addEventListener("click", (event) => {
       const link = event.target.closest("a[data-case]");
       if (link) { event.preventDefault(); medseg.open(Number(link.dataset.case)); }

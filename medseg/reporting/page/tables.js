@@ -11,5 +11,5 @@ medseg.table = function (id, about, head, body) {
 medseg.number = function (value, unit = "") {
   if (value === null || value === undefined) return "–";
   const digits = unit === "" ? 3 : Math.abs(value) >= 100 ? 0 : Math.abs(value) >= 10 ? 1 : 2;
-  return value.toFixed(digits) + (unit ? ` ${unit}` : "");
+  return value.toFixed(digits).replace("-", "−") + (unit ? ` ${unit}` : "");
 };

@@ -1,0 +1,37 @@
+"""The page asks for nothing, and shows the very bytes that were compared."""
+
+import hashlib
+
+from reporting.browsing import READY, is_clean, settled
+from reporting.test_report import block
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, page):
+    browser.open(page)
+    assert browser.js("return document.createElement('canvas').getContext('webgl')") is None
+    for case in range(6):
+        browser.js("medseg.open(arguments[0])", case)
+        browser.wait(READY.format(case))
+    for button in ("[data-view='table']", "#theme", "#files summary", "[data-copy]"):
+        browser.click(button)
+    settled(browser)
+    is_clean(browser)
+    assert browser.js("return medseg.volumes.decodedNow()") == [3, 4, 5]
+
+
+def test_the_network_is_refused_even_to_scripts(browser, page):
+    browser.open(page)
+    assert "Failed to fetch" in browser.js_async("fetch('https://example.org/')")
+    browser.logs()
+
+
+def test_label_bytes_and_image_bytes_reach_the_viewer_exactly(browser, page):
+    browser.open(page)
+    text = page.read_text(encoding="utf-8")
+    for number in (0, 5):
+        for role in ("reference", "prediction", "image-0"):
+            digest = browser.js_async(
+                f"medseg.volumes.get({number}, '{role}').then((bytes) => crypto.subtle.digest('SHA-256', bytes))"
+                ".then((d) => [...new Uint8Array(d)])"
+            )
+            assert bytes(digest) == hashlib.sha256(block(text, f"v{number}-{role}")).digest()

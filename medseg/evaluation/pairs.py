@@ -12,6 +12,7 @@ from medseg.errors import EvaluationError, MedsegError
 from medseg.evaluation.structures import Structures
 from medseg.volumes import Grid, read_label_map, stem_of, suffix_of
 
+MONAI_POSTFIXES = ("_seg", "_pred", "_trans")  # what SaveImage appends: in bundles, in tutorials, by default
 Source = str | Path | Mapping[str, str | Path] | Sequence[str | Path]
 
 
@@ -76,6 +77,19 @@ def _without_maps(files: list[Path]) -> list[Path]:
         )
 
     return [file for file in files if not is_map(stem_of(file))]
+
+
+def named_like(references: Mapping[str, Path], predictions: Mapping[str, Path]) -> dict[str, Path]:
+    """The predictions under the references' ids where MONAI's SaveImage put a postfix behind them.
+
+    An id that is a reference's stays, and so does one whose shorter id is taken.
+    """
+    renamed: dict[str, Path] = {}
+    for case, path in predictions.items():
+        shorter = next((case.removesuffix(end) for end in MONAI_POSTFIXES if case.endswith(end)), case)
+        fits = case not in references and shorter in references and shorter not in predictions
+        renamed[shorter if fits and shorter not in renamed else case] = path
+    return renamed
 
 
 def missing_problems(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> list[Problem]:

@@ -15,7 +15,7 @@ from medseg.errors import EvaluationError
 from medseg.evaluation.case import DEFAULT_TOLERANCE_MM, LabelScore, score_case, tolerance_of
 from medseg.evaluation.confusion import confusion
 from medseg.evaluation.metrics import Instances, Metric, metrics_for
-from medseg.evaluation.pairs import Problem, missing_problems, problem_text, read_pair
+from medseg.evaluation.pairs import Problem, missing_problems, named_like, problem_text, read_pair
 from medseg.evaluation.policy import REASONS, Outcome, counted_values
 from medseg.evaluation.structures import Structures
 
@@ -59,7 +59,7 @@ def score_all(
     """Score every case that both sides have. Once one problem is known and not allowed, the rest is only checked.
 
     Args:
-        predictions, references: case id → label map.
+        predictions, references: case id → label map; a prediction may be named as MONAI saves it (``named_like``).
         structures: what to score.
         patients: case id → patient; a case without one is its own.
         tolerance_mm: of the NSD, one number or one a structure.
@@ -72,6 +72,7 @@ def score_all(
     """
     if structures.regions is not None:
         tolerance_of(tolerance_mm, structures.regions)
+    predictions = named_like(references, predictions)
     problems = missing_problems(predictions, references)
     num_given = len(set(predictions) | set(references))
     scores: dict[str, list[LabelScore]] = {}
@@ -79,7 +80,8 @@ def score_all(
     inputs = []
     cases = sorted(set(predictions) & set(references))
     console = Console(stderr=True)
-    for case in track(cases, description="evaluating", disable=not progress, transient=True, console=console):
+    shown = progress and console.is_terminal  # a bar that nobody sees leaves an empty line in a log
+    for case in track(cases, description="evaluating", disable=not shown, transient=True, console=console):
         pair, found = read_pair(case, predictions[case], references[case], structures)
         problems += found
         if pair is None or (problems and not allow_missing):

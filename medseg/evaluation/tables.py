@@ -138,7 +138,11 @@ def _digits(metric: Mapping[str, Any]) -> int:
 
 def _title(summary: Mapping[str, Any]) -> str:
     left_out = f", {summary['num_left_out']} left out" if summary["num_left_out"] else ""
-    return f"{summary['num_cases']} cases of {summary['num_patients']} patients{left_out}"
+    return f"{_count(summary['num_cases'], 'case')} of {_count(summary['num_patients'], 'patient')}{left_out}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _counts(outcomes: Mapping[str, int]) -> str:

@@ -163,6 +163,29 @@ def test_maps_saved_beside_predictions_are_no_cases(folders: tuple[Path, Path]) 
         evaluate(*folders, labels=LABELS)
 
 
+def test_predictions_may_be_named_as_monai_saves_them(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    plain = evaluate(predictions, references, labels=LABELS).summary
+    for number in range(9):
+        (predictions / f"case_{number}.nii.gz").rename(predictions / f"case_{number}_seg.nii.gz")
+    assert evaluate(predictions, references, labels=LABELS).summary["class_mean"] == plain["class_mean"]
+    save(predictions / "case_0.nii.gz", two_boxes())  # now case_0 is there by its own name
+    with pytest.raises(EvaluationError, match=r"case_0_seg +reference missing"):
+        evaluate(predictions, references, labels=LABELS)
+
+
+def test_a_log_holds_no_empty_line(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+    evaluate(*folders, labels=LABELS, progress=True)
+    assert capsys.readouterr().err == ""
+
+
+def test_one_case_is_called_one(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    evaluation = evaluate(predictions / "case_0.nii.gz", references / "case_0.nii.gz", labels=LABELS)
+    assert "1 case of 1 patient" in printed(evaluation)
+    assert "1 cases" not in printed(evaluation)
+
+
 def test_a_shift_below_half_a_voxel_is_allowed(folders: tuple[Path, Path]) -> None:
     moved = AFFINE.copy()
     moved[0, 3] = 0.49

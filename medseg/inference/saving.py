@@ -87,7 +87,9 @@ def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
             file = map_path(target, f"probability_{label}")
             write_volume(file, probability.astype(np.float32), like=segmentation.scan)
         with replacing(provenance_path(target)) as temporary:
-            temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            # A file name that is no Unicode holds what UTF-8 cannot: JSON has an escape for it, which looks the same.
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return record
 
 

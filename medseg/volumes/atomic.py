@@ -11,6 +11,9 @@ from pathlib import Path
 
 from medseg.errors import MedsegError, VolumeError
 
+# Characters, of at most four bytes each.
+LONGEST_HIDDEN = 40
+
 
 @contextmanager
 def replacing(path: Path | str, suffix: str = "") -> Iterator[Path]:
@@ -78,7 +81,8 @@ def staged(path: Path | str) -> Iterator[Path]:
 
 
 def _hidden(name: str) -> str:
-    return f".{name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+    """A name for what is not whole yet; short, because file systems take 255 bytes and the name itself may have all."""
+    return f".{name[:LONGEST_HIDDEN]}.{os.getpid()}.{secrets.token_hex(4)}.partial"
 
 
 def _flush(file: Path) -> None:

@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813 (the field's spelling)
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.dicom_slice import DicomSlice, looks_like_dicom, read_slice_header
 from medseg.volumes.grid import Grid
-from medseg.volumes.itk import LPS_TO_RAS, itk_error
+from medseg.volumes.itk import LPS_TO_RAS, itk_error, itk_name
 from medseg.volumes.volume import Volume
 
 # Positions are decimal text, often rounded to 0.01 mm; a missing slice changes a step by its whole length.
@@ -142,7 +142,7 @@ def _read_voxels(slices: list[DicomSlice]) -> np.ndarray:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     for number, item in enumerate(slices):
-        reader.SetFileName(str(item.path))
+        reader.SetFileName(itk_name(item.path))
         try:
             image = reader.Execute()
         except RuntimeError as error:

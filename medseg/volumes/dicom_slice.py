@@ -11,8 +11,8 @@ import SimpleITK as sitk  # noqa: N813 (the field's spelling)
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.dicom_elements import check_elements
 from medseg.volumes.formats import check_readable
-from medseg.volumes.itk import itk_error, metadata_of, numpy_type
-from medseg.volumes.itk_headers import BEST_COMPRESSION
+from medseg.volumes.itk import itk_error, itk_name, metadata_of, numpy_type
+from medseg.volumes.picture_headers import BEST_COMPRESSION
 
 SUFFIXES = (".dcm", ".ima", ".dicom")
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
@@ -85,7 +85,7 @@ def read_slice_header(path: Path) -> DicomSlice:
     transfer_syntax = check_elements(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

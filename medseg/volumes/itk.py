@@ -68,6 +68,7 @@ def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
             f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found {array.ndim}D {array.dtype}; "
             "use .tif, which `medseg predict --format tiff` writes"
         )
+    itk_name(path)
     image = to_simpleitk(array, like.grid)
     with replacing(path, suffix=suffix_of(path)) as temporary:
         try:
@@ -76,6 +77,19 @@ def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
             raise VolumeError(
                 f"{path}: could not be written: {_reason(error)}; check the folder and its space"
             ) from error
+
+
+def itk_name(path: Path) -> str:
+    """A file's name as SimpleITK takes it; one that is no Unicode would end the whole process.
+
+    Raises:
+        VolumeError: the name is none.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise VolumeError(f"{path}: the name is no valid Unicode, which ITK cannot open; rename it") from error
+    return str(path)
 
 
 def from_simpleitk(image: sitk.Image) -> Volume:
@@ -136,7 +150,7 @@ def _reason(error: Exception) -> str:
 def _reader(path: Path, format: str) -> sitk.ImageFileReader:
     check_signature(path, format)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     reader.SetImageIO(IMAGE_IO[format])
     try:
         reader.ReadImageInformation()

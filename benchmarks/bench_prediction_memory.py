@@ -3,21 +3,30 @@
 Each run is a process of its own; the figure is its highest resident size, and that above its size just before the
 prediction. The network is thin (two 3³ convolutions to 32 features and a 1×1×1 head), so merging is what is measured.
 
-    python benchmarks/bench_prediction_memory.py [--shape 160 160 480] [--tile 96] [--classes 105] [--large]
+    python benchmarks/bench_prediction_memory.py [--shape 160 160 480] [--tile 96] [--classes 105] [--repeats 1]
+                                                 [--large] [--only-large] [--large-shape 512 512 400] [--out FILE]
+
+Long runs say how far they are and how much time is left. With --out, the figures so far are in that file every few
+seconds: a run that is killed has lost nothing but its last tiles, and the next call takes finished runs from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from timing import machine
 
 MIB = 1024**2
+SECONDS_BETWEEN_FIGURES = 5.0
 
 
 def resident_bytes() -> int:
@@ -52,7 +61,38 @@ def build_network(classes: int, kernel: int):
     return Thin().eval()
 
 
-def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int) -> dict[str, float]:
+class Progress:
+    """Figures of a run that is under way, handed on every few seconds.
+
+    Args:
+        before: resident bytes just before the work.
+        report: gets the figures so far.
+    """
+
+    def __init__(self, before: int, report: Callable[[dict[str, Any]], None]) -> None:
+        self.before, self.report = before, report
+        self.started = self.told = time.perf_counter()
+
+    def figures(self) -> dict[str, Any]:
+        """Seconds since the start, and the peak until now."""
+        peak = peak_bytes()
+        seconds = time.perf_counter() - self.started
+        return {"seconds": seconds, "peak_mib": peak / MIB, "above_mib": (peak - self.before) / MIB}
+
+    def __call__(self, done: int, total: int) -> None:
+        """Called after each batch of tiles."""
+        now = time.perf_counter()
+        if now - self.told >= SECONDS_BETWEEN_FIGURES:
+            self.told = now
+            self.report({**self.figures(), "tiles": done, "of_tiles": total})
+
+
+def tell(figures: dict[str, Any]) -> None:
+    """One line of JSON for the parent."""
+    print(json.dumps(figures), flush=True)
+
+
+def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int) -> dict[str, Any]:
     """Run one method in this process."""
     import numpy as np
     import torch
@@ -66,8 +106,7 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
     image = torch.randn(1, *shape)
     size = (tile,) * 3
     backend = TorchBackend(network, torch.device("cpu"), blend_features=method != "medseg logits")
-    before = resident_bytes()
-    started = time.perf_counter()
+    progress = Progress(resident_bytes(), tell)
     if method == "monai":
         with torch.inference_mode():
             logits = sliding_window_inference(image[None], size, 1, network, 0.5, "gaussian")
@@ -75,25 +114,55 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
     else:
         labels = predict_labels(
             image, np.eye(4), np.eye(4), shape, backend, LabelDecision(range(classes)), Window(size),
-            backend.head_weight, backend.head_bias,
+            backend.head_weight, backend.head_bias, on_tiles=progress,
         )  # fmt: skip
-    peak = peak_bytes()
-    return {
-        "seconds": time.perf_counter() - started,
-        "peak_mib": peak / MIB,
-        "above_mib": (peak - before) / MIB,
-        "checksum": int(labels.to(torch.int64).sum()),
-    }
+    return {**progress.figures(), "is_finished": True, "checksum": int(labels.to(torch.int64).sum())}
 
 
-def run(method: str, arguments: argparse.Namespace, shape: list[int], kernel: int) -> dict[str, float]:
-    """Measure in a fresh process."""
-    request = json.dumps([method, shape, arguments.tile, arguments.classes, kernel])
-    done = subprocess.run([sys.executable, __file__, "--one", request], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise SystemExit(f"{method}: {reason[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+class Figures:
+    """What is known of every run, in a file that is replaced whole; without a file, in memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.runs: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            self.runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+
+    def finished(self, name: str) -> dict[str, Any] | None:
+        """The figures of a run that an earlier call has finished."""
+        found = self.runs.get(name)
+        return found if found and found.get("is_finished") else None
+
+    def note(self, name: str, figures: dict[str, Any]) -> None:
+        """Keep the figures of a run so far."""
+        self.runs[name] = figures
+        if self.path is not None:
+            temporary = self.path.with_suffix(".part")
+            temporary.write_text(json.dumps({"machine": machine(), "runs": self.runs}, indent=1), encoding="utf-8")
+            temporary.replace(self.path)
+
+
+def run(method: str, arguments: argparse.Namespace, shape: list[int], name: str, figures: Figures) -> dict[str, Any]:
+    """Measure in a fresh process, and follow it; of one that is killed, what it had told."""
+    request = json.dumps([method, shape, arguments.tile, arguments.classes, arguments.kernel])
+    command = [sys.executable, "-W", "ignore", __file__, "--one", request]
+    last: dict[str, Any] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            for line in child.stdout or ():
+                last = json.loads(line)
+                figures.note(name, last)
+                if "tiles" in last:
+                    left = last["seconds"] * (last["of_tiles"] / last["tiles"] - 1)
+                    print(
+                        f"{name}: {last['tiles']} of {last['of_tiles']} tiles, peak {last['peak_mib']:.0f} MiB, "
+                        f"{left / 60:.1f} min left", file=sys.stderr, flush=True,
+                    )  # fmt: skip
+        except KeyboardInterrupt:
+            child.terminate()
+    if not last:
+        raise SystemExit(f"{name}: ended with status {child.returncode} before anything was measured")
+    return last
 
 
 def main() -> None:
@@ -103,26 +172,43 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=96)
     parser.add_argument("--classes", type=int, default=105)
     parser.add_argument("--kernel", type=int, default=3, help="1 makes the network cheap where only memory matters")
-    parser.add_argument("--large", action="store_true", help="also 512×512×400 (MONAI's way would not fit)")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each method on --shape; medians are printed")
+    parser.add_argument("--large", action="store_true", help="also --large-shape (MONAI's way would not fit)")
+    parser.add_argument("--only-large", action="store_true", help="nothing but --large-shape")
+    parser.add_argument("--large-shape", type=int, nargs=3, default=[512, 512, 400])
+    parser.add_argument("--out", type=Path, help="JSON with the figures, written as they come; finished runs are kept")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(*json.loads(arguments.one))))
+        tell(measure(*json.loads(arguments.one)))
         return
-    print(f"{platform.processor() or platform.machine()}, {arguments.classes} classes, tile {arguments.tile}, fp32\n")
+    figures = Figures(arguments.out)
+    print(f"Machine: {machine()}\n\n{arguments.classes} classes, tile {arguments.tile}, fp32\n")
     print("| shape | method | peak MiB | above MiB | MONAI / it | s |\n|---|---|---:|---:|---:|---:|")
-    runs = [(arguments.shape, method) for method in ("monai", "medseg logits", "medseg features")]
-    runs += [([512, 512, 400], "medseg features")] if arguments.large else []
+    methods = [] if arguments.only_large else ["monai", "medseg logits", "medseg features"]
+    runs = [(arguments.shape, method, arguments.repeats) for method in methods]
+    runs += [(arguments.large_shape, "medseg features", 1)] if arguments.large or arguments.only_large else []
     reference: float | None = None
-    for shape, method in runs:
-        result = run(method, arguments, shape, arguments.kernel)
-        reference = result["above_mib"] if method == "monai" else reference
-        ratio = f"{reference / result['above_mib']:.1f}" if reference and shape == arguments.shape else "–"
-        print(
-            f"| {'×'.join(map(str, shape))} | {method} | {result['peak_mib']:.0f} | {result['above_mib']:.0f} "
-            f"| {ratio} | {result['seconds']:.1f} |",
-            flush=True,
+    for shape, method, repeats in runs:
+        size = "×".join(map(str, shape))
+        found = []
+        for number in range(repeats):
+            setting = f"{arguments.classes} classes, tile {arguments.tile}, kernel {arguments.kernel}"
+            name = f"{size}, {method}, {setting}, run {number + 1}"
+            found.append(figures.finished(name) or run(method, arguments, shape, name, figures))
+        peak, above, seconds = (
+            statistics.median(r[key] for r in found) for key in ("peak_mib", "above_mib", "seconds")
         )
+        reference = above if method == "monai" else reference
+        ratio = f"{reference / above:.1f}" if reference and shape == arguments.shape else "–"
+        cut = [
+            f" (ended after {r.get('tiles', 0)} of {r.get('of_tiles', '?')} tiles)"
+            for r in found
+            if not r.get("is_finished")
+        ]
+        print(f"| {size} | {method}{''.join(cut)} | {peak:.0f} | {above:.0f} | {ratio} | {seconds:.1f} |", flush=True)
+        if cut:
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

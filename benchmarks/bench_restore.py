@@ -12,6 +12,7 @@ class. The logits are those of an abdomen-like picture: a few dozen ellipsoids o
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,13 +60,14 @@ def nnunet_labels(logits: np.ndarray, native: tuple[int, ...], order: int, is_se
     return resized.argmax(0).astype(np.uint8)
 
 
-def timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median seconds of a call, and what it gave."""
+def timed(name: str, work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Median seconds of a call, and what it gave; each is told at once, so that a run cut short is not lost."""
     seconds = []
-    for _ in range(repeats):
+    for number in range(repeats):
         begin = time.perf_counter()
         result = work()
         seconds.append(time.perf_counter() - begin)
+        print(f"{name}: run {number + 1} of {repeats}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     return float(np.median(seconds)), result
 
 
@@ -90,12 +92,12 @@ def main() -> None:
 
     ours("linear")
     found = {
-        f"medseg {kind}": timed(lambda kind=kind: ours(kind).numpy(), 5 * arguments.repeats)  # type: ignore[misc]
-        for kind in ("linear", "cubic")
+        name: timed(name, lambda kind=kind: ours(kind).numpy(), 5 * arguments.repeats)  # type: ignore[misc]
+        for name, kind in (("medseg linear", "linear"), ("medseg cubic", "cubic"))
     }
     for order, is_separate in ((1, False), (3, False), (3, True)):
         name = f"nnU-Net's way, order {order}" + (", slice by slice" if is_separate else "")
-        found[name] = timed(lambda o=order, s=is_separate: nnunet_labels(logits, native, o, s), arguments.repeats)  # type: ignore[misc]
+        found[name] = timed(name, lambda o=order, s=is_separate: nnunet_labels(logits, native, o, s), arguments.repeats)  # type: ignore[misc]
     seconds, labels = found["medseg linear"]
     shape = " → ".join("×".join(map(str, size)) for size in (model, native))
     topic = f"{arguments.classes} classes {shape}, {(labels > 0).mean():.0%} foreground"

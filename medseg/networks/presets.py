@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from medseg.errors import NetworkError
+from medseg.networks.argument_names import check_argument_names
 from medseg.networks.unet import UNet
 from medseg.networks.unet3d import UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
@@ -155,6 +156,7 @@ def create(name: str, in_channels: int, out_channels: int, **overrides: Any) -> 
         if not isinstance(channels, int) or channels < 1:
             raise NetworkError(f"{name}: {argument}={channels!r}: expected a positive integer")
     network_class, arguments = _PRESETS[name]
+    check_argument_names(f"{name} ({network_class.__name__})", network_class, overrides)
     try:
         return network_class(in_channels, out_channels, **{**arguments, **overrides})
     except TypeError as error:

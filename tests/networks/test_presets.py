@@ -16,11 +16,32 @@ def test_names_are_sorted_and_known():
 def test_unknown_names_and_arguments_are_explained():
     with pytest.raises(NetworkError, match=r"network 'unet4d' is not one of: unet3d_cicek2016, "):
         create("unet4d", 1, 2)
-    with pytest.raises(NetworkError, match=r"unet_padded \(UNet\): .*unexpected keyword argument 'chanels'"):
+    with pytest.raises(
+        NetworkError, match=r"unet_padded \(UNet\): unknown argument 'chanels'; did you mean channels\?"
+    ):
         create("unet_padded", 1, 2, chanels=(4, 8))
+    with pytest.raises(
+        NetworkError, match=r"unknown argument 'xyz'; known are in_channels, out_channels, spatial_dims"
+    ):
+        create("unet_padded", 1, 2, xyz=1)
     for arguments in ({"in_channels": 0, "out_channels": 2}, {"in_channels": 1, "out_channels": 0}):
         with pytest.raises(NetworkError, match="_channels=0: expected a positive integer"):
             create("unet_padded", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("preset", "names"),
+    [
+        ("unetr_monai", {"feature_size": "channels", "hidden_size": "embedding_channels", "mlp_dim": "mlp_channels"}),
+        ("unet_padded", {"act": "activation", "kernel_size": "kernel_sizes", "num_res_units": "residual"}),
+        ("unet3d_cicek2016", {"act": "activation"}),
+        ("unetplusplus_zhou2018", {"features": "channels", "deep_supervision": "heads"}),
+    ],
+)
+def test_names_of_monai_lead_to_ours(preset: str, names: dict[str, str]) -> None:
+    for theirs, ours in names.items():
+        with pytest.raises(NetworkError, match=rf"unknown argument '{theirs}'; did you mean {ours}\?"):
+            create(preset, 1, 2, **{theirs: 1})
 
 
 def test_overrides_replace_the_presets_arguments_and_leave_them_unchanged():

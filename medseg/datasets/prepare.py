@@ -59,7 +59,8 @@ class PreparationReport:
     def lines(self) -> list[str]:
         """The report in words."""
         total = len(self.present) + len(self.absent) + len(_cases_of(self.problems))
-        text = [f"{self.name}: {len(self.present)} of {total} cases {self.method} and verified under {self.root}"]
+        how = "verified" if self.method == "verified" else f"{self.method} and verified"
+        text = [f"{self.name}: {len(self.present)} of {total} cases {how} under {self.root}"]
         if self.absent:
             text.append(f"absent ({len(self.absent)}): {', '.join(self.absent)}")
         text += [f"problem: {problem}" for problem in self.problems]

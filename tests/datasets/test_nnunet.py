@@ -102,6 +102,7 @@ def test_it_is_verified_where_it_lies_and_evaluated(tmp_path: Path) -> None:
     before = sorted(path.stat().st_mtime_ns for path in root.rglob("*.nii.gz"))
     report = prepare(root)
     assert (report.method, report.present, report.num_written) == ("verified", tuple(IDS), 0)
+    assert report.lines()[0] == f"Daten sätze: 6 of 6 cases verified under {root}"
     assert sorted(path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")) == before
     evaluation = evaluate(root / "labelsTr", root / "labelsTr", labels=root, num_draws=2000)
     assert evaluation.mean("dice", "organ") == 1.0

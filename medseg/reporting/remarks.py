@@ -44,7 +44,8 @@ def left_out(
     if lacking:
         channels = ", ".join(dict.fromkeys(name for names_left_out in lacking for name in names_left_out))
         remarks.append(
-            f"Channels {channels}: left out of {len(lacking)} of {len(pictures.views)} volumes to fit the page."
+            f"Further channels ({channels}): left out of {len(lacking)} of {len(pictures.views)} volumes to fit the "
+            "page."
         )
     missing = num_cases - len(pictures.thumbnails) - sum("no picture" in text for text in pictures.problems.values())
     if missing > 0:
@@ -85,9 +86,10 @@ def without_names(pictures: Pictures) -> None:
     """Take file names out of every remark."""
     plain = "its scan could not be shown"
     for case, text in pictures.problems.items():
-        if text == "no image found for this case":
-            continue
-        pictures.problems[case] = "no picture: its files could not be read" if "no picture" in text else plain
+        if "no picture" in text:
+            pictures.problems[case] = "no picture: its files could not be read"
+        elif "left out:" in text:  # these name files; a channel's name names nobody
+            pictures.problems[case] = plain
     for case, view in pictures.views.items():
         notes = tuple(plain if "image left out" in note else note for note in view.notes)
         pictures.views[case] = replace(view, notes=notes)

@@ -85,4 +85,4 @@ def test_channels_that_do_not_fit_are_named(tmp_path: Path) -> None:
     noisy = channels_of(tmp_path, images, noise=9_000)
     written = write_report(result, tmp_path / "report.html", images=noisy, max_mb=0.45)
     assert written.megabytes <= 0.45
-    assert "Channels channel 2, channel 3: left out of 1 of 1 volumes to fit the page." in written.left_out
+    assert "Further channels (channel 2, channel 3): left out of 1 of 1 volumes to fit the page." in written.left_out

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from medseg.figures.plane_choice import check_one_shape
+from medseg.figures.planes import labelled_center
 from medseg.figures.viewer import block, script, style
 from medseg.figures.viewer.cut_out import cut_out
 from medseg.figures.viewer.fitting import fitted
@@ -80,10 +81,11 @@ def segmentation_viewer(
         label_map, None, grid, [("", np.asarray(image))], box, has_patient=has_patient, known=list(shown.values())
     )
     view, packed = fitted(whole, MAX_BYTES, MAX_VOXELS)
-    data = {
-        "labels": list(shown),
-        "views": [view_data(view, name, {label: [value] for label, value in shown.items()})],
-    }
+    shown_view = view_data(view, name, {label: [value] for label, value in shown.items()})
+    # opens on the slices of the picture
+    middle = labelled_center(label_map)
+    shown_view["start"] = view.nearest_index((grid.affine @ [*middle, *[0] * (3 - len(middle)), 1])[:3])
+    data = {"labels": list(shown), "views": [shown_view]}
     blocks = {"data": pack_json(data)} | {f"v0-{volume}": text for volume, text in packed.items()}
     page = Template((files("medseg.figures.viewer") / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(name or "slices"),

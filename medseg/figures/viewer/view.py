@@ -67,6 +67,11 @@ class View:
         """Voxels of one of its volumes."""
         return self.prediction.size
 
+    def nearest_index(self, place_mm: np.ndarray) -> list[int]:
+        """The voxel nearest to a place in mm (RAS+)."""
+        index = np.rint(np.linalg.solve(self.affine, [*place_mm, 1])[:3]).astype(int)
+        return np.clip(index, 0, np.array(self.prediction.shape) - 1).tolist()
+
     def volumes(self) -> dict[str, np.ndarray]:
         """Everything a page must hold of it, by the name of its block."""
         found = {"prediction": self.prediction}
@@ -106,8 +111,7 @@ class View:
         """The notes, which channels are left out, and how far the view is thinned."""
         notes = list(self.notes)
         if self.left_out:
-            channels = "channels" if len(self.left_out) > 1 else "channel"
-            notes.append(f"{channels} {', '.join(self.left_out)} left out: the page would be too large")
+            notes.append(f"without {', '.join(self.left_out)}: the page would be too large")
         if max(self.steps) > 1:
             shown = f"{shape_text(self.steps)}th voxel ({shape_text(self.prediction.shape)})"
             notes.append(f"shown at every {shown}; the numbers are of all voxels")

@@ -228,7 +228,7 @@ medseg.viewer = (function () {
     if (asked !== lastAsked) return; // another case was asked for meanwhile
     scene = { number, view, state, prediction, reference, image, grey: null, windows: [] };
     channelAsked++;
-    state.position = medseg.plane.start(scene);
+    state.position = view.start ? [...view.start] : medseg.plane.start(scene);
     if (state.structure >= data.labels.length) state.structure = -1;
     root.structures.replaceChildren(element("option", { value: -1 }, "all"), ...data.labels.map((text, i) => element("option", { value: i }, text)));
     root.structures.value = state.structure;

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nibabel.orientations import apply_orientation, inv_ornt_aff
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from reporting.chromium import Chromium
 
 from medseg.errors import GeometryError
 from medseg.figures import segmentation_viewer
 from medseg.figures.grey_levels import grey_levels
 from medseg.figures.label_colors import OKABE_ITO, rgb
+from medseg.figures.planes import labelled_center
 from medseg.figures.viewer.packing import unpack
 from medseg.figures.viewer.segmentation_viewer import MAX_BYTES, MAX_VOXELS
 
@@ -52,6 +53,12 @@ def test_bytes_run_right_anterior_superior_however_the_file_is_stored(ornt: np.n
     # "front" is the first byte and the first colour, "back" the second
     np.testing.assert_array_equal(volume(page, "v0-prediction"), np.select([labels == 3, labels == 1], [1, 2]))
     assert view(page)["spacing"] == list(spacing)
+    # it opens on the voxel that `three_planes` goes through
+    stored = apply_orientation(labels, ornt)
+    marked = np.zeros(stored.shape, bool)
+    marked[labelled_center(stored)] = True
+    (opened,) = np.argwhere(apply_orientation(marked, ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))))
+    assert view(page)["start"] == opened.tolist()
     assert view(page)["colors"] == list(OKABE_ITO[:2])
 
 

@@ -21,6 +21,8 @@ from medseg.networks.blocks import ConvBlock
 
 # A product of two kernels takes about as long as this many in a convolution (fp32 against bf16, forward and backward).
 COMPOSING_COST = 10
+# Rearranging the voxels costs time as well: with more of the products than this, nothing was gained.
+WORTHWHILE = 0.65
 _CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -69,14 +71,27 @@ def folds_of(upsample: nn.Module, block: nn.Module) -> tuple[AxisFold, ...]:
     return folds if usable else ()
 
 
-def is_worth_folding(folds: Sequence[AxisFold], upsample: Any, convolution: Any, coarser: Tensor) -> bool:
-    """Whether folding saves more products than composing the kernels takes, for a coarse map (B, C, …)."""
+def is_worth_folding(folds: Sequence[AxisFold], upsample: Any, convolution: Any, voxels: int | None) -> bool:
+    """Whether folding takes few enough of the products that the separate layers take, the skip's included.
+
+    So where the transposed convolution keeps the channels (Çiçek et al. 2016: half of the products), and not where it
+    halves them (Ronneberger et al. 2015: three quarters, which rearranging the voxels uses up).
+
+    Args:
+        folds: one an axis.
+        upsample: the transposed convolution.
+        convolution: of the joined maps.
+        voxels: of the output, all samples together; None for a kernel that was composed beforehand.
+    """
     taps, phases, kernel = (prod([getattr(f, name) for f in folds]) for name in ("taps", "stride", "kernel"))
     channels, middle, out = upsample.in_channels, upsample.out_channels, convolution.out_channels
-    voxels = coarser.shape[0] * coarser[0, 0].numel() * phases
-    separate = voxels * middle * (out * kernel + channels)
-    composing = channels * middle * out * phases * kernel
-    return separate - voxels * channels * out * taps > COMPOSING_COST * composing
+    skip = (convolution.in_channels - middle) * out * kernel
+    separate = skip + middle * (out * kernel + channels)
+    folded = skip + channels * out * taps
+    if voxels is None:
+        return folded < WORTHWHILE * separate
+    composing = COMPOSING_COST * channels * middle * out * phases * kernel
+    return folded * voxels + composing < WORTHWHILE * separate * voxels
 
 
 def composed_kernel(folds: Sequence[AxisFold], upsample: Any, kernel: Tensor) -> Tensor:

@@ -31,11 +31,11 @@ class JoiningStage(nn.Module):
         self.register_buffer("composed", None, persistent=False)
 
     def compose(self) -> None:
-        """Keep the composed kernel of the weights as they are now, where the layers can be folded.
+        """Keep the composed kernel of the weights as they are now, where folding is less work.
 
         For a network whose weights will not change: exporters see a constant. Else it is composed in every pass.
         """
-        if self.folds:
+        if self.folds and is_worth_folding(self.folds, self.upsample, self.convolutions[0].conv, None):
             self.composed = self._composed().detach()
 
     def begin(self, coarser: Tensor, same_level: Sequence[Tensor]) -> tuple[Tensor, list[nn.Module]]:
@@ -64,8 +64,8 @@ class JoiningStage(nn.Module):
         enlarged = [fold.stride * n for fold, n in zip(self.folds, coarser.shape[2:], strict=True)]
         if list(skip.shape[2:]) != enlarged:
             return False
-        convolution = self.convolutions[0].conv
-        return self.composed is not None or is_worth_folding(self.folds, self.upsample, convolution, coarser)
+        convolution, voxels = self.convolutions[0].conv, len(skip) * skip[0, 0].numel()
+        return self.composed is not None or is_worth_folding(self.folds, self.upsample, convolution, voxels)
 
     def _composed(self) -> Tensor:
         return composed_kernel(self.folds, self.upsample, self._kernels()[0])

@@ -112,18 +112,28 @@ def test_other_layers_are_left_as_they_are(upsample, block):
     assert folds_of(upsample, block) == ()
 
 
-def stage_and_maps(channels=16, size=(10, 9, 8)):
+def stage_and_maps(channels=16, size=(14, 12, 10)):
     torch.manual_seed(0)
-    body = convolutions(3, 2 * channels, (channels, channels), (3, 3, 3), norm="instance", activation="leaky_relu")
-    stage = DecoderStage(make_upsample("transposed", 3, channels, channels, (2, 2, 2)), body)
-    return stage, torch.randn(1, channels, *size), torch.randn(1, channels, *(2 * n for n in size))
+    body = convolutions(3, 3 * channels, (channels, channels), (3, 3, 3), norm="instance", activation="leaky_relu")
+    stage = DecoderStage(make_upsample("transposed", 3, 2 * channels, 2 * channels, (2, 2, 2)), body)
+    return stage, torch.randn(1, 2 * channels, *size), torch.randn(1, channels, *(2 * n for n in size))
 
 
 def test_a_large_map_is_folded_and_a_small_one_is_not():
-    stage, coarser, _ = stage_and_maps()
+    stage = stage_and_maps()[0]
     convolution = stage.convolutions[0].conv
-    assert is_worth_folding(stage.folds, stage.upsample, convolution, coarser)
-    assert not is_worth_folding(stage.folds, stage.upsample, convolution, coarser[..., :2, :2, :2])
+    assert is_worth_folding(stage.folds, stage.upsample, convolution, 28 * 24 * 20)
+    assert not is_worth_folding(stage.folds, stage.upsample, convolution, 4 * 4 * 4)
+    assert is_worth_folding(stage.folds, stage.upsample, convolution, None)
+
+
+@pytest.mark.parametrize(("kind", "folded"), [(UNet3D, True), (UNet, False), (UNetPlusPlus, False)])
+def test_products_are_counted(kind, folded):
+    # UNet3D: 2c channels at 8 taps and c at 27 in place of 3c at 27; U-Net: 2c at 8 and c at 27 in place of 2c at 27
+    network = kind(1, 2, spatial_dims=3, channels=(8, 16, 32))
+    stages = [module for module in network.modules() if isinstance(module, JoiningStage)]
+    found = {is_worth_folding(s.folds, s.upsample, s.convolutions[0].conv, None) for s in stages}
+    assert found == {folded}
 
 
 def test_the_stage_gives_the_same_folded_composed_beforehand_and_not():
@@ -137,7 +147,8 @@ def test_the_stage_gives_the_same_folded_composed_beforehand_and_not():
 
 
 @pytest.mark.parametrize("kind", [UNet3D, UNet, UNetPlusPlus])
-def test_networks_give_the_same_folded_and_not(kind):
+def test_networks_give_the_same_folded_and_not(kind, monkeypatch):
+    monkeypatch.setattr("medseg.networks.folding.WORTHWHILE", 1)  # folded wherever it can be
     torch.manual_seed(0)
     network = kind(1, 2, spatial_dims=3, channels=(8, 16, 32), norm="instance").eval()
     x = torch.randn(1, 1, 24, 20, 16)
@@ -162,7 +173,8 @@ def test_a_composed_kernel_is_no_weight():
     assert list(network.state_dict()) == before
 
 
-def test_odd_maps_of_a_padding_network_are_not_folded():
+def test_odd_maps_of_a_padding_network_are_not_folded(monkeypatch):
+    monkeypatch.setattr("medseg.networks.folding.WORTHWHILE", 1)
     network = UNet(1, 2, channels=(8, 16, 16), odd_sizes="pad").eval()
     x = torch.randn(1, 1, 101, 99)
     with torch.no_grad():

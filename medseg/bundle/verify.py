@@ -19,6 +19,7 @@ from medseg.errors import MedsegError
 from medseg.inference import preprocessing
 from medseg.inference.backend import TorchBackend
 from medseg.inference.golden_agreement import SAME_PRECISION
+from medseg.inference.slices import plane_plan
 
 REQUIRED_METADATA = (
     "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
@@ -139,7 +140,8 @@ def _check_network(folder: BundleFolder) -> str:
     plan = folder.plan
     network = load_network(folder.path)
     noise = torch.randn(plan.in_channels, *plan.tile, generator=torch.Generator().manual_seed(0))
-    preprocessing(plan)(MetaTensor(noise, affine=torch.eye(4)))  # an orientation or scheme that cannot be used raises
+    image_plan = plan if plan.slice_axis is None else plane_plan(plan)  # of what the network is given
+    preprocessing(image_plan)(MetaTensor(noise, affine=torch.eye(4)))  # an orientation or scheme nobody knows raises
     tile = noise[None]
     with torch.inference_mode():
         found = tuple(network(tile).shape)

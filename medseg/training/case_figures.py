@@ -36,13 +36,13 @@ def case_figures(output: Any, labels: Mapping[str, int] | None = None) -> dict[s
     case = _first_case(output)
     if Keys.IMAGE not in case or Keys.LABEL not in case:
         return {}
-    image, maps = case[Keys.IMAGE], {"reference": case[Keys.LABEL], "prediction": case.get(Keys.PRED)}
     reference = _label_map(case[Keys.LABEL])
     center = labelled_center(reference)
-    figures = {}
-    for name, found in maps.items():
-        scan = None if found is None else _on_the_grid_of(found, image)
-        if scan is None:
+    figures: dict[str, Any] = {}
+    for name, key in (("reference", Keys.LABEL), ("prediction", Keys.PRED)):
+        found = case.get(key)
+        scan = None if found is None else _on_the_grid_of(found, case[Keys.IMAGE])
+        if found is None or scan is None:
             continue
         array, label_map, affine = scan[0].numpy(), _label_map(found), _affine(found)
         through = center if label_map.shape == reference.shape else None
@@ -56,8 +56,9 @@ def _first_case(output: Any) -> dict[str, torch.Tensor]:
     """The items of the first case, on the CPU; nothing where nothing was validated."""
     if not output:
         return {}
-    case = output[0] if isinstance(output, list) else {key: value[0] for key, value in output.items()}
-    return {key: case[key].detach().cpu() for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED) if key in case}
+    first = output[0] if isinstance(output, list) else output
+    found = {key: first[key] for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED) if first.get(key) is not None}
+    return {key: (item if first is not output else item[0]).detach().cpu() for key, item in found.items()}
 
 
 def _on_the_grid_of(other: torch.Tensor, image: torch.Tensor) -> torch.Tensor | None:

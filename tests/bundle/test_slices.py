@@ -12,6 +12,7 @@ import yaml
 from monai.bundle import run
 
 import medseg
+from medseg.bundle import verify
 from medseg.datasets import read_manifest
 from medseg.evaluation import case_dice
 from medseg.plan import read_plan
@@ -45,6 +46,7 @@ def test_volumes_are_cut_as_medseg_predict_does(
 ):
     plan_values = {"slice_axis": slice_axis, "orientation": orientation, "spacing": spacing, "mirror_axes": []}
     bundle = sliced_bundle(tmp_path, promote_file, **plan_values)
+    assert [check.message for check in verify(bundle) if not check.passed] == []
     by_bundle = nib.load(run_inference(bundle, scan.parent) / "case_a_seg.nii.gz")
     segmentation = medseg.load(bundle, backend="torch").predict(scan)
     found = np.asarray(by_bundle.dataobj)

@@ -114,7 +114,8 @@ def test_what_cannot_be_drawn_is_left_out():
     assert list(case_figures([plain])) == ["image", "reference", "prediction"]
     assert case_figures(None) == case_figures([]) == {}
     assert case_figures([{"image": plain["image"], "pred": plain["pred"]}]) == {}
-    assert list(case_figures({key: plain[key][None] for key in ("image", "label")})) == ["image", "reference"]
+    batch = {"image": plain["image"][None], "label": plain["label"][None], "pred": None, "loss": torch.tensor(1.0)}
+    assert list(case_figures(batch)) == ["image", "reference"]
     assert case_figures([{**plain, "image": plain["image"][:, ::2]}]) == {}
 
 

@@ -200,3 +200,13 @@ def test_random_states_survive_a_file(tmp_path):
     expected = random.gauss(0, 1), np.random.normal(), torch.rand(3).tolist()  # noqa: NPY002
     RandomStates().load_state_dict(torch.load(tmp_path / "states.pt", weights_only=True))
     assert (random.gauss(0, 1), np.random.normal(), torch.rand(3).tolist()) == expected  # noqa: NPY002
+
+
+def test_random_states_of_more_gpus_than_there_are_now_can_be_loaded(monkeypatch):
+    state = {**RandomStates().state_dict(), "cuda": ["first", "second"]}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    given: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.extend)
+    RandomStates().load_state_dict(state)
+    assert given == ["first"]

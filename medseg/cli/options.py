@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,12 @@ def check_folder(out: Path) -> None:
     """Refuse an --out that can be no folder before any work is done for it.
 
     Raises:
-        OptionError: it is, or would lie in, a file.
+        OptionError: it is, or would lie in, a file or a folder that may not be written to.
     """
     for path in (out, *out.parents):
         if path.exists():
             if not path.is_dir():
                 raise OptionError(f"{path}: a file, but --out names a folder; choose another")
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise OptionError(f"{path}: may not be written to; choose another --out or change its permissions")
             return

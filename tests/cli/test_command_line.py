@@ -66,6 +66,14 @@ def test_a_file_where_a_folder_is_meant_stops_before_any_work(capsys, tmp_path, 
         assert (code, err) == (1, f"medseg: {tmp_path / 'file'}: a file, but --out names a folder; choose another\n")
 
 
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_stops_before_any_work(capsys, tmp_path):
+    tmp_path.chmod(0o555)
+    code, _, err = run(capsys, "predict", "bundle", "scan", "--out", tmp_path / "out")
+    assert code == 1
+    assert err.startswith(f"medseg: {tmp_path}: may not be written to; ")
+
+
 def test_an_error_of_the_system_is_one_line(capsys, tmp_path):
     app = typer.Typer()
 

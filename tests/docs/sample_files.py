@@ -38,6 +38,19 @@ def make_sample_files(folder: Path) -> None:
         for name, label_map in (("references", reference), ("labels", reference), ("other_predictions", shifted)):
             write_volume(folder / name / f"{case}.nii.gz", label_map, Volume(label_map, grid))
     shutil.copy(folder / "scans" / f"{CASES[0]}.nii.gz", folder / "scan.nii.gz")
+    _make_nnunet_dataset(folder, folder / "Dataset004_Hippocampus")
+
+
+def _make_nnunet_dataset(samples: Path, raw: Path) -> None:
+    """The same cases as nnU-Net keeps them."""
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).mkdir(parents=True)
+    for case in CASES:
+        shutil.copy(samples / "scans" / f"{case}.nii.gz", raw / "imagesTr" / f"{case}_0000.nii.gz")
+        shutil.copy(samples / "labels" / f"{case}.nii.gz", raw / "labelsTr" / f"{case}.nii.gz")
+    labels = {"background": 0, "anterior": 1, "posterior": 2}
+    content = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": len(CASES), "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _shrink_phantom_bundle(bundle: Path, run: Path) -> None:

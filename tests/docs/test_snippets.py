@@ -25,6 +25,7 @@ GIVEN = {
     "README.md": "import numpy as np; instances = np.kron([[0, 1, 2], [3, 3, 0]], np.ones((8, 8), int)); "
     "cells = instances > 0",
     "docs/evaluation.md": "import shutil; shutil.copytree('other_predictions', 'predictions')",
+    "docs/manifests.md": "import shutil; shutil.copytree('other_predictions', 'predictions')",
     "docs/report.md": "import shutil; shutil.copytree('other_predictions', 'predictions')",
     "docs/training.md": "from monai.data import Dataset; dataset = Dataset(list(range(20)))",
     "docs/weights.md": "import torch, medseg; "

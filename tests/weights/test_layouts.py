@@ -8,9 +8,9 @@ from weights.published_networks import (
     PublishedShallowUNet,
     PublishedUNet3D,
     PublishedUNetPlusPlus,
-    PublishedUNETR,
     randomize,
 )
+from weights.published_unetr import PublishedUNETR
 
 from medseg import weights
 from medseg.networks import create

@@ -16,6 +16,12 @@ CHUNK_BYTES = 1 << 20
 AUTO_WBITS = 47  # zlib's way to say: a zlib or a gzip header, whichever is there
 
 DATA_FILE = rb"ElementDataFile\s*=\s*(.+?)"
+METAIMAGE_TYPES = {
+    f"MET_{name}{array}".encode()
+    for name in ("ASCII_CHAR", "CHAR", "UCHAR", "SHORT", "USHORT", "INT", "UINT", "LONG", "ULONG", "LONG_LONG",
+                 "ULONG_LONG", "FLOAT", "DOUBLE")
+    for array in ("", "_ARRAY")
+}  # fmt: skip
 SIGNATURES = {
     "nrrd": rb"NRRD000\d\s",
     "mha": rb"(?s).*\bNDims\s*=\s*\d",
@@ -51,6 +57,15 @@ def _check_metaimage(path: Path, start: bytes) -> None:
             raise VolumeError(
                 f"{path}: truncated or damaged: its header states no {name.decode()}; copy or export the image again"
             )
+    if fields[b"ElementType"] not in METAIMAGE_TYPES:
+        raise VolumeError(
+            f"{path}: its header states the unknown ElementType {fields[b'ElementType'].decode('ascii', 'replace')}; "
+            "correct the header"
+        )
+    voxels = fields[b"ElementDataFile"].decode("utf-8", "replace")
+    # LIST and patterns with a % name several files.
+    if voxels.upper() != "LOCAL" and not re.match("(?i)LIST|.*%", voxels) and not (path.parent / voxels).is_file():
+        raise VolumeError(f"{path}: its header names the file {voxels} with the voxels, which does not exist")
     if len(fields[b"DimSize"].split()) != int(re.match(rb"\d+", fields[b"NDims"])[0]):  # type: ignore[index]
         raise VolumeError(
             f"{path}: its header states {fields[b'NDims'].decode('ascii', 'replace')} axes and the sizes "

@@ -155,3 +155,11 @@ def test_sizes_that_are_not_the_png_files(tmp_path: Path, capfd: pytest.CaptureF
 )
 def test_nifti_fields(tmp_path: Path, capfd: pytest.CaptureFixture, fields: dict[str, object], rule: str) -> None:
     assert re.search(rule, fails(tmp_path / "a.nii", nifti(**fields), capfd))
+
+
+def test_a_metaimage_of_an_unknown_type_or_without_its_voxels(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    content = written(tmp_path, "a.mha")
+    strange = content.replace(b"MET_FLOAT", b"MET_FLOAD")
+    assert "the unknown ElementType MET_FLOAD" in fails(tmp_path / "a.mha", strange, capfd)
+    absent = content.replace(b"ElementDataFile = LOCAL", b"ElementDataFile = LOCBL")
+    assert "names the file LOCBL with the voxels, which does not exist" in fails(tmp_path / "a.mha", absent, capfd)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medseg.errors import WeightsError
 from medseg.weights.adapt import adapt_to
-from medseg.weights.layouts import detect
+from medseg.weights.layouts import Layout, detect
 from medseg.weights.read import read, strip_prefixes
 
 
@@ -72,7 +72,7 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
     found = {**found, **counters}
     mismatches = list_mismatches(found, expected)
     if mismatches:
-        raise WeightsError(_explain(name, layout.name if layout else None, mismatches, found, expected, adapt))
+        raise WeightsError(_explain(name, layout, mismatches, found, expected, adapt))
     network.load_state_dict(found)
     return LoadReport(
         source=name,
@@ -99,7 +99,7 @@ def list_mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 def _explain(
     name: str,
-    layout: str | None,
+    layout: Layout | None,
     mismatches: list[str],
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
@@ -112,8 +112,8 @@ def _explain(
             f"{next(iter(expected))}); rename them and pass the state dict"
         )
     others = f" ({len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
-    where = f" [layout: {layout}]" if layout else ""
-    advice = "build the network these weights were trained with"
+    where = f" [layout: {layout.name}]" if layout else ""
+    advice = f"build the network these weights were trained with{f', preset {layout.preset}' if layout else ''}"
     if not adapt:
         advice += ", or pass adapt=True if only the number of classes or input channels differs"
     return f"{name}{where}: {mismatches[0]}{others}; {advice}"

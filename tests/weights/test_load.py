@@ -1,5 +1,6 @@
 import pytest
 import torch
+from monai.networks.nets import UNETR as MonaiUNETR  # noqa: N811
 
 from medseg import weights
 from medseg.errors import WeightsError
@@ -118,3 +119,10 @@ def test_position_embedding_of_another_size_is_resized():
     # four centres at 0.25, 0.75, 1.25, 1.75 patches of the old grid, whose centres are at 0.5 and 1.5
     torch.testing.assert_close(resized[1], 0.75 * table[0] + 0.25 * table[1])
     torch.testing.assert_close(resized[3], table[1])
+
+
+def test_published_weights_in_another_network_name_the_preset_that_takes_them():
+    theirs = MonaiUNETR(1, 2, (32, 32, 32), feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2).state_dict()
+    network = create("unet_padded", 1, 2, channels=(4, 8))
+    with pytest.raises(WeightsError, match=r"network these weights were trained with, preset unetr_monai, or pass"):
+        weights.load_into(network, theirs)

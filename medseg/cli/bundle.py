@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medseg.cli.options import Bundle, Json
+from medseg.cli.options import Bundle, Json, check_bundle
 from medseg.errors import MedsegError
 
 
@@ -18,6 +18,7 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make a run's weights the bundle's own."""
+    check_bundle(bundle)
     from medseg.bundle import promote as promote_run
 
     promoted = promote_run(bundle, run)
@@ -30,6 +31,7 @@ def promote(
 
 def verify(bundle: Bundle, as_json: Json = False) -> None:
     """Check a bundle's files against each other and run its network once."""
+    check_bundle(bundle)
     from medseg.bundle import verify as verify_bundle
 
     checks = verify_bundle(bundle)
@@ -48,6 +50,7 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file; its ending must be the format's.")],
 ) -> None:
     """Write the network with its weights for other runtimes."""
+    check_bundle(bundle)
     from medseg.bundle import export as export_bundle
 
     print(export_bundle(bundle, format, out))

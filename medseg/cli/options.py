@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medseg.errors import OptionError
+from medseg.errors import BundleError, OptionError
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle.", metavar="BUNDLE")]
+
+
+def check_bundle(bundle: Path) -> None:
+    """Answer a misspelt path at once, before torch is imported to open the bundle.
+
+    Raises:
+        BundleError: there is no such folder; its neighbours' nearest name is proposed.
+    """
+    if not bundle.is_dir():
+        beside = [path.name for path in bundle.parent.iterdir() if path.is_dir()] if bundle.parent.is_dir() else []
+        close = difflib.get_close_matches(bundle.name, beside, n=1)
+        hint = f"did you mean {bundle.parent / close[0]}?" if close else "give the folder that holds configs/plan.json"
+        raise BundleError(f"{bundle}: no such bundle folder; {hint}")
 
 
 def check_folder(out: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medseg.cli.options import Bundle, Json, check_folder
+from medseg.cli.options import Bundle, Json, check_bundle, check_folder
 from medseg.errors import MedsegError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def predict(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    check_bundle(bundle)
     check_folder(out)
     import medseg
     from medseg.inference import predict_files

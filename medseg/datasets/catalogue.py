@@ -76,6 +76,8 @@ def _find(name_or_path: Path | str) -> Path:
             raise ManifestError(f"{path}: no such manifest file; shipped ones are {', '.join(list_manifests())}")
         return path
     names = list_manifests()
+    if name_or_path not in names and path.is_file():
+        raise ManifestError(f"{path}: no manifest by its name; manifests end in .yaml, .yml or .json")
     if name_or_path not in names:
         close = difflib.get_close_matches(str(name_or_path), names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

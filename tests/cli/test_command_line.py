@@ -58,7 +58,20 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"medseg {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [["predict", "bundle", "scan"], ["evaluate", "a", "b"], ["demo"]])
+@pytest.mark.parametrize("command", [["predict", "{bundle}", "scan", "-o", "o"], ["bundle", "verify", "{bundle}"]])
+def test_a_misspelt_bundle_is_answered_without_torch(tmp_path, command):
+    (tmp_path / "hippocampus_segmentation").mkdir()
+    misspelt, expected = tmp_path / "hipocampus_segmentation", tmp_path / "hippocampus_segmentation"
+    arguments = [word.format(bundle=misspelt) for word in command]
+    program = (
+        f"import sys\nfrom medseg.cli import main\ntry: main({arguments!r})\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "False\n")
+    assert done.stderr == f"medseg: {misspelt}: no such bundle folder; did you mean {expected}?\n"
+
+
+@pytest.mark.parametrize("command", [["predict", ".", "scan"], ["evaluate", "a", "b"], ["demo"]])
 def test_a_file_where_a_folder_is_meant_stops_before_any_work(capsys, tmp_path, command):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -69,7 +82,7 @@ def test_a_file_where_a_folder_is_meant_stops_before_any_work(capsys, tmp_path, 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_stops_before_any_work(capsys, tmp_path):
     tmp_path.chmod(0o555)
-    code, _, err = run(capsys, "predict", "bundle", "scan", "--out", tmp_path / "out")
+    code, _, err = run(capsys, "predict", ".", "scan", "--out", tmp_path / "out")
     assert code == 1
     assert err.startswith(f"medseg: {tmp_path}: may not be written to; ")
 

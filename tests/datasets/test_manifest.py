@@ -150,11 +150,14 @@ def test_the_example_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert [case.patient for case in manifest.cases] == ["liver_001", "liver_002", "liver_002"]
 
 
-def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(ManifestError, match="did you mean hippocampus"):
         read_manifest("hipocampus")
     with pytest.raises(ManifestError, match="no such manifest file; shipped ones are em_membrane"):
         read_manifest(tmp_path / "absent.yaml")
+    with pytest.raises(ManifestError, match=r"pyproject\.toml: no manifest by its name; manifests end in \.yaml"):
+        read_manifest("pyproject.toml")
     (tmp_path / "binary.yaml").write_bytes(hashlib.sha256(b"x").digest() * 10)
     with pytest.raises(ManifestError, match="is not valid YAML"):
         read_manifest(tmp_path / "binary.yaml")

@@ -1,3 +1,6 @@
+import re
+import sys
+
 import numpy as np
 import pytest
 from reporting.evaluations import write_image
@@ -59,7 +62,19 @@ def test_the_page_shows_them_and_names_what_it_could_not_use(evaluated, tmp_path
     page = written.path.read_text(encoding="utf-8")
     assert "Reliability diagram" in page
     assert "Risk and coverage" in page
+    found = measure_calibration(result.summary["inputs"], Structures(), result.summary["label_values"])
+    assert f"cell ECE {found.bins['cell'].expected_error:.3f}" in page
+    assert re.search(r'<svg class="figure".*share that came true.*</svg>', page, re.DOTALL)
     assert any("case_1" in line and "probabilities left out" in line for line in written.left_out)
+
+
+def test_without_matplotlib_the_numbers_stay_and_the_page_says_what_is_missing(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result, _ = evaluated
+    page = write_report(result, tmp_path / "report.html").path.read_text(encoding="utf-8")
+    assert "Reliability diagram left out" in page
+    assert "medseg[figures]" in page
+    assert '<th scope="row">cell</th>' in page
 
 
 def test_the_most_certain_cases_are_kept_first():

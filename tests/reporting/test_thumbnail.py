@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 from reporting.evaluations import blobs
 
+from medseg.figures.grey_levels import grey_levels
+from medseg.figures.planes import cut_planes
 from medseg.reporting.case_view import case_view
 from medseg.reporting.thumbnail import MAX_BYTES, PREDICTION_RGB, REFERENCE_RGB, outline, telling_slice, thumbnail
 from medseg.volumes import Grid
@@ -53,3 +55,19 @@ def test_an_outline_is_what_erosion_takes_away(seed):
     mask = np.random.default_rng(seed).random((12, 15)) < 0.6
     wanted = mask & ~ndimage.binary_erosion(mask)
     np.testing.assert_array_equal(outline(mask.astype(np.uint8)), wanted)
+
+
+def test_a_thumbnail_is_the_axial_plane_of_three_planes_in_its_window():
+    rng = np.random.default_rng(0)
+    image = rng.normal(100, 20, (7, 40, 30))
+    affine = np.array(
+        [[0.0, 0, -1, 9], [0, 1, 0, 9], [1, 0, 0, 9], [0, 0, 0, 1]]
+    )  # i runs along S, j along A, k along L
+    labels = np.zeros(image.shape, np.uint8)
+    view = case_view(labels, labels, Grid(image.shape, affine), [("", image)])
+    axial = next(plane for plane in cut_planes(image, labels, affine) if plane.name == "axial")
+    low, high = grey_levels(image).limits
+    wanted = 255 * np.clip((axial.image - low) / (high - low), 0, 1)
+    picture = decoded(thumbnail(view, 40))
+    assert picture.shape == (40, 30, 3)
+    assert np.abs(picture[..., 0] - wanted).max() <= 255 / 47 + 1  # 48 greys

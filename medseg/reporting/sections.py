@@ -27,26 +27,25 @@ TWICE = "hd95_mm"
 def metric_table(summary: Summary) -> Html:
     """Means of every structure with their intervals; HD95 twice."""
     metrics = [metric for metric in summary["metrics"] if metric["name"] not in OBJECT_METRICS]
-    head: list[object] = ["structure", "missed", "spurious"]
+    head: list[object] = ["structure", "missed", "spurious", Html(f"absent{tag('small', 'on both')}")]
     for metric in metrics:
         head.append(_title(metric))
         if metric["name"] == TWICE:
             head.append(Html(f"median{tag('small', 'where both exist')}"))
-    head.append("absent on both")
     rows = []
     for label, entry in summary["labels"].items():
-        cells: list[object] = [label, *_outcomes(entry["outcomes"])]
+        cells: list[object] = [label, *_outcomes(entry["outcomes"]), entry["outcomes"]["absent"]]
         for metric in metrics:
             cells.append(estimate(entry[metric["name"]]["mean"], _digits(metric)))
             if metric["name"] == TWICE:
                 cells.append(estimate(entry[metric["name"]]["median_detected"], _digits(metric)))
-        rows.append([*cells, entry["outcomes"]["absent"]])
-    cells = ["class mean", *_outcomes(summary["outcomes"])]
+        rows.append(cells)
+    cells = ["class mean", *_outcomes(summary["outcomes"]), summary["outcomes"]["absent"]]
     for metric in metrics:
         cells.append(estimate(summary["class_mean"][metric["name"]], _digits(metric)))
         if metric["name"] == TWICE:
             cells.append("")
-    rows.append([*cells, summary["outcomes"]["absent"]])
+    rows.append(cells)
     level = round(100 * summary["interval_level"])
     about = (
         f"Means over cases with {level} % intervals (patients resampled {summary['bootstrap']['draws']:,} times) and "

@@ -142,9 +142,9 @@ def manifest(summary: Summary, hidden: bool) -> Html:
     if hidden:
         parts.append(tag("p", "File names and their hashes are left out because ids are hidden.", class_="soft"))
     else:
-        parts.append(
-            Html(f'<details id="files"><summary>{summary["num_cases"]} cases and their files</summary></details>')
-        )
+        count = summary["num_cases"]
+        words = f"{count} case{'s' if count != 1 else ''} and their files"
+        parts.append(tag("details", tag("summary", words), id="files"))
     values = [f"{name}: {', '.join(map(str, found))}" for name, found in summary["label_values"].items()]
     parts.append(tag("details", tag("summary", f"{len(values)} structures and their values"), bullets(values)))
     return section("manifest", "Manifest", *parts)

@@ -113,8 +113,8 @@ class View:
         if self.left_out:
             notes.append(f"without {', '.join(self.left_out)}: the page would be too large")
         if max(self.steps) > 1:
-            shown = f"{shape_text(self.steps)}th voxel ({shape_text(self.prediction.shape)})"
-            notes.append(f"shown at every {shown}; the numbers are of all voxels")
+            shape = shape_text(self.prediction.shape)
+            notes.append(f"one of {shape_text(self.steps)} voxels is shown ({shape}); the numbers are of all voxels")
         return tuple(notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.inference.input_digest import input_digest
 from medseg.plan import Plan
 from medseg.volumes import Grid, Volume, as_volume, check_finite, read_volume
+
+logger = logging.getLogger(__name__)
+
+# the DICOM element (0008,0060), as ITK names it
+MODALITY = "0008|0060"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +94,20 @@ def load_scan(source: Any, plan: Plan) -> Scan:
                 f"{volume.name}: {plan.name} takes {plan.spatial_dims}D images, found shape {volume.grid.shape}"
             )
     _check_grids(volumes)
+    _warn_of_other_modalities(volumes, plan)
     digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in volumes)
     return Scan(tuple(volumes), digests)
+
+
+def _warn_of_other_modalities(volumes: Sequence[Volume], plan: Plan) -> None:
+    """Say it where a DICOM series tells another modality than the model was trained on; other formats do not tell."""
+    for volume, channel in zip(volumes, plan.channels, strict=True):
+        found = volume.header.get(MODALITY, "") if volume.format == "dicom" else ""
+        if found and found.upper() != str(channel["modality"]).upper():
+            logger.warning(
+                f"{volume.name}: the series says its modality is {found}, {plan.name} was trained on "
+                f"{channel['modality']} ({channel['name']}); its labels mean nothing on other images"
+            )
 
 
 def _volumes(source: Any, plan: Plan) -> list[Volume]:

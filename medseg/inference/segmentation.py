@@ -44,6 +44,11 @@ class Segmentation:
                 f"{self.scan.grid.shape}"
             )
 
+    def __repr__(self) -> str:
+        size = "×".join(str(n) for n in self.array.shape)
+        found = ", ".join(f"{name} {volume:.2f} ml" for name, volume in self.volumes_ml().items())
+        return f"Segmentation({self.scan.name}, {size} voxels: {found})"
+
     @property
     def affine(self) -> np.ndarray:
         """Voxel index to mm (RAS+), the scan's own."""

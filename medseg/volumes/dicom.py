@@ -50,7 +50,8 @@ def ordered_slices(path: Path) -> list[DicomSlice]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file() and looks_like_dicom(file))
         if not files:
-            raise VolumeError(f"{path}: a folder without DICOM images; name the folder of the series or an image file")
+            kind = "a folder without DICOM images" if any(path.iterdir()) else "an empty folder"
+            raise VolumeError(f"{path}: {kind}; name the folder of the series or an image file")
     else:
         files = [path]
     slices = [read_slice_header(file) for file in files]

@@ -168,5 +168,6 @@ def test_compressed_slices(tmp_path: Path) -> None:
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
+    fails(tmp_path, "an empty folder; name the folder of the series", VolumeError)
     (tmp_path / "notes.txt").write_text("hello")
     fails(tmp_path, "a folder without DICOM images", VolumeError)

@@ -85,3 +85,10 @@ def test_one_choice_of_precision_serves_training_validation_checkpoints_and_reco
         handlers["Checkpointing"]["objects"]["precision"],
         handlers["TrainingRecord"]["precision"],
     ] == 4 * ["@precision_choice"]
+
+
+@pytest.mark.parametrize("config", ["train.json", "evaluate.json", "inference.json", "multi_gpu_train.json"])
+def test_every_config_of_a_bundle_asks_before_it_runs(config):
+    content = json.loads((CONFIGS / config).read_text())
+    refused = "$medseg.training.refuse_unknown_overrides()"
+    assert content.get("initialize", [refused])[0] == refused

@@ -106,14 +106,15 @@ def composed_kernel(folds: Sequence[AxisFold], upsample: Any, kernel: Tensor) ->
         kernel: W (O, M, *k), the part of the convolution's that falls on the upsampled map.
 
     Returns:
-        (phases · O, C, *taps), in fp32; with a bias, C + 1 channels, the last for a map of ones.
+        (phases · O, C, *taps), in fp32 at least; with a bias, C + 1 channels, the last for a map of ones.
     """
     with torch.autocast(kernel.device.type, enabled=False):
-        rows = upsample.weight.flatten(2).float()
+        precise = torch.promote_types(kernel.dtype, torch.float32)
+        rows = upsample.weight.flatten(2).to(precise)
         if upsample.bias is not None:
-            bias = upsample.bias.float()[None, :, None].expand(1, -1, rows.shape[2])
+            bias = upsample.bias.to(precise)[None, :, None].expand(1, -1, rows.shape[2])
             rows = torch.cat([rows, bias])
-        products = torch.einsum("cma,omt->coat", rows, kernel.flatten(2).float()).flatten(2)
+        products = torch.einsum("cma,omt->coat", rows, kernel.flatten(2).to(precise)).flatten(2)
         composed = products @ _selection(folds).to(products)
     composed = composed.unflatten(2, (prod([fold.stride for fold in folds]), -1))
     return composed.permute(2, 1, 0, 3).flatten(0, 1).unflatten(2, [fold.taps for fold in folds])

@@ -26,8 +26,12 @@ def declared_layers() -> list[list[str]]:
 
 
 def imported_packages() -> tuple[set[str], Edges]:
-    """The packages and modules directly below medseg, and (importer, imported) for each pair that imports."""
+    """The packages and modules directly below medseg, and (importer, imported) for each pair that imports.
+
+    `__main__` is left out: it is the command line by another name.
+    """
     graph = grimp.build_graph("medseg", cache_dir=None)
+    graph.remove_module("medseg.__main__")
     children = {name.removeprefix("medseg.") for name in graph.find_children("medseg")}
     edges = set()
     for importer in graph.modules:

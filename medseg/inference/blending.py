@@ -37,7 +37,8 @@ class Blender:
     Tiles come in the grid's order: slabs along the longest axis, rows along the second within a slab. The image is cut
     into blocks at the tiles' starts along these two axes. A block comes into being with the first tile that touches
     it, and is finished with the last one: that of its own slab and row. So the blocks held are those of one slab's
-    rows, and of two rows of the next.
+    rows, and of two rows of the next. A block is as large as what tiles have touched of it: the last one, as large as a
+    whole tile, is reached by several slabs where the last tile overlaps the one before by more than the others do.
 
         value(x) = Σ_tiles w(x − start) · prediction(x − start) / Σ_tiles w(x − start)
 
@@ -77,7 +78,8 @@ class Blender:
         )
         for p, planes in self.touched(0, index[0]):
             for q, rows in self.touched(1, index[1]):
-                block = self._block((p, q), len(values), values.device)
+                touched = (planes.stop - planes.start, rows.stop - rows.start)
+                block = self._block((p, q), len(values), touched, values.device)
                 target = (slice(0, planes.stop - planes.start), slice(0, rows.stop - rows.start), *depth)
                 weight = self.weight[planes, rows]
                 block[:-1][(slice(None), *target)].addcmul_(values[:, planes, rows], weight)
@@ -92,18 +94,31 @@ class Blender:
                 return
             yield i, slice(begin, end)
 
-    def _block(self, key: tuple[int, int], channels: int, device: torch.device) -> torch.Tensor:
-        """The sums of one block (K + 1, planes, rows, …): values, and last the weights."""
-        block = self.blocks.get(key)
-        if block is None:
-            sizes = [self.cuts[axis][i + 1] - self.cuts[axis][i] for axis, i in enumerate(key)] + [*self.shape[2:]]
-            # In memory the axes keep the image's order, the tiles' own, so that sums run along contiguous voxels.
-            layout = (0, *(self.order.index(axis) + 1 for axis in range(len(self.order))))
-            block = torch.empty_permuted((channels + 1, *sizes), layout, dtype=torch.float32, device=device).zero_()
-        elif isinstance(block, HalfBlock):
+    def _block(
+        self, key: tuple[int, int], channels: int, touched: tuple[int, int], device: torch.device
+    ) -> torch.Tensor:
+        """The sums of one block (K + 1, planes, rows, …) of at least that many: values, and last the weights."""
+        block = self.blocks.pop(key, None)
+        if isinstance(block, HalfBlock):
             block = block.restored()
+        if block is None:
+            block = self._zeros(channels, touched, device)
+        elif block.shape[1] < touched[0] or block.shape[2] < touched[1]:
+            block = self._enlarged(block, touched)
         self.blocks[key] = block
         return block
+
+    def _enlarged(self, block: torch.Tensor, touched: tuple[int, int]) -> torch.Tensor:
+        planes, rows = block.shape[1:3]
+        larger = self._zeros(len(block) - 1, (max(planes, touched[0]), max(rows, touched[1])), block.device)
+        larger[:, :planes, :rows] = block
+        return larger
+
+    def _zeros(self, channels: int, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+        # In memory the axes keep the image's order, the tiles' own, so that sums run along contiguous voxels.
+        layout = (0, *(self.order.index(axis) + 1 for axis in range(len(self.order))))
+        shape = (channels + 1, *size, *self.shape[2:])
+        return torch.empty_permuted(shape, layout, dtype=torch.float32, device=device).zero_()
 
     def _compress(self, slab: int, row: int) -> None:
         """Put the blocks aside that wait for the next slab."""
@@ -125,6 +140,9 @@ class Blender:
             inner.append(slice(low + pad - begin, high + pad - begin))
         if block is None:
             return FinishedBlock(tuple(region), None)
+        size = (bounds[0][1] - bounds[0][0], bounds[1][1] - bounds[1][0])
+        if tuple(block.shape[1:3]) != size:  # tiles that would have touched the rest were left out
+            block = self._enlarged(block, size)
         values = block[:-1].div_(block[-1:])[(slice(None), *inner)]
         back = [self.order.index(axis) + 1 for axis in range(len(self.order))]
         return FinishedBlock(tuple(region), values.permute(0, *back))

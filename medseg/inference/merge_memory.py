@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from math import ceil, prod
 
 import numpy as np
@@ -65,26 +65,24 @@ def monai_preprocess_bytes(native_shape: Sequence[int], model_shape: Sequence[in
 def block_bytes(grid: TileGrid, num_values: int, carried: Carried) -> int:
     """The most that `Blender` holds, found by visiting the rows of tiles as it does."""
     blender = Blender(grid, torch.empty(grid.tile, device="meta"), carried)
-    sizes = [[b - a for a, b in pairwise(cuts)] for cuts in blender.cuts]
+    num_slabs, num_rows = (len(starts) for starts in blender.starts[:2])
     depth = prod(blender.shape[2:])
     full, half = F32 * (num_values + 1) * depth, (F16 * num_values + F32) * depth
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
     held: dict[tuple[int, int], int] = {}
     peak = 0
-    for slab in range(len(sizes[0])):
-        for row in range(len(sizes[1])):
-            restoring = 0
-            for p, _ in blender.touched(0, slab):
-                for q, _ in blender.touched(1, row):
-                    voxels = sizes[0][p] * sizes[1][q]
-                    if held.get((p, q)) == half * voxels:
-                        restoring = max(restoring, half * voxels)  # for a moment both are there
-                    held[p, q] = full * voxels
-            peak = max(peak, sum(held.values()) + restoring)
-            del held[slab, row]
-            if carried == "fp16":
-                for p, q in held:
-                    if p > slab and q <= row:
-                        held[p, q] = half * sizes[0][p] * sizes[1][q]
+    for slab, row in product(range(num_slabs), range(num_rows)):
+        for (p, planes), (q, rows) in product(blender.touched(0, slab), blender.touched(1, row)):
+            before, size = held.get((p, q), 0), sizes.get((p, q), (0, 0))
+            sizes[p, q] = (max(size[0], planes.stop - planes.start), max(size[1], rows.stop - rows.start))
+            held[p, q] = full * prod(sizes[p, q])
+            # for a moment a block is there twice where it is restored or enlarged
+            peak = max(peak, sum(held.values()) + (before if before != held[p, q] else 0))
+        del held[slab, row]
+        if carried == "fp16":
+            for p, q in held:
+                if p > slab and q <= row:
+                    held[p, q] = half * prod(sizes[p, q])
     return peak
 
 

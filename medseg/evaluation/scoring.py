@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from medseg.evaluation.metrics import Instances, Metric, metrics_for
 from medseg.evaluation.pairs import Problem, missing_problems, named_like, problem_text, read_pair
 from medseg.evaluation.policy import REASONS, Outcome, counted_values
 from medseg.evaluation.structures import Structures
+from medseg.volumes.digest import file_sha256
 
 Tolerance = float | Mapping[str, float]
 
@@ -138,12 +138,7 @@ def _complete(
 def _fingerprints(prediction: Path, reference: Path) -> dict[str, str]:
     return {
         "prediction": str(prediction),
-        "prediction_sha256": _sha256(prediction),
+        "prediction_sha256": file_sha256(prediction),
         "reference": str(reference),
-        "reference_sha256": _sha256(reference),
+        "reference_sha256": file_sha256(reference),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.volumes import suffix_of
+from medseg.volumes.digest import file_sha256
 
 # Headers that name the file with their voxels.
 DETACHED = {".mhd": rb"(?im)^ElementDataFile\s*=\s*(.+?)\s*$", ".nhdr": rb"(?im)^data ?file:\s*(.+?)\s*$"}
@@ -23,19 +24,14 @@ def input_digest(path: Path) -> str:
     """
     parts = _parts(path)
     if parts == [path]:
-        return _file_digest(path)
-    lines = "".join(f"{_file_digest(part)}  {part.name}\n" for part in parts)
+        return file_sha256(path)
+    lines = "".join(f"{file_sha256(part)}  {part.name}\n" for part in parts)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def input_digests(paths: Sequence[Path]) -> list[str]:
     """The digest of each input."""
     return [input_digest(path) for path in paths]
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _parts(path: Path) -> list[Path]:

@@ -148,8 +148,9 @@ def convolve_folded(
     channel = dims + 1
     order = (0, *axes, channel) if is_last else (0, channel, *axes)
     spread = phases.permute(order)
-    for axis in range(dims):
-        spread = spread.flatten(axis + (1 if is_last else 2), axis + (2 if is_last else 3))
+    first = 1 if is_last else 2
+    for axis in range(first, first + dims):
+        spread = spread.flatten(axis, axis + 1)
     if is_last:
         spread = spread.movedim(-1, 1)
     # one padding by negative margins: three slices would each fill a whole gradient with zeros

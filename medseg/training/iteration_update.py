@@ -31,6 +31,8 @@ def _moved(batch: dict[str, Any], key: str, engine: Any) -> torch.Tensor:
 class TrainingUpdate:
     """`iteration_update` of a `monai.engines.SupervisedTrainer`: `loss(logits, label, weight)` and one optimiser step.
 
+    Making one has the process keep freed memory from then on (see `keep_freed_memory`).
+
     The batch holds `image` (B, C, …) and `label` (B, 1, …), and may hold `weight` (B, 1, …), a voxel weight map that
     reaches the loss as its third argument.
 

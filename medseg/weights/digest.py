@@ -1,9 +1,9 @@
 """The fingerprint of a weights file."""
 
+import hashlib
 from pathlib import Path
 
 from medseg.errors import WeightsError
-from medseg.volumes.digest import file_sha256
 
 
 def sha256(path: str | Path) -> str:
@@ -13,6 +13,7 @@ def sha256(path: str | Path) -> str:
         WeightsError: the file cannot be read.
     """
     try:
-        return file_sha256(path)
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error

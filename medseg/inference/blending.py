@@ -13,9 +13,14 @@ from medseg.inference.carried_block import Carried, HalfBlock
 from medseg.inference.tiles import TileGrid
 
 
-def importance_map(tile: Sequence[int], mode: Literal["gaussian", "constant"], device: torch.device) -> torch.Tensor:
+def importance_map(
+    tile: Sequence[int],
+    mode: Literal["gaussian", "constant"],
+    device: torch.device,
+    sigma_scale: float | Sequence[float] = 0.125,
+) -> torch.Tensor:
     """Weight of each voxel of a tile (*tile): MONAI's importance map (sigma of 1/8 tile, clamped at 1e-3) exactly."""
-    return compute_importance_map(tuple(tile), mode=mode, sigma_scale=0.125, device=device, dtype=torch.float32)
+    return compute_importance_map(tuple(tile), mode=mode, sigma_scale=sigma_scale, device=device, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

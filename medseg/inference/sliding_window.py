@@ -17,36 +17,48 @@ from medseg.inference.tiles import lay_tiles
 class SlidingWindow(Inferer):
     """Predict an image of any size tile by tile and blend the overlaps.
 
-    Equals `monai.inferers.sliding_window_inference` (same tiles, same importance map, zero padding of images smaller
-    than the tile) up to the order of additions; needs one unfinished slab beside the result instead of a second
-    volume for the weights.
+    Equals `monai.inferers.SlidingWindowInferer` given the same arguments, which stand in the same places (same tiles,
+    same importance map, padding of images smaller than the tile), up to the order of additions; the defaults of overlap
+    and mode are gaussian halves rather than plain quarters. Needs one unfinished slab beside the result instead of a
+    second volume for the weights.
 
     Args:
-        roi_size: tile in voxels, one size an axis; 0 or less takes the image's own size along that axis. Volumes of
-            one axis more are predicted slice by slice along their last axis, as `monai.inferers.SliceInferer` does.
-        overlap: fraction of a tile shared with its neighbour, in [0, 1).
-        mode: "gaussian" or "constant" weights of a tile's voxels.
+        roi_size: tile in voxels, one size an axis or one for all; None, 0 or less takes the image's own size along that
+            axis. Volumes of one axis more than there are sizes are predicted slice by slice along their last axis, as
+            `monai.inferers.SliceInferer` does.
         sw_batch_size: tiles given to the network at once.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1), one for all axes or one an axis.
+        mode: "gaussian" or "constant" weights of a tile's voxels.
+        sigma_scale: standard deviation of the gaussian weights in tile sizes.
+        padding_mode: "constant", the only one.
+        cval: what images smaller than the tile are padded with.
         sw_device: where tiles are predicted; None is the image's device.
         device: where logits are blended and returned; None is the image's device.
     """
 
     def __init__(
         self,
-        roi_size: Sequence[int],
+        roi_size: Sequence[int | None] | int,
+        sw_batch_size: int = 1,
         overlap: float | Sequence[float] = 0.5,
         mode: Literal["gaussian", "constant"] = "gaussian",
-        sw_batch_size: int = 1,
+        sigma_scale: float | Sequence[float] = 0.125,
+        padding_mode: Literal["constant"] = "constant",
+        cval: float = 0.0,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size must be at least 1, found {sw_batch_size}")
-        self.roi_size = tuple(int(n) for n in roi_size)
+        if padding_mode != "constant":
+            raise ValueError(f"padding_mode must be constant, found {padding_mode!r}")
+        self.roi_size = roi_size if isinstance(roi_size, int) else tuple(int(n or 0) for n in roi_size)
+        self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.mode = mode
-        self.sw_batch_size = sw_batch_size
+        self.sigma_scale = sigma_scale
+        self.cval = cval
         self.sw_device = sw_device
         self.device = device
 
@@ -62,7 +74,8 @@ class SlidingWindow(Inferer):
             kwargs: passed on to the network.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        predict = self._predict_slices if plain.ndim - 3 == len(self.roi_size) else self._predict
+        is_slicewise = not isinstance(self.roi_size, int) and len(self.roi_size) == plain.ndim - 3
+        predict = self._predict_slices if is_slicewise else self._predict
         merged = predict(plain, lambda tiles: _plain(network(tiles, *args, **kwargs)))
         return MetaTensor(merged).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else merged
 
@@ -80,8 +93,9 @@ class SlidingWindow(Inferer):
     def _predict(self, plain: torch.Tensor, predict: Callable[[torch.Tensor], Any]) -> torch.Tensor:
         device = torch.device(self.device or plain.device)
         tile_device = torch.device(self.sw_device or plain.device)
-        grid = lay_tiles(plain.shape[2:], self.roi_size, self.overlap)
-        weight = importance_map(grid.tile, self.mode, device)
+        size = (self.roi_size,) * (plain.ndim - 2) if isinstance(self.roi_size, int) else self.roi_size
+        grid = lay_tiles(plain.shape[2:], size, self.overlap, self.cval)
+        weight = importance_map(grid.tile, self.mode, device, self.sigma_scale)
         merged: torch.Tensor | None = None
         for b, image in enumerate(plain):
 

@@ -22,12 +22,14 @@ class TileGrid:
         tile: spatial shape of a tile in voxels.
         starts: for each axis the first voxel of its tiles, ascending, in the padded image.
         pad_before: voxels of padding before each axis; only axes shorter than the tile are padded.
+        pad_value: what they are padded with.
     """
 
     image_shape: tuple[int, ...]
     tile: tuple[int, ...]
     starts: tuple[tuple[int, ...], ...]
     pad_before: tuple[int, ...]
+    pad_value: float = 0.0
 
     @property
     def padded_shape(self) -> tuple[int, ...]:
@@ -54,7 +56,7 @@ class TileGrid:
                 index.append(i)
             yield tuple(reversed(index))
 
-    def extract(self, image: torch.Tensor, index: Sequence[int], pad_value: float = 0.0) -> torch.Tensor:
+    def extract(self, image: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
         """Cut the tile at `index` (in `axis_order`) from an image (C, *image_shape), padded where it is too short."""
         begin = [0] * len(self.tile)
         for axis, i in zip(self.axis_order, index, strict=True):
@@ -64,16 +66,19 @@ class TileGrid:
         for axis in reversed(range(len(self.tile))):
             missing = self.tile[axis] - part.shape[axis + 1]
             padding += [self.pad_before[axis], missing - self.pad_before[axis]]
-        return F.pad(part, padding, value=pad_value) if any(padding) else part
+        return F.pad(part, padding, value=self.pad_value) if any(padding) else part
 
 
-def lay_tiles(image_shape: Sequence[int], tile: Sequence[int], overlap: float | Sequence[float]) -> TileGrid:
+def lay_tiles(
+    image_shape: Sequence[int], tile: Sequence[int | None], overlap: float | Sequence[float], pad_value: float = 0.0
+) -> TileGrid:
     """Lay tiles over an image as MONAI does: a step of ⌊tile · (1 − overlap)⌋, the last tile moved back inside.
 
     Args:
         image_shape: spatial shape in voxels.
-        tile: tile shape in voxels; 0 or less takes the image's size along that axis.
+        tile: tile shape in voxels; None, 0 or less takes the image's size along that axis.
         overlap: fraction of a tile shared with its neighbour, in [0, 1), one for all axes or one an axis.
+        pad_value: of images smaller than a tile.
 
     Raises:
         ShapeError: the numbers of axes differ, an axis of the image is empty, or the overlap is out of range.
@@ -91,7 +96,7 @@ def lay_tiles(image_shape: Sequence[int], tile: Sequence[int], overlap: float | 
     size = tuple(int(t) if t and t > 0 else int(n) for n, t in zip(image_shape, tile, strict=True))
     starts = tuple(_starts(max(n, t), t, o) for n, t, o in zip(image_shape, size, overlaps, strict=True))
     before = tuple(max(t - n, 0) // 2 for n, t in zip(image_shape, size, strict=True))
-    return TileGrid(tuple(int(n) for n in image_shape), size, starts, before)
+    return TileGrid(tuple(int(n) for n in image_shape), size, starts, before, pad_value)
 
 
 def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:

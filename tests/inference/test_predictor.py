@@ -104,7 +104,7 @@ def test_the_same_labels_as_a_monai_bundles_inference(tmp_path: Path) -> None:
     )
     data = next(iter(DataLoader(Dataset([{"image": str(path)}], prepare), batch_size=1)))
     with torch.no_grad():
-        data["pred"] = SlidingWindow(plan.tile, plan.overlap, plan.blending)(data["image"], network)
+        data["pred"] = SlidingWindow(plan.tile, overlap=plan.overlap, mode=plan.blending)(data["image"], network)
     assert isinstance(data["pred"], MetaTensor)
     case = decollate_batch(data)[0]
     restored = RestoreToNatived(keys="pred", label_values=plan.label_values)(case)["pred"]

@@ -45,7 +45,7 @@ def test_labels_are_those_of_merging_in_memory(
     native_affine, native_shape = turned_grid(shape, (zoom, 1.0, 1.3)[: len(shape)])
     decision = LabelDecision(range(classes))
     with torch.no_grad():
-        logits = SlidingWindow(tile, overlap, "gaussian", 2)(image[None], network)[0]
+        logits = SlidingWindow(tile, 2, overlap, "gaussian")(image[None], network)[0]
     in_memory = restore_labels(logits, np.eye(4), native_affine, native_shape, decision, interpolation)  # type: ignore[arg-type]
     streamed = predict_labels(
         image, np.eye(4), native_affine, native_shape, TorchBackend(network, CPU), decision,

@@ -42,8 +42,8 @@ def test_the_longest_axis_is_visited_slowest_and_every_tile_once() -> None:
 
 
 def test_a_short_image_is_centred_in_its_tile_as_monai_centres_it() -> None:
-    grid = lay_tiles((3, 8), (6, 8), 0.5)
-    tile = grid.extract(torch.ones(1, 3, 8), (0, 0), pad_value=-1)
+    grid = lay_tiles((3, 8), (6, 8), 0.5, pad_value=-1)
+    tile = grid.extract(torch.ones(1, 3, 8), (0, 0))
     assert tile[0, :, 0].tolist() == [-1, 1, 1, 1, -1, -1]
 
 

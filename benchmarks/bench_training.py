@@ -7,14 +7,16 @@ random transforms, `SeededSamples`, averaged weights, and `TrainingUpdate` (chan
 in the warm-up, steps that are not finite skipped). MONAI: `SupervisedTrainer` as it comes (fp32, eager) with MONAI's
 equivalents of the transforms: `RandCropByLabelClassesd`, `Rand3DElasticd` with rotation and scaling, and the same
 intensity transforms. MONAI's networks run upsampling, joining and convolving as separate layers, and so does the
-network in MONAI's row; a further row gives MONAI's trainer medseg's folded one. Freed memory is kept for all of them,
-as the setting is the process's. Cases are generated in the size of the data set's (36×50×35) and cached, so no disk is
-measured. One call is one epoch: every sample is drawn anew. Further rows switch medseg's parts off one at a time.
-Medians of interleaved repeats.
+network in MONAI's row; a further row gives MONAI's trainer medseg's folded one. MONAI's rows run in processes of their
+own, because medseg's trainer has its process keep freed memory; one more row gives that to MONAI. Cases are generated
+in the size of the data set's (36×50×35) and cached, so no disk is measured. One call is one epoch: every sample is
+drawn anew. Further rows switch medseg's parts off one at a time; the last trains with one process a core on the same
+batch, which `multi_gpu_train.json` does. Medians of interleaved repeats.
 """
 
 import argparse
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +28,8 @@ from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, Rand3DElasticd, RandCropByLabelClassesd, SpatialPadd
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from medseg.losses import WeightedDiceCELoss
 from medseg.networks.joining import JoiningStage
@@ -38,9 +42,11 @@ from medseg.training import (
     TrainingUpdate,
     WeightAveraging,
 )
+from medseg.training.freed_memory import keep_freed_memory
 from medseg.transforms import LabelVoxelIndexd
 
 sys.path.insert(0, str(Path(__file__).parent))
+from own_process import OwnProcess, SideBySide
 from timing import Row, interleaved_medians, print_table
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "hippocampus_unet3d_segmentation" / "configs"
@@ -90,7 +96,7 @@ def unfolded(network: Any) -> Any:
     return network
 
 
-def trainer(plan: Plan, loader: DataLoader, is_folded: bool = True, **options: Any) -> Trainer:
+def trainer(plan: Plan, loader: DataLoader, is_folded: bool = True, is_member: bool = False, **options: Any) -> Trainer:
     torch.manual_seed(0)
     network = plan.create_network() if is_folded else unfolded(plan.create_network())
     handlers = []
@@ -101,7 +107,7 @@ def trainer(plan: Plan, loader: DataLoader, is_folded: bool = True, **options: A
         device=torch.device("cpu"),
         max_epochs=1,
         train_data_loader=loader,
-        network=network,
+        network=DistributedDataParallel(network) if is_member else network,
         optimizer=torch.optim.AdamW(network.parameters(), lr=1e-3),
         loss_function=WeightedDiceCELoss(),
         train_handlers=handlers,
@@ -109,6 +115,44 @@ def trainer(plan: Plan, loader: DataLoader, is_folded: bool = True, **options: A
         **options,
     )
     return engine.run
+
+
+def ours(arguments: argparse.Namespace) -> DataLoader:
+    """The bundle's batches: seeded samples of its own transforms."""
+    spatial, intensity = bundle_transforms(read_plan(CONFIGS / "plan.json"))
+    transforms = Compose([LabelVoxelIndexd("label"), *spatial, *intensity])
+    dataset = CacheDataset(cases(arguments.cases), transforms, copy_cache=False, num_workers=0, progress=False)
+    sampler = SeededSampler(dataset)
+    return DataLoader(
+        SeededSamples(dataset), batch_size=arguments.batch, sampler=sampler, num_workers=arguments.workers
+    )
+
+
+def stock(arguments: argparse.Namespace) -> DataLoader:
+    """The same cases through MONAI's transforms and loader as they come."""
+    plan = read_plan(CONFIGS / "plan.json")
+    spatial, intensity = bundle_transforms(plan)
+    transforms = Compose([*monai_transforms(plan, spatial), *intensity])
+    dataset = CacheDataset(cases(arguments.cases), transforms, num_workers=0, progress=False)
+    return DataLoader(dataset, batch_size=arguments.batch, shuffle=True, num_workers=arguments.workers)
+
+
+def stock_trainer(arguments: argparse.Namespace, is_folded: bool, keeps_memory: bool) -> Trainer:
+    warnings.filterwarnings("ignore")
+    if keeps_memory:
+        keep_freed_memory()
+    return trainer(read_plan(CONFIGS / "plan.json"), stock(arguments), is_folded)
+
+
+def member_trainer(arguments: argparse.Namespace, rank: int, processes: int, rendezvous: str) -> Trainer:
+    """One process of a group: its share of the batch and of the threads."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=processes)
+    choice = PrecisionChoice(arguments.precision)
+    share = argparse.Namespace(**{**vars(arguments), "batch": arguments.batch // processes})
+    plan = read_plan(CONFIGS / "plan.json")
+    return trainer(plan, ours(share), is_member=True, iteration_update=TrainingUpdate(choice))
 
 
 def main() -> None:
@@ -120,34 +164,24 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    plan, data = read_plan(CONFIGS / "plan.json"), cases(arguments.cases)
-    spatial, intensity = bundle_transforms(plan)
-
-    def ours() -> DataLoader:
-        transforms = Compose([LabelVoxelIndexd("label"), *spatial, *intensity])
-        dataset = CacheDataset(data, transforms, copy_cache=False, num_workers=0, progress=False)
-        sampler = SeededSampler(dataset)
-        return DataLoader(
-            SeededSamples(dataset), batch_size=arguments.batch, sampler=sampler, num_workers=arguments.workers
-        )
-
-    def stock() -> DataLoader:
-        transforms = Compose([*monai_transforms(plan, spatial), *intensity])
-        dataset = CacheDataset(data, transforms, num_workers=0, progress=False)
-        return DataLoader(dataset, batch_size=arguments.batch, shuffle=True, num_workers=arguments.workers)
-
+    plan = read_plan(CONFIGS / "plan.json")
     choice = PrecisionChoice(arguments.precision)
     whole = f"medseg ({arguments.precision})"
     reference = "MONAI stock (fp32)"
+    processes = min(arguments.batch, torch.get_num_threads())
+    rendezvous = str(Path(tempfile.mkdtemp()) / "group")
+    members = [OwnProcess(member_trainer, arguments, rank, processes, rendezvous) for rank in range(processes)]
     work: dict[str, Trainer] = {
-        whole: trainer(plan, ours(), iteration_update=TrainingUpdate(choice)),
-        reference: trainer(plan, stock(), is_folded=False),
-        "MONAI, medseg's folded network": trainer(plan, stock()),
-        "medseg, fp32": trainer(plan, ours(), iteration_update=TrainingUpdate("fp32")),
-        "medseg, layers one by one": trainer(plan, ours(), is_folded=False, iteration_update=TrainingUpdate(choice)),
-        "medseg, MONAI's transforms": trainer(plan, stock(), iteration_update=TrainingUpdate(choice)),
-        "medseg, samples alone": partial(list, ours()),
-        "MONAI, samples alone": partial(list, stock()),
+        whole: trainer(plan, ours(arguments), iteration_update=TrainingUpdate(choice)),
+        reference: OwnProcess(stock_trainer, arguments, False, False),
+        "MONAI, freed memory kept": OwnProcess(stock_trainer, arguments, False, True),
+        "MONAI, medseg's folded network": OwnProcess(stock_trainer, arguments, True, False),
+        "medseg, fp32": trainer(plan, ours(arguments), iteration_update=TrainingUpdate("fp32")),
+        "medseg, layers one by one": trainer(plan, ours(arguments), False, iteration_update=TrainingUpdate(choice)),
+        "medseg, MONAI's transforms": trainer(plan, stock(arguments), iteration_update=TrainingUpdate(choice)),
+        f"medseg ({arguments.precision}), {processes} processes": SideBySide(*members),
+        "medseg, samples alone": partial(list, ours(arguments)),
+        "MONAI, samples alone": partial(list, stock(arguments)),
     }
     seconds = interleaved_medians(work, arguments.repeats)
     rows = [

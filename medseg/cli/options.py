@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -32,12 +31,19 @@ def check_folder(out: Path) -> None:
     """Refuse an --out that can be no folder before any work is done for it.
 
     Raises:
-        OptionError: it is, or would lie in, a file or a folder that may not be written to.
+        OptionError: it is, or would lie in, a file, a link to nowhere, or a folder that may not be written to.
     """
-    for path in (out, *out.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise OptionError(f"{path}: a file, but --out names a folder; choose another")
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise OptionError(f"{path}: may not be written to; choose another --out or change its permissions")
-            return
+    from medseg.volumes import check_out_folder
+
+    check_out_folder(out)
+
+
+def check_file(option: str, path: Path) -> None:
+    """Refuse a file to write that can be none before any work is done for it.
+
+    Raises:
+        OptionError: it is a folder, or its folder can be none.
+    """
+    if path.is_dir():
+        raise OptionError(f"{path}: a folder, but {option} names a file; add a file name")
+    check_folder(path.parent)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medseg.cli.options import Bundle, Json, check_bundle, check_folder
+from medseg.cli.options import Bundle, Json, check_bundle, check_file, check_folder
 from medseg.errors import MedsegError
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def predict(
 
     check_bundle(bundle)
     check_folder(out)
+    if volumes is not None:
+        check_file("--volumes", volumes)
     import medseg
     from medseg.inference import predict_files
 

@@ -18,7 +18,7 @@ from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.slices import scan_plan
 from medseg.plan import Plan
-from medseg.volumes import DICOM_SEG_SUFFIX, is_dicom, suffix_of
+from medseg.volumes import DICOM_SEG_SUFFIX, check_out_folder, is_dicom, remove_leftovers, suffix_of
 
 SUFFIX_OF_FORMAT = {
     "nifti": ".nii.gz",
@@ -50,7 +50,8 @@ def predict_files(
 ) -> list[CaseResult]:
     """Segment every case that the inputs name; one bad scan does not stop the rest.
 
-    The next scan is read and the last one written while the network runs (in threads of this process).
+    The next scan is read and the last one written while the network runs (in threads of this process). What an earlier
+    run has left half-written, because it was killed, is removed.
 
     Args:
         predictor: the model, loaded once.
@@ -67,7 +68,7 @@ def predict_files(
         One result a case, in order; `any(r.status == "failed" for r in results)` means a non-zero exit.
 
     Raises:
-        OptionError: an unknown format.
+        OptionError: an unknown format, or something is to be predicted and out_dir cannot be written to.
         VolumeError: the inputs cannot be understood, or an output would replace an input, or a file that is not
             medseg's (a `.json` even with overwrite), or DICOM SEG is asked for and cannot be made.
     """
@@ -77,9 +78,16 @@ def predict_files(
     if format == "dicom-seg":
         _check_dicom(jobs)
     _check_outputs(jobs, predictor.maps, overwrite)
+    finished = [
+        None if overwrite else finished_record(job.target, job.case.paths, predictor.identity, predictor.maps)
+        for job in jobs
+    ]
+    if None in finished:
+        check_out_folder(out_dir)
+        remove_leftovers(out_dir)
     results: list[CaseResult] = []
     with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
-        written = _predict(predictor, jobs, overwrite, reader, writer, on_start)
+        written = _predict(predictor, jobs, finished, reader, writer, on_start)
         try:
             for number, result in enumerate(written):
                 results.append(result)
@@ -138,16 +146,12 @@ def _suffix(case: Case, wanted: str) -> str:
 def _predict(
     predictor: Predictor,
     jobs: list[Job],
-    overwrite: bool,
+    finished: list[dict[str, Any] | None],
     reader: ThreadPoolExecutor,
     writer: ThreadPoolExecutor,
     on_start: Callable[[Case, int, int], None] | None,
 ) -> Iterator[CaseResult]:
     """Results in order; reading is one case ahead and writing one behind."""
-    finished = [
-        None if overwrite else finished_record(job.target, job.case.paths, predictor.identity, predictor.maps)
-        for job in jobs
-    ]
     # Under a memory limit only one scan is held at a time.
     ahead = 0 if predictor.max_ram is not None else 1
     reading: dict[int, Future[tuple[Scan, float]]] = {}

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import blake2s
 from pathlib import Path
 
 from medseg.errors import MedsegError, VolumeError
 
 # Characters, of at most four bytes each.
 LONGEST_HIDDEN = 40
+HIDDEN = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
+ABANDONED_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -80,9 +87,43 @@ def staged(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path | str) -> None:
+    """Remove what processes that were killed have left in a folder of half-written files.
+
+    Those of a process of this machine that is no longer there, and of any that have not changed for a day.
+    """
+    with suppress(OSError):
+        for path in Path(folder).glob(".*.partial*"):
+            found = HIDDEN.fullmatch(path.name)
+            if found and _is_abandoned(path, found["host"], int(found["process"])):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path, host: str, process: int) -> bool:
+    if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+        return True
+    if host != _host() or os.name != "posix":  # to ask whether a process is there ends it on Windows
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    return False
+
+
 def _hidden(name: str) -> str:
     """A name for what is not whole yet; short, because file systems take 255 bytes and the name itself may have all."""
-    return f".{name[:LONGEST_HIDDEN]}.{os.getpid()}.{secrets.token_hex(4)}.partial"
+    return f".{name[:LONGEST_HIDDEN]}.{_host()}-{os.getpid()}.{secrets.token_hex(4)}.partial"
+
+
+@cache
+def _host() -> str:
+    """What tells the processes of this machine (of this container, where it counts them anew) from those of others."""
+    space = Path("/proc/self/ns/pid")
+    counted = str(space.readlink()) if space.is_symlink() else ""
+    return blake2s(f"{platform.node()} {counted}".encode(), digest_size=4).hexdigest()
 
 
 def _flush(file: Path) -> None:

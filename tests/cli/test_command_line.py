@@ -76,7 +76,10 @@ def test_a_file_where_a_folder_is_meant_stops_before_any_work(capsys, tmp_path, 
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         code, _, err = run(capsys, *command, "--out", out)
-        assert (code, err) == (1, f"medseg: {tmp_path / 'file'}: a file, but --out names a folder; choose another\n")
+        assert (code, err) == (
+            1,
+            f"medseg: {tmp_path / 'file'}: a file where the output folder should be; choose another folder\n",
+        )
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
@@ -84,7 +87,7 @@ def test_a_folder_that_may_not_be_written_stops_before_any_work(capsys, tmp_path
     tmp_path.chmod(0o555)
     code, _, err = run(capsys, "predict", ".", "scan", "--out", tmp_path / "out")
     assert code == 1
-    assert err.startswith(f"medseg: {tmp_path}: may not be written to; ")
+    assert err.startswith(f"medseg: {tmp_path}: may not be written to (Permission denied); ")
 
 
 def test_an_error_of_the_system_is_one_line(capsys, tmp_path):
@@ -164,3 +167,14 @@ def test_a_closed_pipe_is_no_traceback():
     root = Path(__file__).parents[2]
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=root, env=os.environ, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_a_table_that_cannot_be_written_stops_before_any_work(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for table, said in (
+        (tmp_path, f"{tmp_path}: a folder, but --volumes names a file; add a file name"),
+        (tmp_path / "file" / "v.csv", f"{tmp_path / 'file'}: a file where the output folder should be; choose another"),
+    ):
+        code, _, err = run(capsys, "predict", ".", "scan", "--out", tmp_path / "out", "--volumes", table)
+        assert code == 1
+        assert err.startswith(f"medseg: {said}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from inference.counting import make_predictor
+from inference.counting import calls, make_predictor
 
 from medseg.errors import OptionError
 from medseg.inference import predict_files
@@ -51,3 +51,35 @@ def test_an_unknown_format_is_refused_before_the_work(scans: Path, tmp_path: Pat
     rule = "format must be one of same, nifti, nrrd, mha, png, tiff, dicom-seg; found 'dicom'"
     with pytest.raises(OptionError, match=rule):
         predict_files(make_predictor(), [scans], tmp_path / "out", format="dicom")  # type: ignore[arg-type]
+
+
+def test_an_output_folder_that_can_be_none_is_refused_before_the_network_runs(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    predictor = make_predictor()
+    for out in ("file", "file/below", "dangling", "dangling/below"):
+        with pytest.raises(OptionError, match=f"{out.split('/')[0]}: a .* where the output folder should be"):
+            predict_files(predictor, [scans], tmp_path / out)
+    assert calls(predictor) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder nobody can write to")
+def test_an_output_folder_that_may_not_be_written_is_refused_before_the_network_runs(scans: Path) -> None:
+    predictor = make_predictor()
+    with pytest.raises(OptionError, match="/proc: may not be written to"):
+        predict_files(predictor, [scans], "/proc/outputs")
+    assert calls(predictor) == 0
+
+
+def test_a_run_that_has_nothing_to_do_needs_no_folder_to_write_to(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_files(make_predictor(), [scans], tmp_path / "out")
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    assert [r.status for r in predict_files(make_predictor(), [scans], tmp_path / "out")] == ["skipped"] * 3
+    with pytest.raises(OptionError, match=r"out: may not be written to \(Read-only file system\)"):
+        predict_files(make_predictor(overlap=0.25), [scans], tmp_path / "out")

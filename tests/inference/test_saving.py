@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from volumes.dicom_series import write_series
 
 from medseg.errors import VolumeError
 from medseg.inference import predict_files
+from medseg.volumes import replacing
 
 
 def test_a_case_is_saved_with_all_its_files_or_not_at_all(scans: Path, tmp_path: Path) -> None:
@@ -36,14 +38,37 @@ def test_maps_of_one_case_never_replace_another_case(scans: Path, tmp_path: Path
     assert {r.status for r in predict_files(make_predictor(), [scans], tmp_path / "out")} == {"done"}
 
 
-def test_an_output_folder_that_cannot_be_written_is_reported_for_each_scan(scans: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    results = predict_files(make_predictor(), [scans], tmp_path / "file")
-    assert [r.status for r in results] == ["failed"] * 3
-    assert all(str(tmp_path / "file") in r.message for r in results)
-    if os.geteuid():  # root may write anywhere
-        (tmp_path / "locked").mkdir(mode=0o500)
-        assert {r.status for r in predict_files(make_predictor(), [scans], tmp_path / "locked")} == {"failed"}
+def test_a_folder_in_the_way_of_one_output_is_reported_for_that_scan(scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "case1.nii.gz").mkdir(parents=True)
+    results = predict_files(make_predictor(), [scans], tmp_path / "out")
+    assert [r.status for r in results] == ["done", "failed", "done"]
+    assert "case1.nii.gz: a folder is in the way" in results[1].message
+
+
+def test_what_a_killed_run_left_behind_is_removed_by_the_next_one(scans: Path, tmp_path: Path) -> None:
+    """One killed while it put a case's files together, another while it wrote a single file."""
+    out = tmp_path / "out"
+    program = """if True:
+        import os, sys
+        from medseg.volumes import replacing, staged
+        with staged(sys.argv[1] + "/case0.nii.gz") as path, replacing(sys.argv[1] + "/a.csv") as temporary:
+            path.write_bytes(b"half")
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), 9)
+    """
+    subprocess.run([sys.executable, "-c", program, str(out)], check=False)
+    left = {path.name for path in out.iterdir()}
+    assert len(left) == 2
+    (out / ".mine.partial").write_text("")  # of others
+    with replacing(out / "b.csv") as temporary:  # of a process that is alive, here this one
+        temporary.write_text("b")
+        predict_files(make_predictor(), [scans], out)
+        assert temporary.is_file()
+    found = {path.name for path in out.iterdir()}
+    assert found == {f"case{i}{suffix}" for i in range(3) for suffix in (".nii.gz", ".json")} | {
+        ".mine.partial",
+        "b.csv",
+    }
 
 
 @pytest.mark.parametrize("format", ["nifti", "nrrd", "mha"])

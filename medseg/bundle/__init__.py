@@ -4,6 +4,7 @@ from medseg.bundle.export import export
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load, load_network
 from medseg.bundle.promote import promote
+from medseg.bundle.root import bundle_root
 from medseg.bundle.verify import verify
 
-__all__ = ["BundleFolder", "export", "load", "load_network", "promote", "verify"]
+__all__ = ["BundleFolder", "bundle_root", "export", "load", "load_network", "promote", "verify"]

@@ -59,7 +59,9 @@ def case_problems(
 def check_same_grid(grid: Grid, path: Path | str, reference_path: Path | str, reference: Grid) -> None:
     """Raise GeometryError if a grid has another shape than the reference or is displaced by more than half a voxel."""
     if grid.shape != reference.shape:
-        raise GeometryError(f"{path}: shape {grid.shape} differs from {reference.shape} of {reference_path}")
+        raise GeometryError(
+            f"{path}: shape {grid.shape} differs from {reference.shape} of {reference_path}; resample it onto that grid"
+        )
     moved, limit = grid.corner_displacement_mm(reference), min(reference.spacing) / 2
     if moved > limit:
         raise GeometryError(
@@ -91,5 +93,5 @@ def _check_values(manifest: Manifest, label: Volume) -> None:
         shown = ", ".join(map(str, strangers[:8])) + (", …" if len(strangers) > 8 else "")
         raise ManifestError(
             f"{label.name}: label values {shown} ({count} voxels) are outside the manifest's "
-            f"{', '.join(map(str, allowed))}; correct the label map or add them to labels"
+            f"{', '.join(map(str, allowed))}; correct the label map, add them to labels, or name ignore_label"
         )

@@ -61,11 +61,17 @@ def case_files(
         declares them, and "case" (its id).
 
     Raises:
-        ManifestError: files are absent and ``missing`` is "error", or no case of a part that has some is there.
+        ManifestError: files are absent and ``missing`` is "error", no case of a part that has some is there, or the
+            fold leaves none to train on.
     """
     if missing not in ("error", "skip"):
         raise ManifestError(f"missing must be error or skip, found {missing!r}")
     wanted = fold_cases(manifest, fold, part)
+    if part == "training" and not wanted:
+        raise ManifestError(
+            f"{manifest.name}: fold {fold} leaves no case to train on: its folds besides {fold} and the test fold, "
+            f"{manifest.test_fold}, are none; add a fold to the manifest, or train on all"
+        )
     found, absent = split_by_presence(manifest, root, wanted)
     if absent and (missing == "error" or not found):
         first = next(path for path in _all_paths(manifest, root, absent[0]) if not path.is_file())

@@ -2,6 +2,7 @@
 
 from medseg.training.averaging import AveragedNetwork, WeightAveraging
 from medseg.training.batch_augmentation import BatchAugmentation
+from medseg.training.checked_cases import CheckCased
 from medseg.training.checkpoint import Checkpointing
 from medseg.training.deep_supervision import DeepSupervision
 from medseg.training.finite_steps import FiniteSteps
@@ -10,6 +11,7 @@ from medseg.training.initial_weights import load_initial_weights
 from medseg.training.iteration_update import EvaluationUpdate, TrainingUpdate
 from medseg.training.learning_rate import PolynomialWarmUp
 from medseg.training.mapped_cases import MappedCases
+from medseg.training.one_line_errors import one_line_errors
 from medseg.training.overrides import refuse_unknown_overrides
 from medseg.training.precision import gradient_scaler, resolve_precision
 from medseg.training.precision_choice import PrecisionChoice, PrecisionProbe
@@ -22,6 +24,7 @@ from medseg.training.tensorboard import TensorBoardHistory
 __all__ = [
     "AveragedNetwork",
     "BatchAugmentation",
+    "CheckCased",
     "Checkpointing",
     "DeepSupervision",
     "EvaluationUpdate",
@@ -44,6 +47,7 @@ __all__ = [
     "end_processes",
     "gradient_scaler",
     "load_initial_weights",
+    "one_line_errors",
     "process_device",
     "refuse_unknown_overrides",
     "resolve_precision",

@@ -14,6 +14,7 @@ from medseg.errors import WeightsError
 from medseg.plan import Plan
 from medseg.training.checkpoint_files import read_newest, set_aside, write_checkpoint
 from medseg.training.finite_steps import FiniteSteps
+from medseg.training.identity import WAY_OUT, difference, training_identity
 from medseg.training.processes import barrier, is_main_process
 from medseg.training.random_states import ProcessRandomStates
 
@@ -22,10 +23,10 @@ class Checkpointing:
     """Write the whole training state after every epoch, and pick it up again.
 
     A checkpoint holds the given objects, the trainer's epoch, the evaluator's best and last metrics, the random states
-    of every process, and the plan. It is written after all other handlers of the epoch, validation included. On CPU,
-    with a fixed number of threads, a training that is killed and resumed ends in the same weights, bit for bit, as one
-    that is not. See `write_checkpoint` for what a crash leaves and `read_newest` for damaged files. Among several
-    processes the first one writes and all read.
+    of every process, the plan, and what tells the training from others (`training_identity`). It is written after all
+    other handlers of the epoch, validation included. On CPU, with a fixed number of threads, a training that is killed
+    and resumed ends in the same weights, bit for bit, as one that is not. See `write_checkpoint` for what a crash
+    leaves and `read_newest` for damaged files. Among several processes the first one writes and all read.
 
     Args:
         directory: where checkpoints go, created when missing. One that holds checkpoints is renamed, not overwritten,
@@ -88,6 +89,7 @@ class Checkpointing:
         state["evaluator"] = {} if self.evaluator is None else _metrics(self.evaluator)
         state["random"] = ProcessRandomStates().state_dict()
         state["plan"] = self.plan.to_dict()
+        state["identity"] = training_identity(engine, self.objects)
         if is_main_process():
             write_checkpoint(self.directory, epoch, state, self.keep)
         barrier()
@@ -95,9 +97,17 @@ class Checkpointing:
     def _load(self, engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
         self._check(engine, path, state)
         for name, item in self.objects.items():
-            item.load_state_dict(state[name])
+            try:
+                item.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                reason = str(error).splitlines()[0].rstrip(": ")
+                raise WeightsError(
+                    f"{path}: its {name} does not fit this run's ({reason}); resume with the same configs, {WAY_OUT}"
+                ) from error
         engine.state.epoch, engine.state.iteration = state["trainer"]["epoch"], state["trainer"]["iteration"]
-        engine.state.max_epochs = max(engine.state.max_epochs or 0, engine.state.epoch)
+        if (wanted := engine.state.max_epochs or 0) < engine.state.epoch:
+            engine.logger.warning(f"{path}: has {engine.state.epoch} epochs behind it, max_epochs is {wanted}")
+        engine.state.max_epochs = max(wanted, engine.state.epoch)
         FiniteSteps.of(engine).load_state_dict(state.get("finite_steps", {}))
         if self.evaluator is not None:
             for name, value in state["evaluator"].items():
@@ -118,6 +128,8 @@ class Checkpointing:
                 f"{self.plan.source}: {changed[0]} differs from the plan the checkpoint was trained with; "
                 "train into another output_dir, or restore the plan"
             )
+        if changed_by_user := difference(state.get("identity", {}), training_identity(engine, self.objects)):
+            raise WeightsError(f"{path}: {changed_by_user}")
         length = state["trainer"]["epoch_length"]
         if engine.state.epoch_length not in (None, length):
             raise WeightsError(

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from medseg.figures.canvas import new_figure, save_png
 from medseg.figures.label_colors import label_color
+from medseg.training.earlier_files import set_files_aside
 from medseg.training.finite_steps import FiniteSteps
 from medseg.training.processes import is_main_process
 from medseg.volumes import atomic
@@ -29,8 +30,9 @@ class TrainingHistory:
 
     A row holds the step, the epoch (a fraction where validation comes inside one), the mean training loss since the row
     before, the learning rate, and the validation metrics, if any; where steps were skipped (see `FiniteSteps`), how
-    many, and their losses are left out of the mean. A resumed training goes on with the rows up to its checkpoint.
-    Without matplotlib there is no picture and one warning says so. Only the first process writes.
+    many, and their losses are left out of the mean. A resumed training goes on with the rows up to its checkpoint; one
+    that starts anew renames what it finds. Without matplotlib there is no picture and one warning says so. Only the
+    first process writes.
 
     Args:
         output_dir: the run's folder.
@@ -58,7 +60,9 @@ class TrainingHistory:
             self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._end_validation, engine)
 
     def _start(self, engine: Engine) -> None:
-        earlier = read_history(self.output_dir / "history.csv") if engine.state.iteration else []
+        if not engine.state.iteration:
+            set_files_aside([self.output_dir / name for name in ("history.csv", "training.png")])
+        earlier = read_history(self.output_dir / "history.csv")
         self.rows = [row for row in earlier if row["step"] <= engine.state.iteration]
 
     def _note_loss(self, engine: Engine) -> None:

@@ -34,7 +34,7 @@ def refuse_unknown_overrides(arguments: Sequence[str] | None = None) -> None:
         SystemExit: an option is unknown. It leaves MONAI's engine without the hundred lines of a wrapped exception.
     """
     given = list(sys.argv if arguments is None else arguments)
-    if not _is_bundle_run(given):
+    if not is_bundle_run(given):
         return
     try:
         check_overrides(dict(_options(given[2:])))
@@ -67,7 +67,7 @@ def check_overrides(options: Mapping[str, str]) -> None:
         raise OptionError(f"option --{name}: unknown, {hint}")
 
 
-def _is_bundle_run(arguments: Sequence[str]) -> bool:
+def is_bundle_run(arguments: Sequence[str]) -> bool:
     program = Path(arguments[0]) if arguments else Path()
     return program.parts[-3:] == ("monai", "bundle", "__main__.py") and list(arguments[1:2]) == ["run"]
 

@@ -10,7 +10,6 @@ import platform
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ignite.engine import Engine, Events
 
 import medseg
 from medseg.plan import Plan
+from medseg.training.earlier_files import set_files_aside
 from medseg.training.finite_steps import FiniteSteps
 from medseg.training.history import numbers
 from medseg.training.precision_choice import PrecisionChoice, resolved
@@ -75,17 +75,7 @@ class TrainingRecord:
         self._started = time.monotonic()
         self._first_epoch = engine.state.epoch
         if self._first_epoch == 0:
-            self._set_aside_earlier_result()
-
-    def _set_aside_earlier_result(self) -> None:
-        """Rename the weights and record of an earlier training, so that neither is lost or taken for this one's."""
-        found = [self.output_dir / name for name in (WEIGHTS_NAME, RECORD_NAME) if (self.output_dir / name).exists()]
-        number = 1
-        while any(file.with_stem(f"{file.stem}_{number}").exists() for file in found):
-            number += 1
-        for file in found:
-            earlier = file.rename(file.with_stem(f"{file.stem}_{number}"))
-            warnings.warn(f"{file}: is the result of another training, renamed to {earlier.name}", stacklevel=2)
+            set_files_aside([self.output_dir / name for name in (WEIGHTS_NAME, RECORD_NAME)])
 
     def _write(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)

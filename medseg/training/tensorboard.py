@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 
 from medseg.training.case_figures import case_figures
+from medseg.training.earlier_files import move_aside
 from medseg.training.history import last_loss, numbers
 from medseg.training.processes import is_main_process
 
@@ -22,8 +23,8 @@ class TensorBoardHistory:
     The metrics (with `medseg.evaluation.MeanCaseDice` also the Dice of each class) are under `validation/`; pictures
     show the last validated case as `seg.show()` does: the image, and laid over it the reference and the prediction;
     histograms show each parameter and its gradient in the last step. All over the number of steps. A resumed training
-    replaces what was written after its checkpoint. Without matplotlib there are no pictures and one warning says so.
-    Only the first process writes.
+    replaces what was written after its checkpoint; one that starts anew moves what it finds to `events_1` and so on.
+    Without matplotlib there are no pictures and one warning says so. Only the first process writes.
 
     Args:
         log_dir: where the event file goes.
@@ -62,6 +63,8 @@ class TensorBoardHistory:
     def _open(self, engine: Engine) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        if not engine.state.iteration:
+            move_aside(sorted(self.log_dir.glob("events.out.tfevents.*")), self.log_dir / "events")
         self._writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1)
 
     def _write_step(self, engine: Engine) -> None:

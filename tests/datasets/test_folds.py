@@ -91,3 +91,10 @@ def test_several_channels_are_a_list(tmp_path: Path) -> None:
             (tmp_path / f"{case_id}{end}.nii").touch()
     (record,) = case_files(manifest, tmp_path, fold=2, part="validation")
     assert record["image"] == [f"{tmp_path}/b1_0000.nii", f"{tmp_path}/b1_0001.nii"]
+
+
+def test_a_fold_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    manifest = load(tmp_path, folds={0: IDS[:2], 1: IDS[2:]}, test_fold=0)
+    with pytest.raises(ManifestError, match=r"fold 1 leaves no case to train on: .* add a fold to the manifest"):
+        case_files(manifest, tmp_path, fold=1)
+    assert fold_cases(manifest, "all", "training") == tuple(IDS[2:])

@@ -6,12 +6,22 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.transforms import Compose
 
 from medseg.errors import WeightsError
 from medseg.losses import WeightedDiceCELoss
 from medseg.plan import Plan
-from medseg.training import AveragedNetwork, Checkpointing, PolynomialWarmUp, TrainingUpdate, WeightAveraging
+from medseg.training import (
+    AveragedNetwork,
+    Checkpointing,
+    PolynomialWarmUp,
+    SeededSampler,
+    SeededSamples,
+    TrainingUpdate,
+    WeightAveraging,
+)
 from medseg.training.checkpoint_files import checkpoint_files, read_newest, write_checkpoint
 from medseg.training.random_states import RandomStates
 
@@ -86,6 +96,59 @@ def test_a_value_the_plan_no_longer_states_is_a_change_as_well(tmp_path, plan):
     train(tmp_path, dataclasses.replace(plan, air_below=-400.0), 1, total=2)
     with pytest.raises(WeightsError, match="air_below differs from the plan the checkpoint was trained with"):
         train(tmp_path, plan, 2, total=2, resume=True)
+
+
+def identified(directory: Path, plan: Plan, seed: int = 0, cases: str = "abc", optimizer=torch.optim.SGD) -> None:
+    """Resume, or else train, one epoch on named cases with a seed."""
+    network = plan.create_network()
+    samples = SeededSamples(Dataset([{"case": name, "image": torch.zeros(1)} for name in cases], Compose([])))
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=DataLoader(samples, sampler=SeededSampler(samples, seed=seed)),
+        network=network,
+        optimizer=(step := optimizer(network.parameters(), lr=0.1)),
+        loss_function=torch.nn.Identity(),
+        iteration_update=lambda engine, batch: {},
+        train_handlers=[Checkpointing(directory, {"network": network, "optimizer": step}, plan, resume=True)],
+        decollate=False,
+    )
+    trainer.run()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"seed": 1}, "was trained with seed 0, now it is 1; give --seed 0, or train into another output_dir"),
+        ({"cases": "abd"}, "was trained on 3 cases, and this run's 3 are not the same; give the fold and the data"),
+        ({"optimizer": torch.optim.AdamW}, "its optimizer is a SGD, this run's a AdamW; resume with the same configs"),
+    ],
+)
+def test_what_makes_another_training_of_it_is_refused(tmp_path, plan, changed, says):
+    identified(tmp_path, plan)
+    identified(tmp_path, plan, cases="cba")  # in any order
+    with pytest.raises(WeightsError, match=rf"training_checkpoint_1\.pt: {says}"):
+        identified(tmp_path, plan, **changed)
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path, plan):
+    identified(tmp_path, plan)
+    file = checkpoint_files(tmp_path)[0]
+    state = torch.load(file, weights_only=True)
+    state["network"].pop(next(iter(state["network"])))
+    torch.save(state, file)
+    with pytest.raises(
+        WeightsError, match=r"its network does not fit this run's \(.*\); resume with the same"
+    ) as raised:
+        identified(tmp_path, plan)
+    assert "\n" not in str(raised.value)
+
+
+def test_fewer_epochs_than_there_were_are_said(tmp_path, plan, caplog):
+    finished = train(tmp_path, plan, 2, total=2)
+    again = train(tmp_path, plan, 1, total=2, resume=True)
+    assert "has 2 epochs behind it, max_epochs is 1" in caplog.text
+    assert all(torch.equal(finished[name], again[name]) for name in finished)
 
 
 def tear(file: Path) -> None:

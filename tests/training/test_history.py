@@ -127,3 +127,19 @@ def test_tensorboard_holds_every_step_and_validation(tmp_path):
     assert not {"validation/cases", "validation/curve"} & set(found.Tags()["scalars"])
     assert set(found.Tags()["images"]) == {f"validation/{name}" for name in ("image", "reference", "prediction")}
     assert {"weights/weight", "gradients/weight", "gradients/bias"} <= set(found.Tags()["histograms"])
+
+
+def test_a_training_that_starts_anew_keeps_what_another_left(tmp_path):
+    train(tmp_path, 2, validate_every=2)
+    table, picture = (tmp_path / "history.csv").read_bytes(), (tmp_path / "training.png").read_bytes()
+    with pytest.warns(UserWarning, match="of another training"):
+        train(tmp_path, 1, validate_every=2)
+    assert (tmp_path / "history_1.csv").read_bytes() == table
+    assert (tmp_path / "training_1.png").read_bytes() == picture
+    assert [row["step"] for row in read_history(tmp_path / "history.csv")] == [2]
+    # two runs in TensorBoard, not one curve that jumps back
+    steps = {
+        folder: [event.step for event in events(tmp_path / folder).Scalars("train/loss")]
+        for folder in (".", "events_1")
+    }
+    assert steps == {".": [1, 2], "events_1": [1, 2, 3, 4]}

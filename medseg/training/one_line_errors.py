@@ -1,0 +1,102 @@
+"""The cause of a failed `python -m monai.bundle run` as its last line, where MONAI ends with its last symptom."""
+
+from __future__ import annotations
+
+import multiprocessing.dummy
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from medseg.errors import MedsegError
+from medseg.training.overrides import is_bundle_run
+
+# what torch's data loader makes of an exception in a worker: another one, with the traceback as its message
+_IN_A_WORKER = re.compile(r"^medseg\.errors\.\w+: (.+)$", re.MULTILINE)
+_SECONDS_FOR_A_CASE = 30
+
+
+def one_line_errors(arguments: Sequence[str] | None = None) -> None:
+    """From now on a run that fails says why in one line, the last; for `initialize`.
+
+    MONAI wraps an exception once for every level of the config, a hundred lines that end in "Failed to instantiate
+    component". Where the cause is something the user can mend (an error of medseg, a file that cannot be read or
+    written) that line is all, unless MEDSEG_DEBUG is set; any other exception keeps its traceback and gets the line
+    behind it. Warnings come in one line as well, without the line of source they came from. Does nothing where a bundle
+    is run in another way than by `python -m monai.bundle run`.
+
+    Args:
+        arguments: of the process; None takes its own (`sys.argv`).
+    """
+    if is_bundle_run(list(sys.argv if arguments is None else arguments)):
+        sys.excepthook = _say
+        if not _wants_all():
+            warnings.formatwarning = _warning_in_one_line
+
+
+def cause_in_words(error: BaseException) -> tuple[str, bool]:
+    """One line for what an exception came from, and whether it says all a user needs.
+
+    The outermost error of medseg in the chain is the most complete one; without any, the innermost exception is meant.
+    """
+    chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, MedsegError):
+            return _in_one_line(link), True
+        if found := _IN_A_WORKER.search(str(link)):
+            return found.group(1), True
+    innermost = chain[-1]
+    if isinstance(innermost, KeyboardInterrupt):
+        return "interrupted; --resume True goes on from the last checkpoint", True
+    if isinstance(innermost, OSError) and innermost.strerror:
+        where = f"{innermost.filename}: " if innermost.filename else ""
+        return f"{where}{innermost.strerror}; check the folder, its permissions and its free space", True
+    if isinstance(innermost, ValueError) and _raised_by_medseg(innermost):
+        return _in_one_line(innermost), True
+    return f"the cause: {type(innermost).__name__}: {_in_one_line(innermost)}", False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _raised_by_medseg(error: BaseException) -> bool:
+    """Whether the last frame is medseg's own: a value it checked and refused."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("medseg.")
+
+
+def _wants_all() -> bool:
+    return bool(os.environ.get("MEDSEG_DEBUG"))
+
+
+def _warning_in_one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    return f"{category.__name__}: {message}\n"
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()  # or the line would stand behind the bar
+    line, is_enough = cause_in_words(error)
+    if not is_enough or _wants_all():
+        sys.__excepthook__(kind, error, traceback)
+    process = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    print(f"medseg: {process}{line}", file=sys.stderr, flush=True)
+    # CacheDataset's threads are still at the next case; the interpreter must not end under them, or it aborts
+    for thread in threading.enumerate():
+        if isinstance(thread, multiprocessing.dummy.DummyProcess):
+            thread.join(_SECONDS_FOR_A_CASE)

@@ -32,7 +32,6 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg.losses import WeightedDiceCELoss
-from medseg.networks.joining import JoiningStage
 from medseg.plan import Plan, read_plan
 from medseg.training import (
     AveragedNetwork,
@@ -48,6 +47,7 @@ from medseg.transforms import LabelVoxelIndexd
 sys.path.insert(0, str(Path(__file__).parent))
 from own_process import OwnProcess, SideBySide
 from timing import Row, interleaved_medians, print_table
+from unfolded import unfolded
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "hippocampus_unet3d_segmentation" / "configs"
 KEYS = ["image", "label"]
@@ -86,14 +86,6 @@ def monai_transforms(plan: Plan, spatial: list[Any]) -> list[Any]:
         scale_range=(0.25,) * 3, spatial_size=size, mode=("bilinear", "nearest"), padding_mode="border",
     )  # fmt: skip
     return [SpatialPadd(KEYS, size), crop, deform]
-
-
-def unfolded(network: Any) -> Any:
-    """The network with its layers one by one, as other libraries run them."""
-    for module in network.modules():
-        if isinstance(module, JoiningStage):
-            module.folds = ()
-    return network
 
 
 def trainer(plan: Plan, loader: DataLoader, is_folded: bool = True, is_member: bool = False, **options: Any) -> Trainer:

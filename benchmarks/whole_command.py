@@ -2,7 +2,8 @@
 
 Every way reads the same generated CT-like volume and writes a label map, with the same network, weights, tiles and
 overlap; building and compiling models is reported apart. MONAI's way is the zoo's inference config: LoadImage,
-Orientation, Spacing, NormalizeIntensity, sliding_window_inference (gaussian) in eager fp32, AsDiscrete, SaveImage.
+Orientation, Spacing, NormalizeIntensity, sliding_window_inference (gaussian) in eager fp32, AsDiscrete, SaveImage; and
+its layers run one by one, as MONAI's networks do.
 nnU-Net's network (MONAI's DynUNet has its stages) is shown under OpenVINO inside MONAI's sliding window as well, and
 under medseg's, because OpenVINO alone is open to any tool. "network alone" is tiles × the time of one tile.
 """
@@ -33,10 +34,11 @@ from monai.transforms import (
 )
 from scipy.ndimage import gaussian_filter
 from timing import Row
+from unfolded import unfolded
 
 from medseg import Plan
 from medseg.inference import Predictor
-from medseg.inference.backend import Backend
+from medseg.inference.backend import Backend, Precision
 from medseg.inference.backend_choice import has_fast_bf16
 from medseg.inference.openvino_backend import OpenVINOBackend
 from medseg.inference.tiles import lay_tiles
@@ -79,11 +81,13 @@ def bench_command(size: int, tile: int, classes: int, repeats: int) -> list[Row]
     with tempfile.TemporaryDirectory() as folder:
         scan = Path(folder) / "scan.nii.gz"
         nib.save(nib.Nifti1Image(ct_like(size), np.diag([SPACING] * 3 + [1.0])), scan)
-        networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {BASELINE: network}
-        commands: dict[str, Callable[[], Path]] = {BASELINE: lambda: monai_way(scan, network, tile, "monai")}
+        plain = unfolded(network)
+        networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {BASELINE: plain}
+        commands: dict[str, Callable[[], Path]] = {BASELINE: lambda: monai_way(scan, plain, tile, "monai")}
         building: dict[str, float] = {}
+        precisions: list[Precision] = ["fp32", "bf16"] if has_fast_bf16(torch.device("cpu")) else ["fp32"]
         for backend in ["torch", "openvino"] if find_spec("openvino") else ["torch"]:
-            for precision in ["fp32", "bf16"] if has_fast_bf16(torch.device("cpu")) else ["fp32"]:
+            for precision in precisions:
                 name = f"medseg, {backend} {precision}"
                 begin = perf_counter()
                 predictor = Predictor(network, plan, "cpu", backend=backend, precision=precision)  # type: ignore[arg-type]
@@ -91,11 +95,13 @@ def bench_command(size: int, tile: int, classes: int, repeats: int) -> list[Row]
                 networks[name] = predictor.backend
                 commands[name] = lambda p=predictor, n=name: p.predict(scan).save(Path(folder) / f"{n}.nii.gz")  # type: ignore[misc]
         if find_spec("openvino"):
-            name = "nnU-Net's network, openvino fp32 in MONAI's way"
-            begin = perf_counter()
-            peer = OpenVINOBackend(nnunet, shape, "fp32", blend_features=False)
-            building[name] = perf_counter() - begin
-            networks[name], commands[name] = peer, lambda: monai_way(scan, peer, tile, "nnunet")
+            for precision in precisions:
+                name = f"nnU-Net's network, openvino {precision} in MONAI's way"
+                begin = perf_counter()
+                peer = OpenVINOBackend(nnunet, shape, precision, blend_features=False)
+                building[name] = perf_counter() - begin
+                networks[name] = peer
+                commands[name] = lambda p=peer, n=precision: monai_way(scan, p, tile, f"nnunet_{n}")  # type: ignore[misc]
         alone = {name: num_tiles * _tile_seconds(run, shape) for name, run in networks.items()}
         times: dict[str, list[float]] = {name: [] for name in commands}
         labels: dict[str, np.ndarray] = {}

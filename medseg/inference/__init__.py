@@ -1,6 +1,7 @@
 """Prediction: tiles, blending, restoring to the scan's own grid, and the Predictor that does all of it."""
 
 from medseg.inference.case_result import CaseResult
+from medseg.inference.native_writer import NativeWriter
 from medseg.inference.overlap_tile import OverlapTile
 from medseg.inference.predict_files import predict_files
 from medseg.inference.predictor import Predictor
@@ -12,6 +13,7 @@ from medseg.inference.sliding_window import SlidingWindow
 
 __all__ = [
     "CaseResult",
+    "NativeWriter",
     "OverlapTile",
     "Predictor",
     "Segmentation",

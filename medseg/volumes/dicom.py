@@ -47,19 +47,25 @@ def read_dicom_grid(path: Path) -> Grid:
 
 def ordered_slices(path: Path) -> list[DicomSlice]:
     """The slices of the one series in a folder, checked and in the order of the array's last axis."""
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and looks_like_dicom(file))
-        if not files:
-            kind = "a folder without DICOM images" if any(path.iterdir()) else "an empty folder"
-            raise VolumeError(f"{path}: {kind}; name the folder of the series or an image file")
-    else:
-        files = [path]
-    slices = [read_slice_header(file) for file in files]
+    slices = [read_slice_header(file) for file in (dicom_files(path) if path.is_dir() else [path])]
     _check_one_series(path, slices)
     _check_same_plane(slices)
     slices.sort(key=lambda item: item.height_mm)
     _check_steps(slices)
     return slices
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The files in a folder that look like DICOM, by name.
+
+    Raises:
+        VolumeError: there is none.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and looks_like_dicom(file))
+    if not files:
+        kind = "a folder without DICOM images" if any(folder.iterdir()) else "an empty folder"
+        raise VolumeError(f"{folder}: {kind}; name the folder of the series or an image file")
+    return files
 
 
 def _check_one_series(path: Path, slices: list[DicomSlice]) -> None:

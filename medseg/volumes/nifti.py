@@ -69,17 +69,22 @@ def read_nifti(path: Path) -> Volume:
     return Volume(array=array, grid=grid, path=path, format="nifti", header=header)
 
 
-def read_nifti_grid(path: Path) -> Grid:
-    """The grid of a NIfTI file, read from the header alone."""
+def read_nifti_header(path: Path) -> nib.Nifti1Header:
+    """The header of a NIfTI file; raises as `read_nifti`."""
     try:
         with _open(path) as stream:
-            return _geometry(_read_header(stream, path), path)[1]
+            return _read_header(stream, path)
     except (VolumeError, GeometryError):
         raise
     except DAMAGE as error:
         raise VolumeError(
             f"{path}: damaged or truncated ({_one_line(error)}); copy or export the image again"
         ) from error
+
+
+def read_nifti_grid(path: Path) -> Grid:
+    """The grid of a NIfTI file, read from the header alone."""
+    return _geometry(read_nifti_header(path), path)[1]
 
 
 def write_nifti(path: Path, array: np.ndarray, like: Volume) -> None:

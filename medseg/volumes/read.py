@@ -118,6 +118,20 @@ def _read(path: Path) -> Volume:
     return read_itk(path, format)
 
 
+def check_input(path: Path) -> None:
+    """Raise one line unless there is something to read at a path; its content is looked at no further.
+
+    Raises:
+        VolumeError: no such file, one that is empty or may not be read, or a folder without DICOM images.
+    """
+    if is_dicom(path) and path.is_dir():
+        from medseg.volumes.dicom import dicom_files
+
+        dicom_files(path)
+    else:
+        check_readable(path)
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a path is read as DICOM: a folder that is not named like an image, or a file with a DICOM suffix."""
     if path.is_dir():

@@ -1,0 +1,84 @@
+"""What MONAI's own runner makes of inference.json: files as `medseg predict` writes them, errors in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import medseg
+
+
+def oblique_scan(path: Path, shape: tuple[int, ...], image_class: type = nib.Nifti1Image) -> Path:
+    """With an sform and a qform of different codes that differ from each other, and units of space and time."""
+    tilted = nib.affines.from_matvec(
+        np.array([[0.0, -0.98, 0.199], [1.0, 0.0, 0.0], [0.0, -0.199, -0.98]]) * [1.1, 0.9, 1.9], [-20.5, 13, 40]
+    )
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    image = image_class(array, tilted)
+    image.set_sform(tilted, code=4)
+    image.set_qform(np.diag([1.1, 0.9, 1.9, 1]), code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    path.parent.mkdir(exist_ok=True)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(21, 34, 19), (21, 34, 1)])
+@pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
+def test_the_scans_grid_codes_and_units_are_kept(bundle, tmp_path, run_inference, shape, image_class):
+    scan = oblique_scan(tmp_path / "scans" / "case.nii.gz", shape, image_class)
+    made = nib.load(run_inference(bundle, scan.parent) / "case_seg.nii.gz")
+    given = nib.load(scan)
+    ours = nib.load(medseg.load(bundle).predict(scan).save(tmp_path / "ours.nii.gz"))
+    assert made.shape == given.shape
+    assert made.header.get_xyzt_units() == ("mm", "sec")
+    assert (int(made.header["sform_code"]), int(made.header["qform_code"])) == (4, 1)
+    np.testing.assert_array_equal(made.affine, given.affine)
+    np.testing.assert_array_equal(made.get_qform(), given.get_qform())
+    assert made.header == ours.header
+    np.testing.assert_array_equal(made.get_fdata(), ours.get_fdata())
+
+
+def run(bundle: Path, *options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", bundle / "configs" / "inference.json"]
+    return subprocess.run(
+        [str(word) for word in (*command, *options)], capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def empty_folder(folder: Path) -> tuple[Path, str]:
+    (folder / "empty").mkdir()
+    return folder / "empty", f"{folder / 'empty'}: an empty folder; name the folder of the series or an image file"
+
+
+def absent_folder(folder: Path) -> tuple[Path, str]:
+    return folder / "absent", f"{folder / 'absent'}: no such file; check the name and the folder"
+
+
+def damaged_scan(folder: Path) -> tuple[Path, str]:
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "a.nii.gz").write_bytes(b"")
+    return folder / "damaged", f"{folder / 'damaged' / 'a.nii.gz'}: is empty (0 bytes); copy or export the image again"
+
+
+@pytest.mark.parametrize("make", [empty_folder, absent_folder, damaged_scan])
+def test_a_wrong_dataset_dir_is_one_line(bundle, tmp_path, make):
+    given, says = make(tmp_path)
+    done = run(bundle, "--dataset_dir", given, "--output_dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"medseg: {says}"
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there_are_one_line(bundle, scan, tmp_path):
+    (bundle / "models" / "model.pt").unlink()
+    done = run(bundle, "--dataset_dir", scan.parent, "--output_dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"medseg: {bundle / 'models' / 'model.pt'}: No such file")
+    assert "Traceback" not in done.stderr  # MONAI's StatsHandler logs one

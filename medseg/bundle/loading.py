@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden_sample import read_golden_sample
-from medseg.errors import BundleError, OptionError
+from medseg.errors import BundleError, OptionError, WeightsError
 from medseg.inference import Predictor, SlicePredictor
 from medseg.inference.backend import Backend
 from medseg.inference.backend_choice import GoldenCheck
@@ -68,11 +68,23 @@ def _network(bundle: BundleFolder, weights: str | Path | None) -> tuple[torch.nn
     if weights is None:
         file, sha256 = bundle.checked_weights()
     else:
-        file = Path(weights)
+        file = _checked_file(Path(weights))
         sha256 = weight_files.sha256(file)
     network = bundle.plan.create_network()
     weight_files.load_into(network, file)
     return network.eval(), sha256
+
+
+def _checked_file(file: Path) -> Path:
+    """The file, if there is one."""
+    if file.is_dir():
+        raise WeightsError(f"{file}: a folder where a weights file is expected; name the file in it, such as model.pt")
+    if not file.is_file():
+        raise WeightsError(
+            f"{file}: no such weights file; check the name and the folder (a training leaves model.pt in its "
+            "output_dir), or leave it out for the bundle's own"
+        )
+    return file
 
 
 def _golden_check(bundle: BundleFolder, digests: Sequence[str]) -> GoldenCheck:

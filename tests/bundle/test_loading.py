@@ -91,3 +91,13 @@ def test_another_folder_is_not_a_bundle(tmp_path):
 def test_no_weights_at_all_is_refused(bundle):
     with pytest.raises(OptionError, match="weights must name at least one file"):
         medseg.load(bundle, weights=[])
+
+
+def test_weights_that_are_no_file_are_named_with_a_way_out(bundle, tmp_path):
+    for load in (medseg.load, medseg.load_network):
+        with pytest.raises(WeightsError, match=r"nowhere\.pt: no such weights file; check the name and the folder"):
+            load(bundle, weights=tmp_path / "nowhere.pt")
+        with pytest.raises(WeightsError, match=r": a folder where a weights file is expected; name the file in it"):
+            load(bundle, weights=tmp_path)
+    with pytest.raises(WeightsError, match=r"nowhere\.pt: no such"):
+        medseg.load(bundle, weights=[bundle / "models" / "model.pt", tmp_path / "nowhere.pt"])

@@ -55,7 +55,6 @@ def evaluate(
     if images is not None and not images.exists():
         raise OptionError(f"{images}: no such folder of scans; correct --images")
     from medseg.evaluation import evaluate as run
-    from medseg.reporting import write_report
 
     meaning = _meaning(labels)
     report = out / "report.html"
@@ -75,8 +74,12 @@ def evaluate(
         )
     except EvaluationError as error:
         if allow_missing:  # a run over many cases leaves a page that says why there is nothing to see
+            from medseg.reporting import write_report
+
             write_report(None, report, failure=str(error))
         raise
+    from medseg.reporting import write_report  # behind the comparison: it brings torch, whose import takes seconds
+
     written = write_report(
         result,
         report,

@@ -15,7 +15,6 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
-from monai.metrics.utils import get_code_to_measure_table
 
 from medseg.evaluation.boxes import bounding_box
 from medseg.evaluation.nearest import nearest_distances_mm
@@ -126,6 +125,8 @@ def surfels(codes: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=64)
 def surfel_areas(spacing: tuple[float, ...]) -> np.ndarray:
     """Area in mm² (length in mm in 2D) of each neighbourhood code's surface elements, float64."""
+    from monai.metrics.utils import get_code_to_measure_table  # brings torch, which takes seconds to import
+
     table, _ = get_code_to_measure_table(spacing)
     return table.numpy().astype(np.float64)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from medseg.errors import WeightsError
-from medseg.volumes import atomic
+from medseg.training.state_files import save_state
 
 PREFIX = "training_checkpoint_"
 
@@ -29,8 +29,7 @@ def write_checkpoint(directory: Path, epoch: int, state: Mapping[str, Any], keep
     whole checkpoints remain (fewer in the first epochs).
     """
     path = directory / f"{PREFIX}{epoch}.pt"
-    with atomic.replacing(path) as temporary:
-        torch.save(dict(state), temporary)
+    save_state(dict(state), path)
     for old in checkpoint_files(directory)[:-keep]:
         old.unlink()
     for left in directory.glob(f".{PREFIX}*.partial"):  # of a training that was killed while it wrote
@@ -55,7 +54,7 @@ def read_newest(directory: str | Path) -> tuple[Path, dict[str, Any]] | None:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(f"{file}: damaged checkpoint, trying the one before ({reason})", stacklevel=2)
     if files:
-        raise WeightsError(f"{directory}: all {len(files)} checkpoints are damaged; start again with resume=False")
+        raise WeightsError(f"{directory}: all {len(files)} checkpoints are damaged; start again without --resume True")
     return None
 
 

@@ -143,7 +143,8 @@ def draw_history(rows: list[Row], path: Path) -> Path:
     right.set(xlabel="epoch", ylabel="validation", xlim=left.get_xlim())
     right.grid(alpha=0.3)
     if names:
-        right.legend(loc="best", fontsize=8)
+        # above the curves, where it hides none
+        right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, frameon=False)
     figure.tight_layout()
     return save_png(figure, path)
 

@@ -18,7 +18,7 @@ from monai.transforms import Compose, RandomizableTrait, Transform
 
 from medseg.training.processes import barrier, process_count, process_rank
 from medseg.training.record import versions
-from medseg.volumes.atomic import replacing
+from medseg.training.state_files import save_state
 from medseg.volumes.digest import file_sha256
 
 # what a MetaTensor's header holds beside plain values and tensors
@@ -68,8 +68,7 @@ class MappedCases(CacheDataset):
         path = self.case_file(idx)
         if (found := _read(path)) is None:
             item = super()._load_cache_item(idx)
-            with replacing(path) as temporary, temporary.open("wb") as stream:
-                torch.save(item, stream)
+            save_state(item, path)
             found = _read(path)
         return found
 

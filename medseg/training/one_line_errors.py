@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing.dummy
 import os
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +63,8 @@ def cause_in_words(error: BaseException) -> tuple[str, bool]:
         return f"{where}{innermost.strerror}; check the folder, its permissions and its free space", True
     if isinstance(innermost, ValueError) and _raised_by_medseg(innermost):
         return _in_one_line(innermost), True
+    if "gloo" in str(innermost) and "by peer" in str(innermost):
+        return "another process of this training has ended; its own message says why", True
     return f"the cause: {type(innermost).__name__}: {_in_one_line(innermost)}", False
 
 
@@ -74,6 +80,14 @@ def _raised_by_medseg(error: BaseException) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("medseg.")
+
+
+def _tell_torchrun(line: str) -> None:
+    """Have torchrun's summary, which comes last where there are many processes, hold the line."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8")
 
 
 def _wants_all() -> bool:
@@ -94,8 +108,8 @@ def _say(kind: type[BaseException], error: BaseException, traceback: TracebackTy
     line, is_enough = cause_in_words(error)
     if not is_enough or _wants_all():
         sys.__excepthook__(kind, error, traceback)
-    process = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    print(f"medseg: {process}{line}", file=sys.stderr, flush=True)
+    print(f"medseg: {line}", file=sys.stderr, flush=True)
+    _tell_torchrun(line)
     # CacheDataset's threads are still at the next case; the interpreter must not end under them, or it aborts
     for thread in threading.enumerate():
         if isinstance(thread, multiprocessing.dummy.DummyProcess):

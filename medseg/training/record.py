@@ -24,6 +24,7 @@ from medseg.training.finite_steps import FiniteSteps
 from medseg.training.history import numbers
 from medseg.training.precision_choice import PrecisionChoice, resolved
 from medseg.training.processes import is_main_process, process_count
+from medseg.training.state_files import save_state
 from medseg.volumes import atomic
 from medseg.volumes.digest import file_sha256
 
@@ -80,9 +81,7 @@ class TrainingRecord:
     def _write(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        # through an open file: given a path, torch writes the temporary name into it, and equal weights differ
-        with atomic.replacing(self.output_dir / WEIGHTS_NAME) as temporary, temporary.open("wb") as stream:
-            torch.save(state, stream)
+        save_state(state, self.output_dir / WEIGHTS_NAME)
         record = self._record(engine)
         for name, value in ((RECORD_NAME, record), ("plan.json", self.plan.to_dict())):
             with atomic.replacing(self.output_dir / name) as temporary:

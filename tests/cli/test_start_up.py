@@ -39,3 +39,20 @@ def test_every_command_has_help_with_an_example(command, capsys):
     assert "Usage" in shown
     if command and command != ["data"]:
         assert "Example: medseg" in shown
+
+
+def test_evaluate_answers_what_is_wrong_with_the_files_without_torch(tmp_path):
+    """Typed before a coffee, refused before the coffee: torch and monai take seconds to import."""
+    (tmp_path / "references").mkdir()
+    given = ["evaluate", str(tmp_path / "nowhere"), str(tmp_path / "references"), "--out", str(tmp_path / "out")]
+    code = f"""
+import sys
+from medseg.cli import main
+try:
+    main({given!r})
+except SystemExit as stop:
+    print(stop.code, *sorted({{"torch", "monai"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+    assert "no reference with an image suffix" in done.stderr

@@ -1,6 +1,8 @@
 import dataclasses
 import random
+import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.transforms import Compose
 
-from medseg.errors import WeightsError
+from medseg.errors import VolumeError, WeightsError
 from medseg.losses import WeightedDiceCELoss
 from medseg.plan import Plan
 from medseg.training import (
@@ -156,8 +158,11 @@ def tear(file: Path) -> None:
 
 
 def flip_a_bit(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+        inside = archive.read(largest)
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[content.find(inside) + len(inside) // 2] ^= 1  # not in the padding between records, which holds nothing
     file.write_bytes(content)
 
 
@@ -183,8 +188,8 @@ def test_a_crash_while_writing_leaves_the_checkpoints_there_were(tmp_path, monke
     for epoch in (1, 2):
         write_checkpoint(tmp_path, epoch, {"epoch": epoch}, keep=2)
 
-    def crash(state: object, file: Path) -> None:
-        Path(file).write_bytes(b"half of it")
+    def crash(state: object, file: BinaryIO) -> None:
+        file.write(b"half of it")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -196,6 +201,16 @@ def test_a_crash_while_writing_leaves_the_checkpoints_there_were(tmp_path, monke
     write_checkpoint(tmp_path, 3, {"epoch": 3}, keep=2)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["training_checkpoint_2.pt", "training_checkpoint_3.pt"]
     assert read_newest(tmp_path)[1] == {"epoch": 3}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 1, {"epoch": 1}, keep=2)
+    usual = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode="r": usual(Path("/dev/full") if mode == "wb" else self, mode))
+    with pytest.raises(VolumeError, match=r"training_checkpoint_2\.pt: could not be written: No space left on device"):
+        write_checkpoint(tmp_path, 2, {"weights": torch.zeros(100_000)}, keep=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["training_checkpoint_1.pt"]
 
 
 def test_resuming_a_finished_training_changes_nothing(tmp_path, plan):

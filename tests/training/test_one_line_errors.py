@@ -63,6 +63,14 @@ def test_anything_else_is_named_behind_its_traceback():
     assert cause_in_words(wrapped(ValueError("not\nmedseg's")))[0] == "the cause: ValueError: not medseg's"
 
 
+def test_the_process_that_waits_for_a_lost_one_says_so():
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:60133. GLHF!")
+    assert cause_in_words(wrapped(lost, RuntimeError("Failed"))) == (
+        "another process of this training has ended; its own message says why",
+        True,
+    )
+
+
 def test_a_suppressed_context_is_no_cause():
     error = wrapped(ManifestError("handled"), RuntimeError("another"))
     error.__cause__, error.__suppress_context__ = None, True

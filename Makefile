@@ -11,7 +11,9 @@ BIN = $(VENV)/bin
 # setuptools remarks at length that folders of data files could be packages
 INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # without their dependencies: some of them ask for torchvision, which would replace torch
-PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wrapt humanize jaxtyping wadler_lindig pandas six
+PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wrapt humanize jaxtyping wadler_lindig pandas six \
+	nnunetv2 acvl_utils dynamic-network-architectures threadpoolctl blosc2 numexpr msgpack ndindex httpx idna scikit-image \
+	lazy_loader tifffile
 
 .PHONY: demo test lint bench clean
 

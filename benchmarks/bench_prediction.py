@@ -22,6 +22,7 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
 from monai.transforms import SpatialResample
+from nnunet_peer import NNUNetPeer, is_installed
 from scipy.ndimage import zoom
 from timing import Row, interleaved_medians, print_table
 from whole_command import bench_command
@@ -44,6 +45,7 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
     shape, tiles = (size,) * 3, (tile,) * 3
     native = (int(size * 1.25),) * 3
     affine = np.diag([0.8, 0.8, 0.8, 1.0])
+    affine[:3, 3] = 0.5 * 0.8 - 0.5  # edge to edge, as nnU-Net resizes
     grid = lay_tiles(shape, tiles, 0.5)
     backend = TorchBackend(network, torch.device("cpu"))
     decision = LabelDecision(range(classes))
@@ -65,27 +67,38 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
             image, np.eye(4), affine, native, backend, decision, Window(tiles), backend.head_weight, backend.head_bias
         )
 
+    def nnunet() -> None:
+        made["nnU-Net"] = torch.from_numpy(NNUNetPeer(network, tiles, classes).labels(image, native, [0.8] * 3))
+
     seconds = interleaved_medians(
         {
             "network, one tile": lambda: backend(one),
             "MONAI": monai,
+            "nnU-Net": nnunet if is_installed() else None,
             "SlidingWindow": logits_only,
             "Predictor": streaming,
         },
         repeats,
     )
     alone = seconds["network, one tile"] * grid.num_tiles
-    agreement = (made["Predictor"] == made["MONAI"]).float().mean().item()
     topic = f"{size}³ → {native[0]}³, {grid.num_tiles} tiles of {tile}³, {classes} classes"
     rows = [Row(topic, "network alone (tiles × one pass)", alone, 1.0, "network alone")]
     named = {
         "MONAI": "MONAI sliding window + SpatialResample + argmax",
+        "nnU-Net": "nnU-Net's predictor + its resampling + argmax",
         "SlidingWindow": "SlidingWindow, logits only",
         "Predictor": "streaming to native labels",
     }
-    rows += [Row(topic, named[name], seconds[name], seconds[name] / alone, "network alone") for name in named]
-    faster = seconds["MONAI"] / seconds["Predictor"]
-    return [*rows, Row(topic, f"MONAI, labels agree {agreement:.5f}", seconds["MONAI"], faster, "streaming")]
+    rows += [
+        Row(topic, named[name], seconds[name], seconds[name] / alone, "network alone")
+        for name in named
+        if name in seconds
+    ]
+    for peer in made.keys() - {"Predictor"}:
+        agreement = (made["Predictor"] == made[peer]).float().mean().item()
+        faster = seconds[peer] / seconds["Predictor"]
+        rows.append(Row(topic, f"{peer}, labels agree {agreement:.5f}", seconds[peer], faster, "streaming"))
+    return rows
 
 
 def bench_restoring(scale: float, classes: int, repeats: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Peak memory of merging 105 classes: MONAI's sliding window and medseg's streaming prediction.
+"""Peak memory of merging 105 classes: MONAI's sliding window, nnU-Net's predictor and medseg's streaming prediction.
 
 Each run is a process of its own; the figure is its highest resident size, and that above its size just before the
 prediction. The network is thin (two 3³ convolutions to 32 features and a 1×1×1 head), so merging is what is measured.
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_peer import NNUNetPeer, is_installed
 from timing import machine
 
 MIB = 1024**2
@@ -103,6 +104,8 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
     from medseg.transforms.label_decision import LabelDecision
 
     network = build_network(classes, kernel)
+    if method == "nnU-Net":
+        import nnunetv2.inference.predict_from_raw_data  # noqa: F401  its imports are not its prediction's memory
     image = torch.randn(1, *shape)
     size = (tile,) * 3
     backend = TorchBackend(network, torch.device("cpu"), blend_features=method != "medseg logits")
@@ -111,6 +114,8 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
         with torch.inference_mode():
             logits = sliding_window_inference(image[None], size, 1, network, 0.5, "gaussian")
             labels = logits.argmax(1)[0].to(torch.uint8)
+    elif method == "nnU-Net":
+        labels = torch.from_numpy(NNUNetPeer(network, size, classes).labels(image, shape, [1.0] * 3))
     else:
         labels = predict_labels(
             image, np.eye(4), np.eye(4), shape, backend, LabelDecision(range(classes)), Window(size),
@@ -186,6 +191,8 @@ def main() -> None:
     print(f"Machine: {machine()}\n\n{arguments.classes} classes, tile {arguments.tile}, fp32\n")
     print("| shape | method | peak MiB | above MiB | MONAI / it | s |\n|---|---|---:|---:|---:|---:|")
     methods = [] if arguments.only_large else ["monai", "medseg logits", "medseg features"]
+    if methods and is_installed():
+        methods.insert(1, "nnU-Net")
     runs = [(arguments.shape, method, arguments.repeats) for method in methods]
     runs += [(arguments.large_shape, "medseg features", 1)] if arguments.large or arguments.only_large else []
     reference: float | None = None

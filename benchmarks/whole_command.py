@@ -4,8 +4,9 @@ Every way reads the same generated CT-like volume and writes a label map, with t
 overlap; building and compiling models is reported apart. MONAI's way is the zoo's inference config: LoadImage,
 Orientation, Spacing, NormalizeIntensity, sliding_window_inference (gaussian) in eager fp32, AsDiscrete, SaveImage; and
 its layers run one by one, as MONAI's networks do.
-nnU-Net's network (MONAI's DynUNet has its stages) is shown under OpenVINO inside MONAI's sliding window as well, and
-under medseg's, because OpenVINO alone is open to any tool. "network alone" is tiles × the time of one tile.
+nnU-Net's network (MONAI's DynUNet has its stages) is shown in nnU-Net's own predictor where that is installed, and
+under OpenVINO inside MONAI's sliding window, because OpenVINO alone is open to any tool. "network alone" is tiles × the
+time of one tile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from time import perf_counter
 
 import nibabel as nib
 import numpy as np
+import SimpleITK
 import torch
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import DynUNet
@@ -32,6 +34,7 @@ from monai.transforms import (
     SaveImage,
     Spacing,
 )
+from nnunet_peer import NNUNetPeer, is_installed
 from scipy.ndimage import gaussian_filter
 from timing import Row
 from unfolded import unfolded
@@ -94,6 +97,10 @@ def bench_command(size: int, tile: int, classes: int, repeats: int) -> list[Row]
                 building[name] = perf_counter() - begin
                 networks[name] = predictor.backend
                 commands[name] = lambda p=predictor, n=name: p.predict(scan).save(Path(folder) / f"{n}.nii.gz")  # type: ignore[misc]
+        if is_installed():
+            name = "nnU-Net's predictor, torch fp32"
+            nnunet_peer = NNUNetPeer(nnunet, plan.tile, classes)
+            networks[name], commands[name] = nnunet, lambda: nnunet_way(scan, nnunet_peer)
         if find_spec("openvino"):
             for precision in precisions:
                 name = f"nnU-Net's network, openvino {precision} in MONAI's way"
@@ -143,6 +150,18 @@ def monai_way(scan: Path, network: Callable[[torch.Tensor], torch.Tensor], tile:
     )
     save(label)
     return scan.parent / name / scan.name
+
+
+def nnunet_way(scan: Path, peer: NNUNetPeer) -> Path:
+    """One scan as nnU-Net does it: SimpleITK in and out, z-score, its predictor; the grid is the model's already."""
+    image = SimpleITK.ReadImage(str(scan))
+    array = torch.from_numpy(SimpleITK.GetArrayFromImage(image).astype(np.float32))[None]
+    labels = peer.labels((array - array.mean()) / array.std(), array.shape[1:], [1.0] * 3)
+    written = SimpleITK.GetImageFromArray(labels.astype(np.uint8))
+    written.CopyInformation(image)
+    path = scan.parent / "nnunet_predictor.nii.gz"
+    SimpleITK.WriteImage(written, str(path), True)
+    return path
 
 
 def _tile_seconds(

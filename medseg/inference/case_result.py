@@ -57,7 +57,8 @@ def finished_record(
         made = json.loads(provenance_path(target).read_text(encoding="utf-8"))
         if not isinstance(made, dict) or any(made.get(key) != value for key, value in identity.items()):
             return None
-        if not set(maps) <= set(made.get("maps", ())):
+        # the record lies beside files of every format of that name
+        if made.get("output") != target.name or not set(maps) <= set(made.get("maps", ())):
             return None
         if not all(path.is_file() for path in (target, *(map_path(target, name) for name in maps))):
             return None

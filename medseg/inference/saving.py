@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ def has_our_record(path: Path) -> bool:
 def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
     """Write all files of a segmentation; they take their places together, once each of them is whole.
 
+    Maps of the segmentation that was there before are removed where they are not replaced: they belong to its labels.
+
     Args:
         segmentation: what to write.
         path: of the labels; its suffix chooses the format.
@@ -74,9 +77,11 @@ def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
     Raises:
         VolumeError: a file cannot be written, or the `.json` is there and not medseg's; nothing is changed then.
     """
-    has_our_record(path)
+    replaced = _maps_beside(path) if has_our_record(path) else []
     maps = map_names(segmentation.entropy is not None, segmentation.probabilities or ())
-    record = {**segmentation.provenance, "maps": maps, "volumes_ml": segmentation.volumes_ml()}
+    record = {
+        **segmentation.provenance, "output": path.name, "maps": maps, "volumes_ml": segmentation.volumes_ml(),
+    }  # fmt: skip
     if segmentation.intervals_ml is not None:
         record["volume_intervals_ml"] = dict(segmentation.intervals_ml)
     with staged(path) as target:
@@ -90,7 +95,17 @@ def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
             # A file name that is no Unicode holds what UTF-8 cannot: JSON has an escape for it, which looks the same.
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    for stale in {map_path(path, name) for name in replaced} - {map_path(path, name) for name in maps}:
+        with suppress(OSError):
+            stale.unlink(missing_ok=True)
     return record
+
+
+def _maps_beside(path: Path) -> list[str]:
+    """Names of the maps that medseg wrote beside the segmentation at `path`, as its record says."""
+    made = json.loads(provenance_path(path).read_text(encoding="utf-8"))
+    names = made.get("maps") if made.get("output") == path.name else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _write_labels(segmentation: Segmentation, path: Path) -> list[str]:

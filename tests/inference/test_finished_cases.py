@@ -70,6 +70,30 @@ def test_a_second_run_makes_the_maps_the_first_was_not_asked_for(scans: Path, tm
     assert [r.status for r in again] == ["skipped", "done", "skipped"]
 
 
+def test_the_record_of_another_format_finishes_nothing(scans: Path, tmp_path: Path) -> None:
+    """Both formats share the record: that of the later one says nothing of the earlier one's file."""
+    out = tmp_path / "out"
+
+    def statuses(format: Any, **options: Any) -> set[str]:
+        return {r.status for r in predict_files(make_predictor(**options), [scans], out, format=format)}
+
+    statuses("nifti", overlap=0.25)
+    statuses("nrrd")
+    assert statuses("nifti") == {"done"}
+    assert statuses("nifti") == {"skipped"}
+
+
+def test_maps_of_a_result_that_is_replaced_do_not_stay_beside_the_new_one(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(uncertainty=True, save_probabilities=True), [scans / "case0.nii.gz"], out)
+    (out / "case0_entropy_mine.nii.gz").write_text("of others")
+    predict_files(make_predictor(save_probabilities=True, overlap=0.25), [scans / "case0.nii.gz"], out)
+    assert not (out / "case0_entropy.nii.gz").exists()
+    assert len(list(out.glob("case0_probability_*"))) == 2
+    predict_files(make_predictor(overlap=0.0), [scans / "case0.nii.gz"], out)
+    assert sorted(p.name for p in out.iterdir()) == ["case0.json", "case0.nii.gz", "case0_entropy_mine.nii.gz"]
+
+
 @pytest.mark.parametrize("content", ['{"RepetitionTime": 2.3}', '["notice", "plan_sha256"]', "{half"])
 def test_a_json_that_is_not_medsegs_is_kept(scans: Path, tmp_path: Path, content: str) -> None:
     out = tmp_path / "out"

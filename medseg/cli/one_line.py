@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -36,12 +38,22 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
     except (MedsegError, OSError) as error:
         if debug:
             raise
-        line = str(error) if isinstance(error, MedsegError) else _system_error(error)
-        print(f"medseg: {line}", file=sys.stderr)
+        print(f"medseg: {_line(error)}", file=sys.stderr)
         code = 1
     if code == INTERRUPTED:
         print("medseg: interrupted; what is finished is kept", file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def errors_as_json(is_wanted: bool) -> Iterator[None]:
+    """Answer an error of the input on stdout as well, `{"error": line}`, so that what reads JSON there finds some."""
+    try:
+        yield
+    except (MedsegError, OSError) as error:
+        if is_wanted:
+            print(json.dumps({"error": _line(error)}))
+        raise
 
 
 def _say_usage(error: Any) -> int:
@@ -61,6 +73,10 @@ def _usage_message(error: Any) -> str:
         return f"no such option {option}" + (f"; did you mean {close[0]}?" if close else "")
     message = " ".join(error.format_message().replace("Value error, ", "").split()).removesuffix(".")
     return message[:1].lower() + message[1:]
+
+
+def _line(error: Exception) -> str:
+    return _system_error(error) if isinstance(error, OSError) and not isinstance(error, MedsegError) else str(error)
 
 
 def _system_error(error: OSError) -> str:

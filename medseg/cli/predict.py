@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from medseg.cli.one_line import errors_as_json
 from medseg.cli.options import Bundle, Json, check_bundle, check_file, check_folder
 from medseg.errors import MedsegError
 
 if TYPE_CHECKING:
-    from medseg.inference import CaseResult
+    from medseg.inference import CaseResult, Predictor
 
 
 def predict(
@@ -53,46 +57,29 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Segment scans on their own grids."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with errors_as_json(as_json):
+        check_bundle(bundle)
+        check_folder(out)
+        if volumes is not None:
+            check_file("--volumes", volumes)
+        import medseg
 
-    check_bundle(bundle)
-    check_folder(out)
-    if volumes is not None:
-        check_file("--volumes", volumes)
-    import medseg
-    from medseg.inference import predict_files
-
-    predictor = medseg.load(
-        bundle,
-        weights=weights or None,
-        device=device,
-        backend=backend,
-        precision=precision,
-        max_ram=max_ram,
-        tta=tta,
-        overlap=overlap,
-        save_probabilities=save_probabilities,
-        uncertainty=uncertainty,
-    )
-    # a picture has no thickness, hence no volume; a 2D network that takes volumes in slices has one
-    has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # In a log the lines of the cases are the progress. Rich would lead stdout to stderr, so only where both are seen.
-    both_seen = sys.stdout.isatty()
-    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=both_seen) as bar:
-        scans, tiles = bar.add_task("scans", total=None), bar.add_task("tiles", total=None)
-        predictor.on_tiles = lambda done, total: bar.update(tiles, completed=done, total=total)
-
-        def on_case(result: CaseResult, number: int, total: int) -> None:
-            bar.update(scans, completed=number + 1, total=total)
-            if not as_json:
-                print(_line(result, has_volumes), flush=True)
-                for warning in result.warnings:
-                    print(f"medseg: {result.case}: warning: {warning}", file=sys.stderr)
-
-        results = predict_files(predictor, inputs, out, format=format, overwrite=overwrite, on_case=on_case)
+        predictor = medseg.load(
+            bundle,
+            weights=weights or None,
+            device=device,
+            backend=backend,
+            precision=precision,
+            max_ram=max_ram,
+            tta=tta,
+            overlap=overlap,
+            save_probabilities=save_probabilities,
+            uncertainty=uncertainty,
+        )
+        # a picture has no thickness, hence no volume; a 2D network that takes volumes in slices has one
+        has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
+        on_case = None if as_json else partial(_print_case, has_volumes)
+        results = _predict_with_progress(predictor, inputs, on_case, out_dir=out, format=format, overwrite=overwrite)
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2))
     if volumes is not None:
@@ -103,6 +90,37 @@ def predict(
     if failed:
         rest = f"; the others are in {out}" if failed < len(results) else ""
         raise MedsegError(f"{failed} of {len(results)} scans failed{rest}")
+
+
+def _predict_with_progress(
+    predictor: Predictor, inputs: list[str], on_case: Callable[[CaseResult], None] | None, **options: Any
+) -> list[CaseResult]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from medseg.inference import predict_files
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # In a log the lines of the cases are the progress. Rich would lead stdout to stderr, so only where both are seen.
+    both_seen = sys.stdout.isatty()
+    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=both_seen) as bar:
+        scans, tiles = bar.add_task("scans", total=None), bar.add_task("tiles", total=None)
+        predictor.on_tiles = lambda done, total: bar.update(tiles, completed=done, total=total)
+
+        def show(result: CaseResult, number: int, total: int) -> None:
+            bar.update(scans, completed=number + 1, total=total)
+            if on_case is not None:
+                on_case(result)
+
+        return predict_files(predictor, inputs, on_case=show, **options)
+
+
+def _print_case(has_volumes: bool, result: CaseResult) -> None:
+    name = " ".join(result.case.split())  # a file's name may hold anything, a new line too
+    print(_line(replace(result, case=name), has_volumes), flush=True)
+    for warning in result.warnings:
+        print(f"medseg: {name}: warning: {warning}", file=sys.stderr)
 
 
 def _line(result: CaseResult, has_volumes: bool) -> str:

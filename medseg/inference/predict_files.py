@@ -211,6 +211,7 @@ def _failure(job: Job, error: Exception, started: float) -> CaseResult:
     line = failure_line(error)
     if line is None:
         raise error
-    if not any(str(path) in line for path in (*job.case.paths, job.target.parent)):
-        line = f"{job.case.paths[0]}: {line}"
+    named, *rest = (" ".join(str(path).split()) for path in (*job.case.paths, job.target.parent))
+    if not any(path in line for path in (named, *rest)):
+        line = f"{named}: {line}"
     return CaseResult(job.case.name, "failed", message=line, seconds=perf_counter() - started)

@@ -159,3 +159,25 @@ def test_debug_shows_the_traceback(bundle, tmp_path):
 
     with pytest.raises(VolumeError):
         main(["predict", str(bundle), str(tmp_path / "absent.nii.gz"), "--out", str(tmp_path), "--debug"])
+
+
+def test_json_is_all_there_is_on_stdout_whatever_fails(capsys, bundle, tmp_path):
+    scan = write(tmp_path / "scan.nii.gz", np.zeros((8, 8, 8), np.float32))
+    bad = scan_truncated(tmp_path)
+    (tmp_path / "file").write_text("")
+    for arguments, says in (
+        ((tmp_path / "no_bundle", scan, "-o", tmp_path / "out"), "no such bundle folder"),
+        ((bundle, scan, "-o", tmp_path / "file"), "a file where the output folder should be"),
+        ((bundle, scan, "-o", tmp_path / "out", "--weights", tmp_path / "no.pt"), "no such weights file"),
+        ((bundle, scan, "-o", tmp_path / "out", "--overlap", "2"), "overlap must be"),
+        ((bundle, tmp_path / "*.nrrd", "-o", tmp_path / "out"), "the pattern matches no file"),
+        ((bundle, scan, "-o", tmp_path), "the output would replace an input"),
+    ):
+        code, out, err = run(capsys, "predict", *arguments, "--json")
+        assert code == 1
+        assert says in json.loads(out)["error"]
+        assert err == f"medseg: {json.loads(out)['error']}\n"
+    code, out, err = run(capsys, "predict", bundle, scan, bad, "-o", tmp_path / "out", "--json")
+    assert code == 1
+    assert [result["status"] for result in json.loads(out)] == ["done", "failed"]
+    assert err.splitlines()[-1] == f"medseg: 1 of 2 scans failed; the others are in {tmp_path / 'out'}"

@@ -63,6 +63,15 @@ def test_every_kind_of_damage_is_one_line_and_the_good_scan_is_done(scans: Path,
     assert sorted(p.name for p in out.iterdir()) == ["case0.json", "case0.nii.gz"]
 
 
+def test_a_name_with_a_line_break_is_one_line_as_well(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.nii").write_bytes(BAD_FILES["two_d.nii"])
+    (tmp_path / "a\nc.nii").write_bytes(BAD_FILES["half.nii"])
+    for result in predict_files(make_predictor(), [tmp_path], tmp_path / "out"):
+        assert result.status == "failed"
+        assert "\n" not in result.message
+        assert result.message.count(str(tmp_path)) == 1
+
+
 def test_a_loop_of_links_is_one_line(scans: Path, tmp_path: Path) -> None:
     (scans / "x.nii").symlink_to("x.nii")
     results = predict_files(make_predictor(), [scans], tmp_path / "out")

@@ -41,7 +41,7 @@ def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     if None not in (seed, now["seed"]) and seed != now["seed"]:
         return f"was trained with seed {seed}, now it is {now['seed']}; give --seed {seed}, {WAY_OUT}"
     cases = then.get("cases")
-    if None not in (cases, now["cases"]) and cases != now["cases"]:
+    if cases is not None and now["cases"] is not None and cases != now["cases"]:
         return (
             f"was trained on {cases['number']} cases, and this run's {now['cases']['number']} are not the same; give "
             f"the fold and the data it was started with, {WAY_OUT}"

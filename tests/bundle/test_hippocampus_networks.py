@@ -78,6 +78,7 @@ def workflow(bundle: Path, data: Path, *configs: str, **overrides: object) -> Co
 
 def train(made: ConfigWorkflow, bundle: Path) -> set[str]:
     """Run a training; the names of the weights that moved, among the promoted network's."""
+    assert made.check_properties() == []
     before = {name: value.clone() for name, value in made.parser.get_parsed_content("network").state_dict().items()}
     made.run()
     after = torch.load(bundle.parent / "run" / "model.pt", weights_only=True)

@@ -13,12 +13,12 @@ from medseg.errors import OptionError, VolumeError
 from medseg.inference.case_result import CaseResult, failure_line, finished_record
 from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
-from medseg.inference.saving import has_our_record, map_path, save_segmentation
+from medseg.inference.saving import has_our_record, is_dicom_seg, map_path, save_segmentation
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.slices import scan_plan
 from medseg.plan import Plan
-from medseg.volumes import DICOM_SEG_SUFFIX, check_out_folder, is_dicom, remove_leftovers, suffix_of
+from medseg.volumes import DICOM_SEG_SUFFIX, check_grid_fits, check_out_folder, is_dicom, remove_leftovers, suffix_of
 
 SUFFIX_OF_FORMAT = {
     "nifti": ".nii.gz",
@@ -189,7 +189,10 @@ def _segment(
 ) -> Future[CaseResult] | CaseResult:
     started = perf_counter()
     try:
-        segmentation = predictor.predict_scan(*reading.result())
+        scan, read_seconds = reading.result()
+        if not is_dicom_seg(job.target):
+            check_grid_fits(job.target, scan.reference)
+        segmentation = predictor.predict_scan(scan, read_seconds)
     except Exception as error:
         return _failure(job, error, started)
     return writer.submit(_write, job, segmentation, started)

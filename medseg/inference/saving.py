@@ -17,8 +17,9 @@ from medseg.volumes import DICOM_SEG_SUFFIX, replacing, staged, stem_of, suffix_
 if TYPE_CHECKING:
     from medseg.inference.segmentation import Segmentation
 
-# Maps hold numbers that a DICOM Segmentation cannot.
+# Maps hold numbers that a DICOM Segmentation cannot, and probabilities some that PNG cannot.
 MAP_SUFFIX_OF_DICOM_SEG = ".nii.gz"
+PROBABILITY_SUFFIX_OF_PNG = ".tif"
 # What Windows takes in no file name, and a slash.
 NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
@@ -31,6 +32,8 @@ def map_names(has_entropy: bool, probability_labels: Iterable[str]) -> list[str]
 def map_path(path: Path, what: str) -> Path:
     """Where a map of that name lies beside a segmentation."""
     suffix = MAP_SUFFIX_OF_DICOM_SEG if is_dicom_seg(path) else suffix_of(path)
+    if suffix == ".png" and what.startswith("probability_"):
+        suffix = PROBABILITY_SUFFIX_OF_PNG
     return path.with_name(f"{_stem(path)}_{NOT_IN_NAMES.sub('_', what)}{suffix}")
 
 

@@ -7,7 +7,7 @@ from medseg.volumes.memory import as_volume
 from medseg.volumes.out_folder import check_out_folder
 from medseg.volumes.read import check_finite, check_input, is_dicom, read_grid, read_label_map, read_volume
 from medseg.volumes.volume import Volume
-from medseg.volumes.write import write_volume
+from medseg.volumes.write import check_grid_fits, write_volume
 
 __all__ = [
     "DICOM_SEG_SUFFIX",
@@ -16,6 +16,7 @@ __all__ = [
     "Volume",
     "as_volume",
     "check_finite",
+    "check_grid_fits",
     "check_input",
     "check_out_folder",
     "format_of",

@@ -57,12 +57,7 @@ def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
         VolumeError: the format cannot hold this type, or is split over two files.
         GeometryError: the format has no geometry and ``like`` has one; nothing is written.
     """
-    if suffix_of(path) in (".mhd", ".nhdr"):
-        raise VolumeError(f"{path}: not written: header and voxels would be two files; use .mha or .nrrd")
-    if format in WITHOUT_GEOMETRY and not np.array_equal(like.grid.affine, np.eye(4)):
-        raise GeometryError(
-            f"{path}: not written: {format} cannot keep the geometry of {like.name}; use .nii.gz or .nrrd"
-        )
+    check_grid_fits(path, like, format)
     if format == "png" and (array.ndim != 2 or array.dtype not in PNG_TYPES):
         raise VolumeError(
             f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found {array.ndim}D {array.dtype}; "
@@ -77,6 +72,20 @@ def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
             raise VolumeError(
                 f"{path}: could not be written: {_reason(error)}; check the folder and its space"
             ) from error
+
+
+def check_grid_fits(path: Path, like: Volume, format: str) -> None:
+    """Raise unless a file of that name can keep the grid of ``like``; as ``write_itk``, before there is an array."""
+    if suffix_of(path) in (".mhd", ".nhdr"):
+        raise VolumeError(f"{path}: not written: header and voxels would be two files; use .mha or .nrrd")
+    if format in WITHOUT_GEOMETRY and not np.array_equal(like.grid.affine, np.eye(4)):
+        raise GeometryError(
+            f"{path}: not written: {format} cannot keep the geometry of {like.name}; use .nii.gz or .nrrd"
+        )
+    if format == "png" and like.grid.spatial_dims != 2:
+        raise VolumeError(
+            f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found 3D; use .nii.gz or .nrrd"
+        )
 
 
 def itk_name(path: Path) -> str:

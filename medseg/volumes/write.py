@@ -44,6 +44,19 @@ def write_volume(path: Path | str, array: np.ndarray, like: Volume) -> Path:
     return path
 
 
+def check_grid_fits(path: Path | str, like: Volume) -> None:
+    """Raise, before there is anything to write, where `write_volume` would refuse the grid of ``like``.
+
+    Raises:
+        GeometryError, VolumeError: the format of the name cannot keep it.
+    """
+    format = format_of(path)
+    if format != "nifti":
+        from medseg.volumes import itk
+
+        itk.check_grid_fits(Path(path), like, format)
+
+
 def storable(array: np.ndarray, path: Path) -> np.ndarray:
     """The array in a type that image formats share; values never change."""
     if array.dtype == bool:

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inference.counting import calls, make_predictor
+import SimpleITK as sitk  # noqa: N813
+from inference.counting import TWO, calls, make_predictor
+from inference.plans import small_plan
+from inference.thin_network import ThresholdNetwork
 from volumes.dicom_series import write_series
 
 from medseg.errors import VolumeError
-from medseg.inference import predict_files
-from medseg.volumes import replacing
+from medseg.inference import Predictor, predict_files
+from medseg.volumes import read_volume, replacing
 
 
 def test_a_case_is_saved_with_all_its_files_or_not_at_all(scans: Path, tmp_path: Path) -> None:
@@ -126,3 +129,29 @@ def test_dicom_segmentations_of_other_files_are_refused_before_the_work(scans: P
     assert calls(predictor) == 0
     (absent,) = predict_files(predictor, [tmp_path / "absent"], tmp_path / "out", format="dicom-seg")
     assert "no such file" in absent.message
+
+
+def test_probabilities_of_a_png_are_tiff(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 9, (20, 30)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(picture), tmp_path / "a.png")
+    plan = small_plan(labels=TWO, normalization=[{"scheme": "none"}], spacing=None, spatial_dims=2, orientation="LP",
+                      patch=[8, 8], tile=[8, 8])  # fmt: skip
+    predictor = Predictor(ThresholdNetwork(4), plan, "cpu", save_probabilities=True, uncertainty=True)
+    for status in ("done", "skipped"):
+        (result,) = predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+        assert (result.status, result.message) == (status, "" if status == "done" else "finished by an earlier run")
+    names = ["a.json", "a.png", "a_entropy.png", "a_probability_background.tif", "a_probability_bright.tif"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    bright = read_volume(tmp_path / "out" / names[-1])
+    np.testing.assert_array_equal(bright.array > 0.5, read_volume(tmp_path / "out" / "a.png").array == 1)
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_a_format_that_cannot_keep_the_grid_is_refused_before_the_network_runs(
+    scans: Path, tmp_path: Path, format: Any
+) -> None:
+    predictor = make_predictor()
+    results = predict_files(predictor, [scans], tmp_path / "out", format=format)
+    assert [r.status for r in results] == ["failed"] * 3
+    assert all("cannot keep the geometry of" in r.message for r in results)
+    assert calls(predictor) == 0

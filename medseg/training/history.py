@@ -144,7 +144,7 @@ def draw_history(rows: list[Row], path: Path) -> Path:
     right.grid(alpha=0.3)
     if names:
         # above the curves, where it hides none
-        right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, frameon=False)
+        right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
     figure.tight_layout()
     return save_png(figure, path)
 

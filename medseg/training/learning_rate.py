@@ -19,8 +19,10 @@ class PolynomialWarmUp(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, total: int, warm_up: int = 0, power: float = 0.9) -> None:
-        if total < 1 or not 0 <= warm_up <= total:
-            raise ValueError(f"need 0 ≤ warm_up ≤ total and total ≥ 1, found warm_up={warm_up}, total={total}")
+        if total < 1:
+            raise ValueError(f"a training needs at least one step, found {total}: raise max_epochs, or give it cases")
+        if not 0 <= warm_up <= total:
+            raise ValueError(f"need 0 ≤ warm_up ≤ total, found warm_up={warm_up}, total={total}")
 
         def factor(step: int) -> float:
             if step < warm_up:

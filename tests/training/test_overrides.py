@@ -71,7 +71,11 @@ def every_bundle() -> list[str]:
 @pytest.mark.parametrize("bundle", every_bundle())
 def test_the_bundles_ask_before_anything_else(bundle, config):
     steps = json.loads((BUNDLES / bundle / "configs" / f"{config}.json").read_text())["initialize"]
-    assert steps[0] == "$medseg.training.refuse_unknown_overrides()"
+    assert steps[:3] == [
+        "$medseg.training.refuse_unknown_overrides()",
+        "$medseg.training.one_line_errors()",
+        "$medseg.volumes.check_out_folder(@output_dir)",
+    ]
 
 
 @pytest.mark.parametrize("bundle", every_bundle())

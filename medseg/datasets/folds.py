@@ -69,8 +69,9 @@ def case_files(
     wanted = fold_cases(manifest, fold, part)
     if part == "training" and not wanted:
         raise ManifestError(
-            f"{manifest.name}: fold {fold} leaves no case to train on: its folds besides {fold} and the test fold, "
-            f"{manifest.test_fold}, are none; add a fold to the manifest, or train on all"
+            f"{manifest.name}: fold {fold} leaves no case to train on, there is no other fold"
+            f"{'' if manifest.test_fold is None else f' but {manifest.test_fold}, the test fold'}; "
+            "add one to the manifest, or train on fold all"
         )
     found, absent = split_by_presence(manifest, root, wanted)
     if absent and (missing == "error" or not found):

@@ -109,10 +109,12 @@ def _case(item: Any) -> Case:
 
 
 def _folds(item: Any, cases: tuple[Case, ...]) -> dict[int, tuple[str, ...]]:
-    if not isinstance(item, dict) or not all(
-        isinstance(number, int) and isinstance(ids, list) and ids for number, ids in item.items()
-    ):
-        raise ManifestError("folds must map numbers to lists of case ids, none of them empty")
+    rule = "folds must map numbers to lists of case ids, none of them empty"
+    if not isinstance(item, dict):
+        raise ManifestError(f"{rule}, found {item!r}")
+    for number, ids in item.items():
+        if not (isinstance(number, int) and isinstance(ids, list) and ids):
+            raise ManifestError(f"{rule}, found {number!r}: {ids!r}; correct it or leave the fold out")
     patients = {case.id: case.patient for case in cases}
     _check_unique((case_id for ids in item.values() for case_id in ids), "folds: case")
     fold_of_patient: dict[str, int] = {}

@@ -34,7 +34,8 @@ class Checkpointing:
         objects: name → object with `state_dict`, e.g. network, averaged, optimizer, lr_scheduler, scaler; loaded in
             this order.
         plan: stored with the weights, so a checkpoint says what it is a checkpoint of.
-        resume: start from the newest whole checkpoint in `directory`, if there is one. `max_epochs` may have grown.
+        resume: start from the newest whole checkpoint in `directory`, if there is one. `max_epochs` may have grown. The
+            words of JSON, `true` and `false`, mean the same: MONAI's command line hands them on as text.
         every: epochs between checkpoints; the last epoch has one in any case.
         keep: number of checkpoints kept, ≥ 1.
         evaluator: validation engine whose best metric is kept; None for none.
@@ -45,7 +46,7 @@ class Checkpointing:
         directory: str | Path,
         objects: Mapping[str, Any],
         plan: Plan,
-        resume: bool = False,
+        resume: bool | str = False,
         every: int = 1,
         keep: int = 2,
         evaluator: Engine | None = None,
@@ -55,7 +56,7 @@ class Checkpointing:
         self.directory = Path(directory)
         self.objects = dict(objects)
         self.plan = plan
-        self.resume = resume
+        self.resume = _flag(resume)
         self.every = every
         self.keep = keep
         self.evaluator = evaluator
@@ -136,6 +137,14 @@ class Checkpointing:
                 f"{path}: was trained with {length} steps an epoch, now there are {engine.state.epoch_length}; "
                 "restore the batch size, the data and the number of processes, or train into another output_dir"
             )
+
+
+def _flag(given: bool | str) -> bool:
+    if isinstance(given, str):
+        if given.lower() not in ("true", "false"):
+            raise ValueError(f"resume must be True or False, found {given!r}")
+        return given.lower() == "true"
+    return bool(given)
 
 
 def _metrics(evaluator: Engine) -> dict[str, Any]:

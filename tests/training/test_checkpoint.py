@@ -271,6 +271,14 @@ def test_without_a_checkpoint_resuming_starts_afresh(tmp_path, plan):
     assert all(torch.equal(fresh[name], resumed[name]) for name in fresh)
 
 
+def test_resume_typed_as_in_json_means_what_it_says(tmp_path, plan):
+    """`--resume false` reaches the config as text, which is true in Python."""
+    assert not Checkpointing(tmp_path, {}, plan, resume="false").resume
+    assert Checkpointing(tmp_path, {}, plan, resume="true").resume
+    with pytest.raises(ValueError, match="resume must be True or False, found 'no'"):
+        Checkpointing(tmp_path, {}, plan, resume="no")
+
+
 def test_random_states_survive_a_file(tmp_path):
     random.seed(3), np.random.seed(3), torch.manual_seed(3)  # noqa: NPY002
     random.gauss(0, 1), np.random.normal()  # noqa: NPY002  leaves a cached second normal in both

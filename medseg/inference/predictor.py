@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -28,6 +29,8 @@ from medseg.inference.streaming import Window, predict_labels
 from medseg.inference.test_time_flips import FlippedMean, flip_axes
 from medseg.plan import Plan
 from medseg.transforms.label_decision import LabelDecision
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -125,8 +128,13 @@ class Predictor:
             GeometryError: its channels lie on different grids.
             MemoryLimitError: max_ram cannot be kept.
         """
+        return self._predict_source(source, self.plan)
+
+    def _predict_source(self, source: Any, plan: Plan) -> Segmentation:
         started = perf_counter()
-        scan = load_scan(source, self.plan)
+        scan = load_scan(source, plan)
+        for note in scan.notes:
+            logger.warning(note)
         return self.predict_scan(scan, read_seconds=perf_counter() - started)
 
     def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
@@ -136,7 +144,8 @@ class Predictor:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             image, left_out = self._prepare(scan, window)
-        notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+        notes = [*scan.notes]
+        notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         prepared = perf_counter()
         grid = scan.reference.grid
         channels = (self.decision.num_channels, self.plan.activation)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from medseg.inference.input_digest import input_digest
 from medseg.plan import Plan
 from medseg.volumes import Grid, Volume, as_volume, check_finite, read_volume
 
-logger = logging.getLogger(__name__)
-
 # the DICOM element (0008,0060), as ITK names it
 MODALITY = "0008|0060"
 
@@ -31,10 +28,12 @@ class Scan:
     Args:
         channels: one volume a channel, all on one grid.
         input_sha256: digest of the file or folder of each channel; None where it was in memory.
+        notes: what the user should know about it.
     """
 
     channels: tuple[Volume, ...]
     input_sha256: tuple[str | None, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Volume:
@@ -94,17 +93,17 @@ def load_scan(source: Any, plan: Plan) -> Scan:
                 f"{volume.name}: {plan.name} takes {plan.spatial_dims}D images, found shape {volume.grid.shape}"
             )
     _check_grids(volumes)
-    _warn_of_other_modalities(volumes, plan)
     digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in volumes)
-    return Scan(tuple(volumes), digests)
+    notes = [note for volume in volumes for note in volume.notes]
+    return Scan(tuple(volumes), digests, (*notes, *_other_modalities(volumes, plan)))
 
 
-def _warn_of_other_modalities(volumes: Sequence[Volume], plan: Plan) -> None:
-    """Say it where a DICOM series tells another modality than the model was trained on; other formats do not tell."""
+def _other_modalities(volumes: Sequence[Volume], plan: Plan) -> Iterator[str]:
+    """A line where a DICOM series tells another modality than the model was trained on; other formats do not tell."""
     for volume, channel in zip(volumes, plan.channels, strict=True):
         found = volume.header.get(MODALITY, "") if volume.format == "dicom" else ""
         if found and found.upper() != str(channel["modality"]).upper():
-            logger.warning(
+            yield (
                 f"{volume.name}: the series says its modality is {found}, {plan.name} was trained on "
                 f"{channel['modality']} ({channel['name']}); its labels mean nothing on other images"
             )
@@ -114,7 +113,7 @@ def _volumes(source: Any, plan: Plan) -> list[Volume]:
     if isinstance(source, Volume):
         return [source]
     if isinstance(source, str | os.PathLike):
-        return [read_volume(Path(source), spatial_dims=plan.spatial_dims)]
+        return [read_volume(Path(source), spatial_dims=plan.spatial_dims, is_quiet=True)]
     if isinstance(source, tuple) and len(source) == 2 and not _is_image(source[0]):
         return _from_array(source[0], source[1], plan)
     if isinstance(source, Sequence):

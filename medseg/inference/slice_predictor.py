@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import nn
 from medseg.errors import PlanError
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
-from medseg.inference.scan import Scan, load_scan
+from medseg.inference.scan import Scan
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.slices import Stack, plane_plan, scan_plan
 from medseg.inference.streaming import Window
@@ -51,9 +50,7 @@ class SlicePredictor(Predictor):
 
     def predict(self, source: Any) -> Segmentation:
         """Segment one volume; as `Predictor.predict`."""
-        started = perf_counter()
-        scan = load_scan(source, scan_plan(self.plan))
-        return self.predict_scan(scan, read_seconds=perf_counter() - started)
+        return self._predict_source(source, scan_plan(self.plan))
 
     def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
         """Segment a volume that is already in memory."""
@@ -103,13 +100,15 @@ def _arrays(segmentation: Segmentation) -> dict[str, np.ndarray]:
 
 def _merged_record(records: Sequence[Mapping[str, Any]], scan: Scan, plan: Plan, read_seconds: float) -> dict[str, Any]:
     seconds = {name: round(sum(record["seconds"][name] for record in records), 3) for name in records[0]["seconds"]}
+    warnings = [*scan.notes, *(note for record in records for note in record["warnings"])]
     return {
         **records[-1],
+        "tiles_left_out": sum(record["tiles_left_out"] for record in records),
         "plan_sha256": plan.digest,
         "slice_axis": plan.slice_axis,
         "input_sha256": list(scan.input_sha256),
         "seconds": {**seconds, "read": round(read_seconds, 3)},
-        "warnings": list(dict.fromkeys(note for record in records for note in record["warnings"])),
+        "warnings": list(dict.fromkeys(warnings)),
     }
 
 

@@ -97,6 +97,8 @@ def read_slice_header(path: Path) -> DicomSlice:
     if _whole_number(tags, SAMPLES_PER_PIXEL, path, "1") != 1:
         raise VolumeError(f"{path}: is a colour image where one number a voxel is expected; remove it from the series")
     spacing = _numbers(tags, PIXEL_SPACING, 2, path, "pixel spacing")
+    if spacing.min() <= 0:
+        raise GeometryError(f"{path}: its pixel spacing {tags[PIXEL_SPACING]!r} must be above 0; export it again")
     result = DicomSlice(
         path=path,
         series_uid=tags.get(SERIES_UID, ""),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import logging
 import struct
-import warnings
 import zlib
 from pathlib import Path
 from typing import IO
@@ -124,11 +123,6 @@ def _read_header(stream: IO[bytes], path: Path) -> nib.Nifti1Header:
     header.check_fix(logger=QUIET)
     if header["magic"].item().strip(b"\x00\r\n\x1a") not in (b"n+1", b"n+2"):
         raise VolumeError(f"{path}: half of a .hdr/.img pair; convert it to a single .nii file")
-    if header.get_xyzt_units()[0] in ("meter", "micron"):
-        warnings.warn(
-            f"{path}: declares {header.get_xyzt_units()[0]} as its unit; the numbers of its affine are read as mm",
-            stacklevel=4,
-        )
     return header
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from medseg.volumes.nifti import read_nifti, read_nifti_grid
 from medseg.volumes.volume import Volume
 
 
-def read_volume(path: Path | str, spatial_dims: int | None = None, allow_non_finite: bool = False) -> Volume:
+def read_volume(
+    path: Path | str, spatial_dims: int | None = None, allow_non_finite: bool = False, is_quiet: bool = False
+) -> Volume:
     """Read one image in the axis order of its file.
 
     Args:
         path: a NIfTI-1/2, NRRD, MetaImage, PNG or TIFF file, or a DICOM file or the folder of one DICOM series.
         spatial_dims: 2 or 3 to refuse the other; None takes both.
         allow_non_finite: keep NaN and infinite voxels instead of refusing them.
+        is_quiet: leave it to the caller to tell the volume's notes; otherwise each is a warning.
 
     Returns:
         The volume; its array has the stored type, or float where the file carries a scale.
@@ -36,6 +40,8 @@ def read_volume(path: Path | str, spatial_dims: int | None = None, allow_non_fin
         raise VolumeError(f"{path}: has shape {volume.grid.shape} where {spatial_dims}D is expected")
     if not allow_non_finite:
         check_finite(volume)
+    for note in () if is_quiet else volume.notes:
+        warnings.warn(note, stacklevel=2)
     return volume
 
 

@@ -40,3 +40,13 @@ class Volume:
     def name(self) -> str:
         """What to call it in a message."""
         return "image in memory" if self.path is None else str(self.path)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the file, a line each; usually nothing."""
+        if self.format != "nifti" or self.header is None:
+            return []
+        unit = self.header.get_xyzt_units()[0]
+        if unit not in ("meter", "micron"):
+            return []
+        return [f"{self.name}: declares {unit} as its unit; the numbers of its affine are read as mm"]

@@ -112,6 +112,13 @@ def test_gantry_tilt(tmp_path: Path) -> None:
     fails(tmp_path, r"5\.dcm: the series is tilted: slices move sideways by 15 degrees")
 
 
+@pytest.mark.parametrize("spacing", [b"-.75", b"0.00"])
+def test_pixels_of_no_size(series: Path, spacing: bytes) -> None:
+    for file in series.iterdir():
+        file.write_bytes(file.read_bytes().replace(b"0.75\\0.5", spacing + b"\\0.5"))
+    fails(series, rf"01\.dcm: its pixel spacing '{spacing.decode()}.+' must be above 0")
+
+
 def test_damaged_slices(series: Path) -> None:
     whole = (series / "03.dcm").read_bytes()
     (series / "03.dcm").write_bytes(whole[:-60])

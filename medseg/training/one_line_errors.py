@@ -23,6 +23,12 @@ from medseg.training.overrides import is_bundle_run
 
 # what torch's data loader makes of an exception in a worker: another one, with the traceback as its message
 _IN_A_WORKER = re.compile(r"^medseg\.errors\.\w+: (.+)$", re.MULTILINE)
+# what torch says of processes and memory, which no line of a config is to blame for
+_FROM_OUTSIDE = {
+    r"gloo.*by peer": "another process of this training has ended; its own message says why",
+    r"DataLoader worker \(pid.*? is killed by signal: \w+": "{0}; often for want of memory: try fewer --num_workers",
+    r"(CUDA out of memory|DefaultCPUAllocator: .*?memory)[^.]*": "{0}; lower --batch_size, or the patch in plan.json",
+}
 _SECONDS_FOR_A_CASE = 30
 
 
@@ -63,8 +69,9 @@ def cause_in_words(error: BaseException) -> tuple[str, bool]:
         return f"{where}{innermost.strerror}; check the folder, its permissions and its free space", True
     if isinstance(innermost, ValueError) and _raised_by_medseg(innermost):
         return _in_one_line(innermost), True
-    if "gloo" in str(innermost) and "by peer" in str(innermost):
-        return "another process of this training has ended; its own message says why", True
+    for said, meant in _FROM_OUTSIDE.items():
+        if found := re.search(said, str(innermost), re.IGNORECASE):
+            return meant.format(found.group()), True
     return f"the cause: {type(innermost).__name__}: {_in_one_line(innermost)}", False
 
 

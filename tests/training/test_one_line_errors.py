@@ -63,12 +63,31 @@ def test_anything_else_is_named_behind_its_traceback():
     assert cause_in_words(wrapped(ValueError("not\nmedseg's")))[0] == "the cause: ValueError: not medseg's"
 
 
-def test_the_process_that_waits_for_a_lost_one_says_so():
-    lost = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:60133. GLHF!")
-    assert cause_in_words(wrapped(lost, RuntimeError("Failed"))) == (
-        "another process of this training has ended; its own message says why",
-        True,
-    )
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:60133. GLHF!",
+            "another process of this training has ended; its own message says why",
+        ),
+        (
+            "DataLoader worker (pid 71) is killed by signal: Killed. ",
+            "DataLoader worker (pid 71) is killed by signal: Killed; often for want of memory: try fewer --num_workers",
+        ),
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB",
+            "CUDA out of memory; lower --batch_size, or the patch in plan.json",
+        ),
+        (
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)",
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes; "
+            "lower --batch_size, or the patch in plan.json",
+        ),
+    ],
+)
+def test_lost_processes_and_memory_are_named_with_a_way_out(said, line):
+    assert cause_in_words(wrapped(RuntimeError(said), RuntimeError("Failed"))) == (line, True)
 
 
 def test_a_suppressed_context_is_no_cause():

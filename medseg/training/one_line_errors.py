@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
@@ -64,10 +65,13 @@ def cause_in_words(error: BaseException) -> tuple[str, bool]:
     innermost = chain[-1]
     if isinstance(innermost, KeyboardInterrupt):
         return "interrupted; --resume True goes on from the last checkpoint", True
-    if isinstance(innermost, OSError) and innermost.strerror:
+    if isinstance(innermost, ConnectionError | EOFError) and "torch.utils.data.dataloader" in _modules(innermost):
+        return "a worker process has ended on the way; often for want of memory: try fewer --num_workers", True
+    if isinstance(innermost, OSError) and innermost.strerror and not isinstance(innermost, ConnectionError):
         where = f"{innermost.filename}: " if innermost.filename else ""
         return f"{where}{innermost.strerror}; check the folder, its permissions and its free space", True
-    if isinstance(innermost, ValueError) and _raised_by_medseg(innermost):
+    raised_in = (_modules(innermost) or [""])[-1]
+    if isinstance(innermost, ValueError) and raised_in.startswith("medseg."):  # a value it checked and refused
         return _in_one_line(innermost), True
     for said, meant in _FROM_OUTSIDE.items():
         if found := re.search(said, str(innermost), re.IGNORECASE):
@@ -81,12 +85,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _raised_by_medseg(error: BaseException) -> bool:
-    """Whether the last frame is medseg's own: a value it checked and refused."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("medseg.")
+def _modules(error: BaseException) -> list[str]:
+    """The modules of the frames an exception went through; where it was raised comes last."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames]
 
 
 def _tell_torchrun(line: str) -> None:

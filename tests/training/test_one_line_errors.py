@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from training.bundle_runs import command, environment, tiny_bundle
 
 from medseg.errors import GeometryError, ManifestError
@@ -88,6 +89,23 @@ def test_anything_else_is_named_behind_its_traceback():
 )
 def test_lost_processes_and_memory_are_named_with_a_way_out(said, line):
     assert cause_in_words(wrapped(RuntimeError(said), RuntimeError("Failed"))) == (line, True)
+
+
+def test_a_connection_that_a_worker_broke_is_no_full_disk():
+    class Ended:
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError) as raised:
+        next(iter(torch.utils.data.DataLoader(Ended())))
+    line, is_enough = cause_in_words(wrapped(raised.value, RuntimeError("Failed")))
+    assert line.startswith("a worker process has ended on the way")
+    assert is_enough
+    elsewhere = wrapped(ConnectionResetError(104, "Connection reset by peer"))
+    assert cause_in_words(elsewhere) == ("the cause: ConnectionResetError: [Errno 104] Connection reset by peer", False)
 
 
 def test_a_suppressed_context_is_no_cause():

@@ -59,7 +59,8 @@ def predict(
     """Segment scans on their own grids."""
     with errors_as_json(as_json):
         check_bundle(bundle)
-        check_folder(out)
+        if not out.is_dir():  # else it may hold all that is asked for, and need no writing
+            check_folder(out)
         if volumes is not None:
             check_file("--volumes", volumes)
         import medseg

@@ -11,7 +11,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from medseg.errors import VolumeError
-from medseg.volumes import stem_of, suffix_of
+from medseg.volumes import holds_dicom, is_dicom, stem_of, suffix_of
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 WEIGHTS = (".pt", ".safetensors")
@@ -35,7 +35,8 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Pat
 
     A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one; a model of one channel takes
     `<case>_0000` alone as `<case>`, and several such files as cases that carry numbers. A folder stands for the images
-    in it and in the folders directly below; a folder without any (a DICOM series) is one case.
+    in it and in the folders directly below, and the DICOM series directly below; a folder without any of these (a DICOM
+    series itself) is one case.
 
     Args:
         inputs: files, folders or glob patterns.
@@ -100,7 +101,8 @@ def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
     images = [child for child in below if suffix_of(child) and not child.is_dir()]
     for child in below:
         if child.is_dir() and resolved(child) != exclude:
-            images += sorted(p for p in child.iterdir() if suffix_of(p) and not p.name.startswith("."))
+            inside = sorted(p for p in child.iterdir() if suffix_of(p) and not p.name.startswith("."))
+            images += inside or ([child] if is_dicom(child) and holds_dicom(child) else [])
     return images
 
 

@@ -152,9 +152,13 @@ def _from_array(array: Any, affine: Any, plan: Plan, header: Any = None, kind: s
     if matrix.shape == (3, 3) and plan.spatial_dims == 2:
         matrix = np.block([[matrix[:2, :2], np.zeros((2, 1)), matrix[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
     parts = list(values) if values.ndim == plan.spatial_dims + 1 else [values]
-    if any(part.ndim != plan.spatial_dims for part in parts):
+    if not parts or any(part.ndim != plan.spatial_dims for part in parts):
         raise VolumeError(f"image in memory: {plan.name} takes {plan.spatial_dims}D images, found shape {values.shape}")
-    volumes = [Volume(part, Grid(part.shape, matrix), None, kind, header) for part in parts]
+    try:
+        grid = Grid(parts[0].shape, matrix)
+    except GeometryError as error:
+        raise GeometryError(f"image in memory: {error}") from error
+    volumes = [Volume(part, grid, None, kind, header) for part in parts]
     for volume in volumes:
         check_finite(volume)
     return volumes

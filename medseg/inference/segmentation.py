@@ -45,9 +45,13 @@ class Segmentation:
             )
 
     def __repr__(self) -> str:
-        size = "×".join(str(n) for n in self.array.shape)
-        found = ", ".join(f"{name} {volume:.2f} ml" for name, volume in self.volumes_ml().items())
-        return f"Segmentation({self.scan.name}, {size} voxels: {found})"
+        size, volumes = "×".join(str(n) for n in self.array.shape), self.volumes_ml()
+        if self.array.ndim == 3:
+            found = ", ".join(f"{name} {volume:.2f} ml" for name, volume in volumes.items())
+            return f"Segmentation({self.scan.name}, {size} voxels: {found})"
+        shares = {name: np.mean(self.array == self.labels[name]) for name in volumes}  # a picture has no thickness
+        found = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        return f"Segmentation({self.scan.name}, {size} pixels: {found})"
 
     @property
     def affine(self) -> np.ndarray:

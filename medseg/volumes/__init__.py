@@ -5,7 +5,7 @@ from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, format_of, stem_o
 from medseg.volumes.grid import Grid
 from medseg.volumes.memory import as_volume
 from medseg.volumes.out_folder import check_out_folder
-from medseg.volumes.read import check_finite, check_input, is_dicom, read_grid, read_label_map, read_volume
+from medseg.volumes.read import check_finite, check_input, holds_dicom, is_dicom, read_grid, read_label_map, read_volume
 from medseg.volumes.volume import Volume
 from medseg.volumes.write import check_grid_fits, write_volume
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_input",
     "check_out_folder",
     "format_of",
+    "holds_dicom",
     "is_dicom",
     "read_grid",
     "read_label_map",

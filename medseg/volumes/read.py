@@ -143,3 +143,10 @@ def is_dicom(path: Path) -> bool:
     if path.is_dir():
         return not suffix_of(path)
     return path.suffix.lower() in (".dcm", ".ima", ".dicom") and path.exists()
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a file directly in a folder looks like DICOM."""
+    from medseg.volumes.dicom_slice import looks_like_dicom
+
+    return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())

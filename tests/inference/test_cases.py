@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from volumes.dicom_series import write_series
 
 from medseg.errors import VolumeError
 from medseg.inference.cases import find_cases
@@ -100,3 +101,16 @@ def test_a_loop_of_links_stays_a_case_so_that_it_fails_by_name(tmp_path: Path) -
     (tmp_path / "y.nii").symlink_to(tmp_path / "x.nii")
     assert names(tmp_path / "x.nii") == ["x"]
     assert names(tmp_path) == ["x", "y"]
+
+
+def test_a_folder_stands_for_the_dicom_series_directly_below_as_well(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for name in ("patient_a", "patient_b", "out"):
+        write_series(tmp_path / "scans" / name)
+    (tmp_path / "scans" / "notes").mkdir()
+    (tmp_path / "scans" / "notes" / "readme.txt").write_text("no image")
+    cases = find_cases([tmp_path / "scans"], exclude=tmp_path / "scans" / "out")
+    assert [case.name for case in cases] == ["patient_a", "patient_b"]
+    (tmp_path / "scans" / "c.nii.gz").touch()
+    assert [case.name for case in find_cases([tmp_path / "scans"])] == ["c", "out", "patient_a", "patient_b"]
+    assert [case.name for case in find_cases([tmp_path / "scans" / "patient_b"])] == ["patient_b"]

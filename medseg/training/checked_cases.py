@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,17 @@ class CheckCased(Transform):
         manifest: the data set.
         label_values: the values the network is trained on, the plan's; each value of the manifest must be among them.
             None where the label map is remapped afterwards.
+        spatial_dims: of the files; None takes the manifest's. 3 where a 2D network is given volumes to cut into slices.
 
     Raises:
         PlanError: the manifest has label values that the plan lacks.
         ManifestError: (call) a case cannot be used; names the case and the file.
     """
 
-    def __init__(self, manifest: Manifest, label_values: Iterable[int] | None = None) -> None:
-        self.manifest = manifest
+    def __init__(
+        self, manifest: Manifest, label_values: Iterable[int] | None = None, spatial_dims: int | None = None
+    ) -> None:
+        self.manifest = manifest if spatial_dims is None else dataclasses.replace(manifest, spatial_dims=spatial_dims)
         known = None if label_values is None else set(label_values)
         lacking = [name for name, value in manifest.labels.items() if known is not None and value not in known]
         if lacking:

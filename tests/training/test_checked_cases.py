@@ -87,3 +87,11 @@ def test_a_label_the_plan_lacks_is_refused_before_any_case_is_read(manifest):
     with pytest.raises(PlanError, match=r"the plan has no label for tumour \(3\) of phantom_cells; add it to labels"):
         CheckCased(changed, [0, 1, 2])
     CheckCased(changed)  # where label maps are remapped
+
+
+def test_a_network_of_slices_may_be_given_volumes(manifest, tmp_path):
+    case = case_files(manifest, tmp_path, "all")[0]
+    of_slices = dataclasses.replace(manifest, spatial_dims=2)
+    with pytest.raises(ManifestError, match="where 2D is expected"):
+        CheckCased(of_slices)(case)
+    assert CheckCased(of_slices, spatial_dims=3)(case) == case

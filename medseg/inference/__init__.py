@@ -7,6 +7,7 @@ from medseg.inference.predict_files import predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan_files import scan_files
+from medseg.inference.scan_reader import ScanReader
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.slice_predictor import SlicePredictor
 from medseg.inference.sliding_window import SlidingWindow
@@ -16,6 +17,7 @@ __all__ = [
     "NativeWriter",
     "OverlapTile",
     "Predictor",
+    "ScanReader",
     "Segmentation",
     "SlicePredictor",
     "SlidingWindow",

@@ -92,7 +92,7 @@ def load_scan(source: Any, plan: Plan) -> Scan:
             raise VolumeError(
                 f"{volume.name}: {plan.name} takes {plan.spatial_dims}D images, found shape {volume.grid.shape}"
             )
-    _check_grids(volumes)
+    check_one_grid(volumes)
     digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in volumes)
     notes = [note for volume in volumes for note in volume.notes]
     return Scan(tuple(volumes), digests, (*notes, *_other_modalities(volumes, plan)))
@@ -184,7 +184,8 @@ def _from_simpleitk(image: Any) -> list[Volume]:
     return [as_volume(sitk.VectorIndexSelectionCast(image, c)) for c in range(components)]
 
 
-def _check_grids(volumes: Sequence[Volume]) -> None:
+def check_one_grid(volumes: Sequence[Volume]) -> None:
+    """Raise GeometryError unless the channels of one case have one shape and lie at one place, up to half a voxel."""
     reference = volumes[0]
     for other in volumes[1:]:
         if other.grid.shape != reference.grid.shape:

@@ -25,7 +25,7 @@ from medseg.inference.preprocessing import preprocessing
 from medseg.inference.provenance import ModelFacts, record
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation, map_names
-from medseg.inference.streaming import Window, predict_labels
+from medseg.inference.streaming import Window, is_sheared, predict_labels
 from medseg.inference.test_time_flips import FlippedMean, flip_axes
 from medseg.plan import Plan
 from medseg.transforms.label_decision import LabelDecision
@@ -148,6 +148,8 @@ class Predictor:
         notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         prepared = perf_counter()
         grid = scan.reference.grid
+        if window.interpolation == "cubic" and is_sheared(image, grid):
+            notes.append(f"{scan.name}: its axes are not perpendicular, so it was restored by linear interpolation")
         channels = (self.decision.num_channels, self.plan.activation)
         certainty = Certainty(grid.shape, *channels) if self.uncertainty else None
         maps = ProbabilityMaps(grid.shape, *channels) if self.save_probabilities else None

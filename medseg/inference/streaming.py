@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from monai.data import MetaTensor
 
 from medseg.inference.air import clear_air
 from medseg.inference.blending import FinishedBlock, importance_map
@@ -19,6 +20,7 @@ from medseg.transforms.label_decision import LabelDecision
 from medseg.transforms.label_tail import SLAB_VALUES, LabelTail, Observer
 from medseg.transforms.resample import SeparableResampler
 from medseg.transforms.sheared import restore_sheared
+from medseg.volumes import Grid
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,8 @@ def predict_labels(
     merge(NativeAssembly(tail, out, num_values).add)
     clear_air(out, left_out, grid, resampler, decision.label_values[0])
     return out
+
+
+def is_sheared(image: MetaTensor, native: Grid) -> bool:
+    """Whether a model grid and a native grid are related by a shear, which only linear interpolation undoes."""
+    return map_grids(image.affine, image.shape[1:], native.affine, native.shape) is None

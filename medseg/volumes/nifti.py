@@ -123,6 +123,7 @@ def _read_header(stream: IO[bytes], path: Path) -> nib.Nifti1Header:
     header.check_fix(logger=QUIET)
     if header["magic"].item().strip(b"\x00\r\n\x1a") not in (b"n+1", b"n+2"):
         raise VolumeError(f"{path}: half of a .hdr/.img pair; convert it to a single .nii file")
+    header.get_xyzt_units()  # codes that do not exist are damage
     return header
 
 

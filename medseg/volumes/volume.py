@@ -11,6 +11,9 @@ import numpy as np
 from medseg.errors import GeometryError
 from medseg.volumes.grid import Grid
 
+# NIfTI's codes of units of length other than mm, the lowest three bits of xyzt_units
+NOT_MM = {1: "meter", 3: "micron"}
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:
@@ -46,7 +49,7 @@ class Volume:
         """What the user should know about the file, a line each; usually nothing."""
         if self.format != "nifti" or self.header is None:
             return []
-        unit = self.header.get_xyzt_units()[0]
-        if unit not in ("meter", "micron"):
+        unit = NOT_MM.get(int(self.header["xyzt_units"]) & 7)
+        if unit is None:
             return []
         return [f"{self.name}: declares {unit} as its unit; the numbers of its affine are read as mm"]

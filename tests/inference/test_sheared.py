@@ -87,3 +87,11 @@ def test_planes_larger_than_wanted_are_cut_into_rows(monkeypatch: pytest.MonkeyP
         assert (covered == 1).all()
         assert max(np.prod([part.stop - part.start for part in region]) for region in regions) <= max(voxels, 11)
         np.testing.assert_array_equal(Predictor(thin_network(5, 4), plan, "cpu").predict(tilted_scan()).array, whole)
+
+
+def test_cubic_interpolation_is_said_to_be_linear_there() -> None:
+    plan = small_plan(labels=LABELS)
+    for interpolation, lines in (("linear", 0), ("cubic", 1)):
+        predictor = Predictor(thin_network(5, 4), plan, "cpu", interpolation=interpolation)  # type: ignore[arg-type]
+        notes = predictor.predict(tilted_scan()).provenance["warnings"]
+        assert [("restored by linear interpolation" in note) for note in notes] == [True] * lines

@@ -18,7 +18,11 @@ BUNDLES = Path(__file__).parents[2] / "bundles"
 REPORTS = sorted(BUNDLES.glob("*/docs/validation.html"))
 # how the bundles' tables print what the reports hold
 INTERVAL, PLAIN = "{value:.3f} ({low:.3f}–{high:.3f})", "{value:.3f}"
-PRINTED = {"hippocampus": {"dice": INTERVAL}, "em": {"v_rand": PLAIN, "v_info": PLAIN, "pixel_error": PLAIN}}
+PRINTED = {
+    "hippocampus": {"dice": INTERVAL},
+    "em": {"v_rand": PLAIN, "v_info": PLAIN, "pixel_error": PLAIN},
+    "phantom": {"dice": INTERVAL},
+}
 
 
 def packed_data(page: str) -> dict:

@@ -24,7 +24,8 @@ def make_sample_files(folder: Path) -> None:
     """Lay out what a user would have: data, bundles, scans, references and somebody's predictions."""
     generate_phantoms(folder / "data" / "phantom_cells", num_cases=26, shape=(16, 16, 8))
     for bundle in ("hippocampus_unet3d_segmentation", "phantom_cells_segmentation"):
-        shutil.copytree(REPOSITORY / "bundles" / bundle, folder / "bundles" / bundle)
+        shipped, ignored = REPOSITORY / "bundles" / bundle, ["models"] if bundle.startswith("phantom") else []
+        shutil.copytree(shipped, folder / "bundles" / bundle, ignore=shutil.ignore_patterns(*ignored))
     _change_plan(folder / "bundles" / "hippocampus_unet3d_segmentation", patch=[16, 24, 16], tile=[16, 24, 16])
     _shrink_phantom_bundle(folder / "bundles" / "phantom_cells_segmentation", folder / "runs" / "phantom_cells")
     random = np.random.default_rng(0)

@@ -61,7 +61,7 @@ def test_evaluation_judges_volumes_slice_by_slice(tmp_path, promote_file):
     random = np.random.default_rng(0)
     for role in ("images", "labels"):
         (tmp_path / "data" / role).mkdir(parents=True)
-    manifest = yaml.safe_load(read_manifest("em_membrane").path.read_text())
+    manifest = yaml.safe_load(read_manifest("em_membrane").path.read_text(encoding="utf-8"))
     manifest |= {"cases": ["a", "b", "c"], "folds": {0: ["c"], 1: ["a"], 2: ["b"]}}
     manifest["files"] = {role: f"{role}s/{{case}}.nii.gz" for role in ("image", "label")}
     (tmp_path / "volumes.yaml").write_text(yaml.safe_dump(manifest))

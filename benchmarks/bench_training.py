@@ -175,6 +175,9 @@ def main() -> None:
         "medseg, samples alone": partial(list, ours(arguments)),
         "MONAI, samples alone": partial(list, stock(arguments)),
     }
+    for elsewhere in work.values():
+        if isinstance(elsewhere, OwnProcess | SideBySide):
+            elsewhere.ready()
     seconds = interleaved_medians(work, arguments.repeats)
     rows = [
         Row("training", name, time / arguments.cases, seconds[reference] / time, f"speed-up over {reference}, a sample")

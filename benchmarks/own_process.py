@@ -11,6 +11,7 @@ Work = Callable[[], object]
 
 def _serve(make: Callable[[], Work], connection: Connection) -> None:
     work = make()
+    connection.send("ready")
     with suppress(EOFError):  # the process that asks has ended
         while connection.recv():
             work()
@@ -20,7 +21,8 @@ def _serve(make: Callable[[], Work], connection: Connection) -> None:
 class OwnProcess:
     """`make(...)()` run in another process; calling this runs it there once and waits for its end.
 
-    The process idles between the calls, so it can take turns with work of this one. It ends with this process.
+    The process idles between the calls, so it can take turns with work of this one, once it is `ready`. It ends with
+    this process.
 
     Args:
         make: a function of a module that returns the work to repeat.
@@ -40,6 +42,10 @@ class OwnProcess:
         self.begin()
         self.end()
 
+    def ready(self) -> None:
+        """Wait until the work is made; call it once, before the first run, and before anything is timed."""
+        self._connection.recv()
+
     def begin(self) -> None:
         """Run once, without waiting."""
         self._connection.send(True)
@@ -54,6 +60,11 @@ class SideBySide:
 
     def __init__(self, *processes: OwnProcess) -> None:
         self._processes = processes
+
+    def ready(self) -> None:
+        """Wait until all are."""
+        for process in self._processes:
+            process.ready()
 
     def __call__(self) -> None:
         for process in self._processes:

@@ -94,7 +94,7 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
         for name in named
         if name in seconds
     ]
-    for peer in made.keys() - {"Predictor"}:
+    for peer in sorted(made.keys() - {"Predictor"}):
         agreement = (made["Predictor"] == made[peer]).float().mean().item()
         faster = seconds[peer] / seconds["Predictor"]
         rows.append(Row(topic, f"{peer}, labels agree {agreement:.5f}", seconds[peer], faster, "streaming"))

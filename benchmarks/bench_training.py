@@ -7,8 +7,8 @@ random transforms, `SeededSamples`, averaged weights, and `TrainingUpdate` (chan
 in the warm-up, steps that are not finite skipped). MONAI: `SupervisedTrainer` as it comes (fp32, eager) with MONAI's
 equivalents of the transforms: `RandCropByLabelClassesd`, `Rand3DElasticd` with rotation and scaling, and the same
 intensity transforms. MONAI's networks run upsampling, joining and convolving as separate layers, and so does the
-network in MONAI's row; a further row gives MONAI's trainer medseg's folded one. MONAI's rows run in processes of their
-own, because medseg's trainer has its process keep freed memory; one more row gives that to MONAI. Cases are generated
+network in MONAI's row; a further row gives MONAI's trainer medseg's folded one. MONAI's trainer runs in processes of
+its own, because medseg's trainer has its process keep freed memory; one more row gives that to MONAI. Cases are made
 in the size of the data set's (36×50×35) and cached, so no disk is measured. One call is one epoch: every sample is
 drawn anew. Further rows switch medseg's parts off one at a time; the last trains with one process a core on the same
 batch, which `multi_gpu_train.json` does. Medians of interleaved repeats.

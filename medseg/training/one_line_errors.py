@@ -5,31 +5,21 @@ from __future__ import annotations
 import json
 import multiprocessing.dummy
 import os
-import re
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from medseg.errors import MedsegError
+from medseg.training.failure_cause import cause_in_words
 from medseg.training.overrides import is_bundle_run
 
-# what torch's data loader makes of an exception in a worker: another one, with the traceback as its message
-_IN_A_WORKER = re.compile(r"^medseg\.errors\.\w+: (.+)$", re.MULTILINE)
-# what torch says of processes and memory, which no line of a config is to blame for
-_FROM_OUTSIDE = {
-    r"gloo.*by peer": "another process of this training has ended; its own message says why",
-    r"DataLoader worker \(pid.*? is killed by signal: \w+": "{0}; often for want of memory: try fewer --num_workers",
-    r"(CUDA out of memory|DefaultCPUAllocator: .*?memory)[^.]*": "{0}; lower --batch_size, or the patch in plan.json",
-}
 _SECONDS_FOR_A_CASE = 30
 
 
@@ -51,46 +41,6 @@ def one_line_errors(arguments: Sequence[str] | None = None) -> None:
             warnings.formatwarning = _warning_in_one_line
 
 
-def cause_in_words(error: BaseException) -> tuple[str, bool]:
-    """One line for what an exception came from, and whether it says all a user needs.
-
-    The outermost error of medseg in the chain is the most complete one; without any, the innermost exception is meant.
-    """
-    chain = list(_causes(error))
-    for link in chain:
-        if isinstance(link, MedsegError):
-            return _in_one_line(link), True
-        if found := _IN_A_WORKER.search(str(link)):
-            return found.group(1), True
-    innermost = chain[-1]
-    if isinstance(innermost, KeyboardInterrupt):
-        return "interrupted; --resume True goes on from the last checkpoint", True
-    if isinstance(innermost, ConnectionError | EOFError) and "torch.utils.data.dataloader" in _modules(innermost):
-        return "a worker process has ended on the way; often for want of memory: try fewer --num_workers", True
-    if isinstance(innermost, OSError) and innermost.strerror and not isinstance(innermost, ConnectionError):
-        where = f"{innermost.filename}: " if innermost.filename else ""
-        return f"{where}{innermost.strerror}; check the folder, its permissions and its free space", True
-    raised_in = (_modules(innermost) or [""])[-1]
-    if isinstance(innermost, ValueError) and raised_in.startswith("medseg."):  # a value it checked and refused
-        return _in_one_line(innermost), True
-    for said, meant in _FROM_OUTSIDE.items():
-        if found := re.search(said, str(innermost), re.IGNORECASE):
-            return meant.format(found.group()), True
-    return f"the cause: {type(innermost).__name__}: {_in_one_line(innermost)}", False
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _modules(error: BaseException) -> list[str]:
-    """The modules of the frames an exception went through; where it was raised comes last."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return [str(frame.f_globals.get("__name__", "")) for frame in frames]
-
-
 def _tell_torchrun(line: str) -> None:
     """Have torchrun's summary, which comes last where there are many processes, hold the line."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
@@ -105,10 +55,6 @@ def _wants_all() -> bool:
 
 def _warning_in_one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
     return f"{category.__name__}: {message}\n"
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

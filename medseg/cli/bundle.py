@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from medseg.cli.one_line import errors_as_json
 from medseg.cli.options import Bundle, Json, check_bundle
 from medseg.errors import MedsegError
 
@@ -18,10 +19,11 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make a run's weights the bundle's own."""
-    check_bundle(bundle)
-    from medseg.bundle import promote as promote_run
+    with errors_as_json(as_json):
+        check_bundle(bundle)
+        from medseg.bundle import promote as promote_run
 
-    promoted = promote_run(bundle, run)
+        promoted = promote_run(bundle, run)
     if as_json:
         facts = {"weights": str(promoted.weights), "megabytes": promoted.megabytes, "sha256": promoted.sha256}
         print(json.dumps(facts, indent=2))
@@ -31,10 +33,11 @@ def promote(
 
 def verify(bundle: Bundle, as_json: Json = False) -> None:
     """Check a bundle's files against each other and run its network once."""
-    check_bundle(bundle)
-    from medseg.bundle import verify as verify_bundle
+    with errors_as_json(as_json):
+        check_bundle(bundle)
+        from medseg.bundle import verify as verify_bundle
 
-    checks = verify_bundle(bundle)
+        checks = verify_bundle(bundle)
     if as_json:
         print(json.dumps([vars(check) for check in checks], indent=2))
     else:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.one_line import errors_as_json
 from medseg.cli.options import Json
 from medseg.errors import MedsegError
 
@@ -26,7 +27,8 @@ def prepare(
     """Download, adopt or generate a dataset and verify every case."""
     from medseg.datasets import prepare as run
 
-    report = run(name, root, source=source)
+    with errors_as_json(as_json):
+        report = run(name, root, source=source)
     print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
     if not report.is_usable:
         broken = f"{len(report.problems)} problems above" if report.problems else "no case is there"

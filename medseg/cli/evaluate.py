@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from medseg.cli.one_line import errors_as_json
 from medseg.cli.options import Json, check_folder
 from medseg.errors import EvaluationError, OptionError
 
@@ -51,44 +52,45 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compare predictions with references and write a report."""
-    check_folder(out)
-    if images is not None and not images.exists():
-        raise OptionError(f"{images}: no such folder of scans; correct --images")
-    from medseg.evaluation import evaluate as run
+    with errors_as_json(as_json):
+        check_folder(out)
+        if images is not None and not images.exists():
+            raise OptionError(f"{images}: no such folder of scans; correct --images")
+        from medseg.evaluation import evaluate as run
 
-    meaning = _meaning(labels)
-    report = out / "report.html"
-    try:
-        result = run(
-            predictions,
-            references,
-            out=out,
+        meaning = _meaning(labels)
+        report = out / "report.html"
+        try:
+            result = run(
+                predictions,
+                references,
+                out=out,
+                labels=meaning,
+                against=against,
+                allow_missing=allow_missing,
+                tolerance_mm=tolerance_mm,
+                instances=instances,
+                num_draws=draws,
+                seed=seed,
+                progress=not as_json,
+            )
+        except EvaluationError as error:
+            if allow_missing:  # a run over many cases leaves a page that says why there is nothing to see
+                from medseg.reporting import write_report
+
+                write_report(None, report, failure=str(error))
+            raise
+        from medseg.reporting import write_report  # behind the comparison: it brings torch, whose import takes seconds
+
+        written = write_report(
+            result,
+            report,
+            images=images,
             labels=meaning,
-            against=against,
-            allow_missing=allow_missing,
-            tolerance_mm=tolerance_mm,
-            instances=instances,
-            num_draws=draws,
-            seed=seed,
+            with_images=not no_images,
+            anonymise_ids=anonymise_ids,
             progress=not as_json,
         )
-    except EvaluationError as error:
-        if allow_missing:  # a run over many cases leaves a page that says why there is nothing to see
-            from medseg.reporting import write_report
-
-            write_report(None, report, failure=str(error))
-        raise
-    from medseg.reporting import write_report  # behind the comparison: it brings torch, whose import takes seconds
-
-    written = write_report(
-        result,
-        report,
-        images=images,
-        labels=meaning,
-        with_images=not no_images,
-        anonymise_ids=anonymise_ids,
-        progress=not as_json,
-    )
     if as_json:
         print(json.dumps(result.summary, indent=2))
     else:

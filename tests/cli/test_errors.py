@@ -181,3 +181,17 @@ def test_json_is_all_there_is_on_stdout_whatever_fails(capsys, bundle, tmp_path)
     assert code == 1
     assert [result["status"] for result in json.loads(out)] == ["done", "failed"]
     assert err.splitlines()[-1] == f"medseg: 1 of 2 scans failed; the others are in {tmp_path / 'out'}"
+
+
+def test_every_command_with_json_answers_errors_as_json(capsys, bundle, tmp_path):
+    absent = tmp_path / "absent"
+    for arguments, says in (
+        (("evaluate", absent, absent, "--out", tmp_path / "out"), "absent"),
+        (("bundle", "verify", absent), "no such bundle folder"),
+        (("bundle", "promote", bundle, "--from", absent), "is missing"),
+        (("data", "prepare", "absent", "--root", absent), "absent"),
+    ):
+        code, out, err = run(capsys, *arguments, "--json")
+        assert code == 1
+        assert says in json.loads(out)["error"]
+        assert err == f"medseg: {json.loads(out)['error']}\n"

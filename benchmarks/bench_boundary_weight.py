@@ -18,9 +18,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from medseg.transforms.class_weights import class_weight_map
-from medseg.transforms.instance_ridges import ridge_mask
-from medseg.transforms.weight_map import boundary_weight_map
+from medseg.transforms.boundary_weight import boundary_weight_map, class_weight_map, ridge_mask
 
 sys.path.insert(0, str(Path(__file__).parent))
 from timing import Row, interleaved_medians, print_table

@@ -17,8 +17,8 @@ from timing import Row, interleaved_medians, print_table
 from torch import nn
 from unfolded import unfolded
 
-from medseg.inference.backend import TorchBackend
-from medseg.inference.backend_choice import has_fast_bf16
+from medseg.inference.backends.choice import has_fast_bf16
+from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.networks import create
 
 
@@ -29,7 +29,7 @@ def runtimes() -> list[str]:
 def compiled(runtime: str, network: nn.Module, size: int, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
     if runtime == "torch":
         return TorchBackend(network, torch.device("cpu"), precision=precision)  # type: ignore[arg-type]
-    from medseg.inference.openvino_backend import OpenVINOBackend
+    from medseg.inference.backends.openvino_backend import OpenVINOBackend
 
     # a cache of its own: compiled models are kept by their weights, which are the same
     cache = tempfile.mkdtemp()

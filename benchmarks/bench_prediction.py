@@ -28,11 +28,11 @@ from timing import Row, interleaved_medians, print_table
 from whole_command import bench_command
 
 from medseg.inference import SlidingWindow
-from medseg.inference.backend import TorchBackend
-from medseg.inference.streaming import Window, predict_labels
-from medseg.inference.tiles import lay_tiles
-from medseg.transforms.label_decision import LabelDecision
-from medseg.transforms.restore import restore_labels
+from medseg.inference.backends.torch_backend import TorchBackend
+from medseg.inference.tiling.streaming import Window, predict_labels
+from medseg.inference.tiling.tiles import lay_tiles
+from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.native import restore_labels
 
 
 def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]:

@@ -99,9 +99,9 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
     import torch
     from monai.inferers import sliding_window_inference
 
-    from medseg.inference.backend import TorchBackend
-    from medseg.inference.streaming import Window, predict_labels
-    from medseg.transforms.label_decision import LabelDecision
+    from medseg.inference.backends.torch_backend import TorchBackend
+    from medseg.inference.tiling.streaming import Window, predict_labels
+    from medseg.transforms.restore.label_tail import LabelDecision
 
     network = build_network(classes, kernel)
     if method == "nnU-Net":

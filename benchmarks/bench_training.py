@@ -41,7 +41,7 @@ from medseg.training import (
     TrainingUpdate,
     WeightAveraging,
 )
-from medseg.training.freed_memory import keep_freed_memory
+from medseg.training.iteration import keep_freed_memory
 from medseg.transforms import LabelVoxelIndexd
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from torch import nn
 
-from medseg.networks.joining import JoiningStage
+from medseg.networks.stages import JoiningStage
 
 
 def unfolded(network: nn.Module) -> nn.Module:

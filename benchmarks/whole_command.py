@@ -41,10 +41,10 @@ from unfolded import unfolded
 
 from medseg import Plan
 from medseg.inference import Predictor
-from medseg.inference.backend import Backend, Precision
-from medseg.inference.backend_choice import has_fast_bf16
-from medseg.inference.openvino_backend import OpenVINOBackend
-from medseg.inference.tiles import lay_tiles
+from medseg.inference.backends.choice import has_fast_bf16
+from medseg.inference.backends.openvino_backend import OpenVINOBackend
+from medseg.inference.backends.torch_backend import Backend, Precision
+from medseg.inference.tiling.tiles import lay_tiles
 from medseg.networks import create
 
 SPACING = 1.5

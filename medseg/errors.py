@@ -4,6 +4,11 @@ Every message is one line that names the file or case, the rule, the value found
 subclasses the built-in a caller would expect, so code that does not know medseg still catches it.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class MedsegError(Exception):
     """Base of all errors that describe a user's input rather than a defect of medseg."""
@@ -59,3 +64,19 @@ class OptionError(MedsegError, ValueError):
 
 class BackendError(MedsegError, ImportError):
     """What should run the network is not installed."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception as one line; the name of its type if it has no message.
+
+    An `OSError` of the operating system names its file and its reason.
+    """
+    if isinstance(error, OSError) and not isinstance(error, MedsegError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return `"; did you mean X?"` for the known name closest to `name`, or an empty string if none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree
 
 from medseg.figures import deformation_grid, weight_map
 from medseg.transforms import RandElasticDeformation, boundary_weight_map
-from medseg.transforms.elastic_parameters import Deformation
-from medseg.transforms.elastic_resampling import Padding
+from medseg.transforms.elastic.deformation import Deformation
+from medseg.transforms.elastic.resampling import Padding
 
 
 def generated_cells(size: int = 320, num_cells: int = 60, seed: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from medseg import weights
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load_network
 from medseg.errors import OptionError
-from medseg.networks.export import export_onnx, export_torchscript
+from medseg.networks.serialization import export_onnx, export_torchscript
 
 FORMATS = ("torchscript", "onnx", "safetensors")
 

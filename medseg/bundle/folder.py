@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from monai.bundle import ConfigWorkflow
 
 from medseg import weights
 from medseg.errors import BundleError, WeightsError
@@ -113,3 +115,27 @@ class BundleFolder:
 def inference_template() -> dict[str, Any]:
     """The inference config every bundle starts from."""
     return json.loads((files("medseg.bundle") / "template" / "inference.json").read_text(encoding="utf-8"))
+
+
+def bundle_root() -> str:
+    """The folder of the bundle whose config MONAI is evaluating; what configs begin with as their `bundle_root`.
+
+    With it a bundle runs, and `monai.bundle.load` loads it, from any working directory. MONAI tells the expressions of
+    a config nothing of where its file lies, so the workflow that evaluates them is looked for among the callers.
+
+    Returns:
+        The folder as the path of the config names it; "." where no workflow asks (a ConfigParser alone) or the config
+        does not lie beside a plan: then the working directory must be the bundle's folder.
+    """
+    frame = sys._getframe(1)
+    while (caller := frame.f_back) is not None:
+        workflow = caller.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            configs = Path(workflow.config_root_path)
+            return str(configs.parent) if _is_of_a_bundle(configs) else "."
+        frame = caller
+    return "."
+
+
+def _is_of_a_bundle(configs: Path) -> bool:
+    return configs.name == "configs" and (configs / "plan.json").is_file()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.golden_sample import read_golden_sample
+from medseg.bundle.golden import read_golden_sample
 from medseg.errors import BundleError, OptionError, WeightsError
 from medseg.inference import Predictor, SlicePredictor
-from medseg.inference.backend import Backend
-from medseg.inference.backend_choice import GoldenCheck
+from medseg.inference.backends.choice import GoldenCheck
+from medseg.inference.backends.torch_backend import Backend
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ import yaml
 
 from medseg import weights
 from medseg.bundle.folder import WEIGHTS, BundleFolder
-from medseg.bundle.golden_sample import describe, make_golden_sample, save_golden_sample
+from medseg.bundle.golden import describe, make_golden_sample, save_golden_sample
 from medseg.errors import BundleError, WeightsError
-from medseg.volumes import atomic
+from medseg.volumes import files
 
 RECORD = "models/model.json"
 
@@ -63,11 +63,11 @@ def promote(bundle: str | Path, run: str | Path) -> Promotion:
     weights.load_into(network, source)  # refuses what does not fit, before anything is replaced
     sample = make_golden_sample(network.eval(), folder.plan, digest)
     listing = {"large_files": [{"path": WEIGHTS, "hash_type": "sha256", "hash_val": digest}]}
-    with atomic.replacing(folder.path / WEIGHTS) as temporary:
+    with files.replacing(folder.path / WEIGHTS) as temporary:
         shutil.copyfile(source, temporary)
-    with atomic.replacing(folder.path / RECORD) as temporary:
+    with files.replacing(folder.path / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with atomic.replacing(folder.path / "large_files.yml") as temporary:
+    with files.replacing(folder.path / "large_files.yml") as temporary:
         temporary.write_text(yaml.safe_dump(listing, sort_keys=False), encoding="utf-8")
     save_golden_sample(folder, sample)
     return Promotion(folder.path / WEIGHTS, digest, source.stat().st_size / 1e6, describe(sample, folder.plan))

@@ -13,13 +13,13 @@ from monai.data import MetaTensor
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.golden_sample import describe, read_golden_sample
+from medseg.bundle.golden import describe, read_golden_sample
 from medseg.bundle.loading import load_network
 from medseg.errors import MedsegError
 from medseg.inference import preprocessing
-from medseg.inference.backend import TorchBackend
-from medseg.inference.golden_agreement import SAME_PRECISION
-from medseg.inference.slices import plane_plan
+from medseg.inference.backends.agreement import SAME_PRECISION
+from medseg.inference.backends.torch_backend import TorchBackend
+from medseg.inference.slice_predictor import plane_plan
 
 REQUIRED_METADATA = (
     "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",

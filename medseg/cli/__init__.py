@@ -8,11 +8,10 @@ import typer
 
 from medseg import __version__
 from medseg.cli.bundle import export, promote, verify
-from medseg.cli.data import list_data, prepare
-from medseg.cli.demo import demo
+from medseg.cli.data import demo, list_data, prepare
 from medseg.cli.evaluate import evaluate
-from medseg.cli.one_line import run
 from medseg.cli.predict import predict
+from medseg.cli.running import run
 
 PLAIN: dict[str, Any] = {
     "no_args_is_help": True,

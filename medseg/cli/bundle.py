@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from medseg.cli.one_line import errors_as_json
-from medseg.cli.options import Bundle, Json, check_bundle
+from medseg.cli.running import Bundle, Json, check_bundle, errors_as_json
 from medseg.errors import MedsegError
 
 

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli.one_line import errors_as_json
-from medseg.cli.options import Json
+from medseg.cli.running import Json, check_folder, errors_as_json
 from medseg.errors import MedsegError
 
 
@@ -49,3 +48,14 @@ def list_data(as_json: Json = False) -> None:
         return
     for manifest in manifests:
         print(f"{manifest.name:16}{len(manifest.cases):5} cases  {manifest.description}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training; fewer are faster and worse.", min=1)] = None,
+) -> None:
+    """Generate data, train, predict, evaluate: the whole pipeline on this machine."""
+    check_folder(out)
+    from medseg.demo import run
+
+    run(out, epochs=epochs)

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from medseg.cli.one_line import errors_as_json
-from medseg.cli.options import Json, check_folder
+from medseg.cli.running import Json, check_folder, errors_as_json
 from medseg.errors import EvaluationError, OptionError
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medseg.cli.one_line import errors_as_json
-from medseg.cli.options import Bundle, Json, check_bundle, check_file, check_folder
+from medseg.cli.running import Bundle, Json, check_bundle, check_file, check_folder, errors_as_json
 from medseg.errors import MedsegError
 
 if TYPE_CHECKING:
     from medseg.inference import CaseResult, Predictor
+
+
+def write_volumes(results: Sequence[CaseResult], label_names: Sequence[str], path: Path) -> None:
+    """Write a row a case: `case`, `status`, a column `<label>_ml` a structure (empty where the case failed), `output`.
+
+    Args:
+        results: what became of the cases.
+        label_names: the structures, in the order of the columns; none for pictures, which have no volume.
+        path: the CSV file, replaced whole.
+    """
+    from medseg.volumes import replacing
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "status", *(f"{name}_ml" for name in label_names), "output"])
+    for result in results:
+        volumes = [result.volumes_ml.get(name, "") for name in label_names]
+        writer.writerow([result.case, result.status, *volumes, result.output])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def predict(
@@ -84,7 +106,7 @@ def predict(
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2))
     if volumes is not None:
-        from medseg.cli.volumes_table import write_volumes
+        from medseg.cli.predict import write_volumes
 
         write_volumes(results, [name for name in predictor.plan.label_names[1:] if has_volumes], volumes)
     failed = sum(result.status == "failed" for result in results)

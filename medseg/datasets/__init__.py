@@ -4,8 +4,7 @@ from medseg.datasets.catalogue import list_manifests, manifest_folder, read_mani
 from medseg.datasets.checks import case_problems, check_case, check_same_grid
 from medseg.datasets.folds import case_files, fold_cases, split_by_presence
 from medseg.datasets.manifest import Case, Channel, FilePatterns, Manifest, Source
-from medseg.datasets.phantom_cells import PhantomCase, make_phantom_case
-from medseg.datasets.phantoms import generate_phantoms, phantom_case, phantom_id
+from medseg.datasets.phantoms import PhantomCase, generate_phantoms, make_phantom_case, phantom_case, phantom_id
 from medseg.datasets.prepare import PreparationReport, prepare
 
 __all__ = [

@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from medseg.datasets.manifest import Manifest
-from medseg.datasets.manifest_fields import parse_manifest
+from medseg.datasets.manifest import Manifest, parse_manifest
 from medseg.datasets.nnunet import DATASET_FILE, is_dataset_json, parse_dataset_json
 from medseg.errors import ManifestError
 

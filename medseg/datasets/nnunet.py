@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medseg.datasets.manifest import SCHEMA_VERSION, Manifest
-from medseg.datasets.manifest_fields import parse_manifest
+from medseg.datasets.manifest import SCHEMA_VERSION, Manifest, parse_manifest
 from medseg.errors import ManifestError
 from medseg.volumes import read_grid, stem_of, suffix_of
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import filecmp
+import logging
+import os
 import shutil
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlparse
 
-from medseg.datasets.adopt import find_layout, install
-from medseg.datasets.archive import STAGING, download_archive
 from medseg.datasets.catalogue import read_manifest
 from medseg.datasets.checks import case_problems
 from medseg.datasets.folds import split_by_presence
@@ -17,6 +21,117 @@ from medseg.datasets.manifest import FilePatterns, Manifest
 from medseg.datasets.nnunet import DATASET_FILE
 from medseg.datasets.phantoms import generate_phantoms
 from medseg.errors import ManifestError, VolumeError
+from medseg.volumes import replacing
+
+
+def find_layout(manifest: Manifest, folder: Path) -> tuple[Path, FilePatterns]:
+    """Where in ``folder`` the cases lie: as the manifest names them, or as the original archive does.
+
+    Returns:
+        The folder and the patterns under which most cases are found.
+
+    Raises:
+        ManifestError: the folder does not exist, or holds no case in any known layout.
+    """
+    if not folder.is_dir():
+        raise ManifestError(f"{folder}: no such folder to take {manifest.name} from; check the path")
+    layouts = [(folder, manifest.files)]
+    source = manifest.source
+    if source.archive_files is not None:
+        inner = folder / (source.archive_folder or "")
+        layouts += [(folder, source.archive_files), (inner, source.archive_files), (inner, manifest.files)]
+    counts = [sum(_has_case(patterns, base, case) for case in manifest.case_ids) for base, patterns in layouts]
+    if max(counts) == 0:
+        examples = dict.fromkeys(
+            str(patterns.paths(base, manifest.case_ids[0])["image"][0]) for base, patterns in layouts
+        )
+        raise ManifestError(
+            f"{folder}: holds no case of {manifest.name}; looked for files such as {', '.join(examples)}"
+        )
+    return layouts[counts.index(max(counts))]
+
+
+def install(source: Path, target: Path, link: bool = False) -> bool:
+    """Put a file in place whole or not at all, unless it is there already; the source is only read.
+
+    Args:
+        source: the file.
+        target: where it goes; its folder is created.
+        link: make a symbolic link instead of a copy.
+
+    Returns:
+        Whether anything was written.
+    """
+    if target.exists() and (target.samefile(source) or (not link and filecmp.cmp(source, target))):
+        return False
+    with replacing(target) as temporary:
+        if link:
+            temporary.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
+        else:
+            shutil.copyfile(source, temporary)
+            # The source's times make the next run's comparison cheap; its permissions may be read-only, ours are not.
+            os.utime(temporary, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+    return True
+
+
+def _has_case(patterns: FilePatterns, base: Path, case_id: str) -> bool:
+    return all(path.is_file() for paths in patterns.paths(base, case_id).values() for path in paths)
+
+
+STAGING = ".download"
+
+
+def download_archive(manifest: Manifest, root: Path, progress: bool = True) -> Path:
+    """Download and unpack below ``root/.download``; an archive that is there and whole is not downloaded again.
+
+    Returns:
+        The folder with the unpacked files; the caller removes ``root/.download`` when it has taken what it needs.
+
+    Raises:
+        ManifestError: no way to reach the address, or the archive's md5 differs.
+    """
+    from monai.apps.utils import HashCheckError, check_hash, download_url, extractall
+
+    source = manifest.source
+    assert source.url is not None
+    staging = root / STAGING
+    archive = staging / PurePosixPath(urlparse(source.url).path).name
+    unpacked = staging / "unpacked"
+    with _quiet("monai.apps"):
+        if archive.exists() and not check_hash(archive, source.md5, "md5"):
+            archive.unlink()
+        # MONAI takes a non-empty folder for a finished extraction, which an interrupted one also leaves.
+        shutil.rmtree(unpacked, ignore_errors=True)
+        unpacked.mkdir(parents=True)
+        try:
+            # Not MONAI's download_and_extract: it asks for the requests package to guess the name of the file.
+            download_url(source.url, archive, source.md5, "md5", progress=progress)
+            extractall(archive, unpacked, has_base=False)
+        except HashCheckError as error:
+            raise ManifestError(
+                f"{manifest.name}: the archive from {source.url} does not have the md5 {source.md5}; "
+                "try again, or get it elsewhere and give its folder with --from"
+            ) from error
+        except (OSError, RuntimeError, ValueError, tarfile.TarError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ManifestError(
+                f"{manifest.name}: {source.url} could not be downloaded and unpacked: {reason}; "
+                "without a network give a folder that has the files with --from"
+            ) from error
+    return unpacked
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """MONAI logs to stdout, where a command's JSON goes; keep it silent, its errors come as exceptions."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
 
 Method = Literal["downloaded", "adopted", "linked", "generated", "verified"]
 

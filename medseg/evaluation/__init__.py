@@ -2,18 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from medseg.evaluation.brats import LesionwiseScore, brats_score
 from medseg.evaluation.case import LabelScore, score_case
+from medseg.evaluation.challenges.brats import LesionwiseScore, brats_score
+from medseg.evaluation.challenges.em import EMScore, em_score, partition_scores
 from medseg.evaluation.comparison import PairedDifference, compare
-from medseg.evaluation.confusion import Confusion, confusion
-from medseg.evaluation.em import EMScore, em_score, partition_scores
 from medseg.evaluation.evaluation import Evaluation, evaluate
 from medseg.evaluation.instances import InstanceScore, connected_components, instance_score
-from medseg.evaluation.overlap import case_dice
+from medseg.evaluation.metrics import POLICY, Outcome
+from medseg.evaluation.overlap import Confusion, case_dice, confusion
 from medseg.evaluation.pairs import Problem
-from medseg.evaluation.policy import POLICY, Outcome
-from medseg.evaluation.signed_rank import holm, signed_rank_p
-from medseg.evaluation.statistics import ClusterBootstrap, Estimate, median
+from medseg.evaluation.statistics import ClusterBootstrap, Estimate, holm, median, signed_rank_p
 from medseg.evaluation.surface import SurfaceDistances, surface_distances
 
 if TYPE_CHECKING:

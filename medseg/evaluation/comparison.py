@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,8 +14,7 @@ import numpy as np
 from medseg.errors import EvaluationError
 from medseg.evaluation.case import LabelScore
 from medseg.evaluation.metrics import Metric
-from medseg.evaluation.signed_rank import holm, signed_rank_p
-from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, patient_means
+from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, holm, patient_means, signed_rank_p
 
 COMPARED = ("dice", "nsd", "hd95_mm", "assd_mm")
 CLASS_MEAN = "class mean"
@@ -157,3 +158,26 @@ def _verdict(metric: Metric, difference: Estimate, p_holm: float) -> Verdict:
         return "no winner"
     is_higher = difference.value > 0
     return "this is better" if is_higher == (metric.better == "higher") else "the other is better"
+
+
+def read_metrics_csv(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """The counted values of an earlier metrics.csv, or of any CSV with the columns case, label and a metric.
+
+    Raises:
+        EvaluationError: no such columns, or a value that is not a number.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        columns = [name for name in COMPARED if name in (reader.fieldnames or ())]
+        if not columns or not {"case", "label"} <= set(reader.fieldnames or ()):
+            raise EvaluationError(
+                f"{path}: needs the columns case, label and one of {', '.join(COMPARED)}, found {reader.fieldnames}"
+            )
+        table = {}
+        for record in reader:
+            try:
+                values = {name: float(record[name]) if record[name] else math.nan for name in columns}
+            except ValueError as error:
+                raise EvaluationError(f"{path} line {reader.line_num}: {error}; write numbers or nothing") from error
+            table[record["case"], record["label"]] = values
+    return table

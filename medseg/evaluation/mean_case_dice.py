@@ -13,8 +13,7 @@ from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 
 from medseg.errors import EvaluationError
-from medseg.evaluation.confusion import label_regions
-from medseg.evaluation.overlap import case_dice
+from medseg.evaluation.overlap import case_dice, label_regions
 
 
 class MeanCaseDice(Metric):

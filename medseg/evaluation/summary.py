@@ -13,8 +13,7 @@ import numpy as np
 
 from medseg.evaluation.case import LabelScore
 from medseg.evaluation.comparison import PairedDifference
-from medseg.evaluation.metrics import DICE, Metric
-from medseg.evaluation.policy import Outcome
+from medseg.evaluation.metrics import DICE, Metric, Outcome
 from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, median
 
 SCHEMA_VERSION = 1

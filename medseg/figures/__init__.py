@@ -1,13 +1,10 @@
 """Pictures of arrays. Matplotlib is imported when the first one is drawn."""
 
-from medseg.figures.calibration import CalibrationBins, calibration_bins
-from medseg.figures.deformation_grid import deformation_grid
-from medseg.figures.niivue import niivue_widget
-from medseg.figures.notebook import segmentation_html
-from medseg.figures.reliability import reliability_diagram
+from medseg.figures.notebook import niivue_widget, segmentation_html
+from medseg.figures.reliability import CalibrationBins, calibration_bins, reliability_diagram
 from medseg.figures.three_planes import three_planes, three_planes_png
+from medseg.figures.transform_figures import deformation_grid, weight_map
 from medseg.figures.viewer.segmentation_viewer import SegmentationViewer, segmentation_viewer
-from medseg.figures.weight_map import weight_map
 
 __all__ = [
     "CalibrationBins",

@@ -2,13 +2,116 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from nibabel.affines import obliquity
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from medseg.errors import GeometryError
-from medseg.figures.panels import PATIENT_PANELS, PatientFrame
 from medseg.volumes import Grid
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plane on the screen, in radiological convention.
+
+    Args:
+        name: "axial", "coronal", "sagittal", or "image" where nothing is known about a patient.
+        axis: the volume's axis that the plane cuts.
+        across, down: the axes shown to the right and downwards.
+        flip_across, flip_down: whether positions are shown in decreasing order.
+        letters: the patient's side at the (left, right, top, bottom) edge; four empty texts where unknown.
+    """
+
+    name: str
+    axis: int
+    across: int
+    down: int
+    flip_across: bool
+    flip_down: bool
+    letters: tuple[str, str, str, str]
+
+    def cut(self, volume: np.ndarray, position: int) -> np.ndarray:
+        """The plane at a position as rows from top to bottom."""
+        plane = np.take(volume, position, axis=self.axis)
+        rows = plane.T if self.across < self.down else plane
+        return rows[:: -1 if self.flip_down else 1, :: -1 if self.flip_across else 1]
+
+
+# In RAS axes: the patient's right is on the left of the screen, front and head are on top.
+PATIENT_PANELS = (
+    Panel("axial", 2, 0, 1, True, True, ("R", "L", "A", "P")),
+    Panel("coronal", 1, 0, 2, True, True, ("R", "L", "S", "I")),
+    Panel("sagittal", 0, 1, 2, True, True, ("A", "P", "S", "I")),
+)
+PLAIN_PANEL = Panel("image", 2, 0, 1, False, False, ("", "", "", ""))
+
+
+@dataclass(frozen=True, eq=False)
+class PatientFrame:
+    """How a file's axes become the page's: three axes nearest to right, anterior and superior.
+
+    Args:
+        grid: the file's.
+        has_patient: whether the file says where it lies in a patient; PNG and TIFF do not.
+    """
+
+    grid: Grid
+    has_patient: bool = True
+
+    @cached_property
+    def _turn(self) -> np.ndarray:
+        return io_orientation(self.grid.affine) if self.has_patient else np.array([[0, 1], [1, 1], [2, 1]])
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.grid.shape + (1,) * (3 - self.grid.spatial_dims)
+
+    def turned(self, array: np.ndarray) -> np.ndarray:
+        """The array along the page's axes (x, y, z); a view."""
+        return apply_orientation(array.reshape(self._shape), self._turn)
+
+    def turned_steps(self, steps: Sequence[int]) -> tuple[int, ...]:
+        """Numbers along the file's axes, in the order of the page's."""
+        padded = (*steps, *[1] * (3 - len(steps)))
+        result = [1, 1, 1]
+        for native, (axis, _) in enumerate(self._turn):
+            result[int(axis)] = padded[native]
+        return tuple(result)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """4×4, index along the page's axes to mm (RAS+)."""
+        return self.grid.affine @ inv_ornt_aff(self._turn, self._shape)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size along the page's axes in mm."""
+        x, y, z = (float(step) for step in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return x, y, z
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """The planes to show: three, the one that an image of a single slice has, or one of an image without patient.
+
+        A plane needs more than one voxel each way.
+        """
+        if not self.has_patient:
+            return (PLAIN_PANEL,)
+        shape = self.turned(np.broadcast_to(np.zeros((), np.uint8), self.grid.shape)).shape
+        shown = tuple(p for p in PATIENT_PANELS if shape[p.across] > 1 and shape[p.down] > 1)
+        return shown or PATIENT_PANELS[:1]
+
+    @property
+    def tilt_degrees(self) -> float:
+        """How far the most tilted axis lies off the patient's axis it is shown as; 0 for a straight grid."""
+        if not (self.has_patient and self.grid.is_oblique):
+            return 0.0
+        return math.degrees(float(np.max(obliquity(self.grid.affine))))
 
 
 @dataclass(frozen=True)
@@ -72,3 +175,36 @@ def labelled_center(labels: np.ndarray) -> tuple[int, ...]:
     if not len(found[0]):
         return tuple(n // 2 for n in labels.shape)
     return tuple(int(np.median(axis)) for axis in found)
+
+
+def check_one_shape(**arrays: np.ndarray) -> None:
+    """Refuse arrays that do not lie on one 2D or 3D grid.
+
+    Raises:
+        GeometryError: the shapes differ, or are not two- or three-dimensional.
+    """
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    first = next(iter(shapes.values()))
+    if len(first) not in (2, 3) or set(shapes.values()) != {first}:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise GeometryError(f"a picture needs arrays of one 2D or 3D shape, found {found}")
+
+
+def fullest_slice(amount: np.ndarray) -> int:
+    """Index along the third axis of the slice with the largest sum; the middle one where all are equal.
+
+    Args:
+        amount: (i, j, k).
+    """
+    sums = np.asarray(amount, dtype=np.float64).sum((0, 1))
+    return int(sums.argmax()) if np.ptp(sums) > 0 else len(sums) // 2
+
+
+def take_slice(array: np.ndarray, index: int) -> np.ndarray:
+    """The 2D plane to draw, (i, j): the array itself, or its slice along the third axis."""
+    return array if array.ndim == 2 else array[:, :, index]
+
+
+def pixel_aspect(spacing: Sequence[float] | None) -> float:
+    """Height over width of a pixel (i, j); 1 where no spacing is known."""
+    return 1.0 if spacing is None else float(spacing[0]) / float(spacing[1])

@@ -3,12 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.figures.calibration import CalibrationBins
-from medseg.figures.canvas import new_figure, save_png
-from medseg.figures.label_colors import label_color
+import numpy as np
+
+from medseg.figures.canvas import label_color, new_figure, save_png
+
+NUM_BINS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
+    """Voxels sorted by predicted probability into bins of equal width; bins of several cases add up with `+`.
+
+    Bin k of n holds probabilities in [k/n, (k+1)/n), the last one 1 as well.
+
+    Args:
+        counts: voxels a bin.
+        probability_sums: sum of the probabilities a bin.
+        outcome_sums: voxels a bin where it came true.
+        squared_error: sum of (probability − outcome)² over all voxels.
+    """
+
+    counts: np.ndarray
+    probability_sums: np.ndarray
+    outcome_sums: np.ndarray
+    squared_error: float
+
+    def __add__(self, other: CalibrationBins) -> CalibrationBins:
+        if len(self.counts) != len(other.counts):
+            raise ValueError(f"bins must be equally many to add up, found {len(self.counts)} and {len(other.counts)}")
+        return CalibrationBins(
+            self.counts + other.counts,
+            self.probability_sums + other.probability_sums,
+            self.outcome_sums + other.outcome_sums,
+            self.squared_error + other.squared_error,
+        )
+
+    @property
+    def mean_probability(self) -> np.ndarray:
+        """What was promised in each bin; NaN where it is empty."""
+        return self._per_voxel(self.probability_sums)
+
+    @property
+    def frequency(self) -> np.ndarray:
+        """How often it came true in each bin; NaN where it is empty."""
+        return self._per_voxel(self.outcome_sums)
+
+    @property
+    def expected_error(self) -> float:
+        """ECE: mean |frequency − probability| over voxels (Naeini et al. 2015); NaN without any."""
+        gaps = np.abs(self.outcome_sums - self.probability_sums)
+        return float(gaps.sum() / self.counts.sum()) if self.counts.sum() else float("nan")
+
+    @property
+    def average_error(self) -> float:
+        """ACE: mean |frequency − probability| over the bins that hold voxels (Neumann et al. 2018); NaN without any."""
+        gaps = np.abs(self.frequency - self.mean_probability)[self.counts > 0]
+        return float(gaps.mean()) if len(gaps) else float("nan")
+
+    @property
+    def brier_score(self) -> float:
+        """Mean (probability − outcome)² over voxels; NaN without any."""
+        return self.squared_error / float(self.counts.sum()) if self.counts.sum() else float("nan")
+
+    def _per_voxel(self, sums: np.ndarray) -> np.ndarray:
+        return np.divide(sums, self.counts, out=np.full(len(sums), np.nan), where=self.counts > 0)
+
+
+def calibration_bins(probabilities: np.ndarray, outcomes: np.ndarray, num_bins: int = NUM_BINS) -> CalibrationBins:
+    """Sort voxels by probability and count what came true.
+
+    Args:
+        probabilities: in [0, 1], any shape.
+        outcomes: booleans of the same shape: the voxel belongs to the class.
+        num_bins: at least 1.
+
+    Raises:
+        ValueError: the shapes differ, a probability is outside [0, 1] or not a number, or there is no bin.
+    """
+    flat = np.asarray(probabilities, dtype=np.float64).ravel()
+    true = np.asarray(outcomes, dtype=bool).ravel()
+    if np.shape(probabilities) != np.shape(outcomes):
+        raise ValueError(f"probabilities {np.shape(probabilities)} and outcomes {np.shape(outcomes)} differ in shape")
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, found {num_bins}")
+    wrong = ~((flat >= 0) & (flat <= 1))
+    if wrong.any():
+        raise ValueError(f"probabilities must lie in [0, 1], found {flat[wrong][0]}")
+    bins = np.minimum((flat * num_bins).astype(np.int64), num_bins - 1)
+    counts, promised, came_true = (
+        np.bincount(bins, weights=weights, minlength=num_bins) for weights in (None, flat, true.astype(float))
+    )
+    return CalibrationBins(counts, promised, came_true, float(((flat - true) ** 2).sum()))
 
 
 def reliability_diagram(

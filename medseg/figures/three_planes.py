@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import GeometryError
-from medseg.figures.canvas import new_figure, png_bytes, save_png
+from medseg.figures.canvas import label_palette, new_figure, png_bytes, rgb, save_png
 from medseg.figures.grey_levels import grey_levels
-from medseg.figures.label_colors import label_palette, rgb
 from medseg.figures.planes import Plane, cut_planes
 
 LEGEND_LABELS = 18

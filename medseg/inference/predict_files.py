@@ -2,23 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from medseg.errors import OptionError, VolumeError
-from medseg.inference.case_result import CaseResult, failure_line, finished_record
+import torch
+
+from medseg.errors import MedsegError, OptionError, VolumeError
 from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
-from medseg.inference.saving import has_our_record, is_dicom_seg, map_path, save_segmentation
-from medseg.inference.scan import Scan, load_scan
+from medseg.inference.saving import has_our_record, is_dicom_seg, map_path, provenance_path, save_segmentation
+from medseg.inference.scan import Scan, input_digests, load_scan
 from medseg.inference.segmentation import Segmentation
-from medseg.inference.slices import scan_plan
+from medseg.inference.slice_predictor import scan_plan
 from medseg.plan import Plan
 from medseg.volumes import DICOM_SEG_SUFFIX, check_grid_fits, check_out_folder, is_dicom, remove_leftovers, suffix_of
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of one case.
+
+    Args:
+        case: its name.
+        status: "done", "skipped" (finished by an earlier run) or "failed".
+        output: the segmentation's file.
+        message: for a failure, one line that says why.
+        seconds: time it took to read, predict and write.
+        volumes_ml: volume of each label.
+        warnings: what the user should know about this case.
+    """
+
+    case: str
+    status: Literal["done", "skipped", "failed"]
+    output: str = ""
+    message: str = ""
+    seconds: float = 0.0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, for `--json`."""
+        return asdict(self)
+
+
+def finished_record(
+    target: Path, inputs: Sequence[Path], identity: Mapping[str, Any], maps: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """The record of an output that an earlier run has finished; None where it must be made.
+
+    Args:
+        target: the segmentation's file.
+        inputs: must hold what they held then.
+        identity: what the record must say of weights and settings.
+        maps: names of the maps that must lie beside it.
+    """
+    try:
+        made = json.loads(provenance_path(target).read_text(encoding="utf-8"))
+        if not isinstance(made, dict) or any(made.get(key) != value for key, value in identity.items()):
+            return None
+        # the record lies beside files of every format of that name
+        if made.get("output") != target.name or not set(maps) <= set(made.get("maps", ())):
+            return None
+        if not all(path.is_file() for path in (target, *(map_path(target, name) for name in maps))):
+            return None
+        return made if made.get("input_sha256") == input_digests(inputs) else None  # last: it reads the inputs
+    except (OSError, ValueError):
+        return None
+
+
+def failure_line(error: Exception) -> str | None:
+    """One line about an error that concerns this scan alone; None for a defect, which must not be swallowed."""
+    if isinstance(error, MedsegError | OSError):
+        return " ".join(str(error).split()) or type(error).__name__
+    if is_out_of_memory(error):
+        return "out of memory; close other programs, or set --max-ram to learn how much is needed"
+    return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: Python's, a device's, or torch's on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
 
 SUFFIX_OF_FORMAT = {
     "nifti": ".nii.gz",
@@ -104,7 +175,7 @@ def _jobs(cases: list[Case], out: Path, wanted: str) -> list[Job]:
 
 def _check_dicom(jobs: list[Job]) -> None:
     """Raise unless a DICOM Segmentation can be made of every input that is there."""
-    from medseg.volumes.dicom_seg import check_highdicom
+    from medseg.volumes.dicom.seg import check_highdicom
 
     for job in jobs:
         check_highdicom(job.target)

@@ -13,22 +13,19 @@ from monai.data import MetaTensor
 from torch import nn
 
 from medseg.errors import OptionError
-from medseg.inference.air import air_tiles
-from medseg.inference.backend import Precision
-from medseg.inference.backend_choice import GoldenCheck, choose_backend
-from medseg.inference.device import choose_device
-from medseg.inference.memory import parse_bytes
-from medseg.inference.memory_plan import Workload
-from medseg.inference.model_input import model_image, normalize_in_place
+from medseg.inference.backends.choice import GoldenCheck, choose_backend
+from medseg.inference.backends.torch_backend import Precision, choose_device
+from medseg.inference.memory import Workload, parse_bytes
 from medseg.inference.observers import Certainty, ProbabilityMaps
-from medseg.inference.preprocessing import preprocessing
-from medseg.inference.provenance import ModelFacts, record
+from medseg.inference.preprocessing import model_image, normalize_in_place, preprocessing
+from medseg.inference.saving import ModelFacts, record
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation, map_names
-from medseg.inference.streaming import Window, is_sheared, predict_labels
-from medseg.inference.test_time_flips import FlippedMean, flip_axes
+from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
+from medseg.inference.tiling.tiles import air_tiles
+from medseg.inference.tta import FlippedMean, flip_axes
 from medseg.plan import Plan
-from medseg.transforms.label_decision import LabelDecision
+from medseg.transforms.restore.label_tail import LabelDecision
 
 logger = logging.getLogger(__name__)
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medseg.errors import VolumeError
+from medseg.plan import Plan
+from medseg.versions import software_versions
 from medseg.volumes import DICOM_SEG_SUFFIX, replacing, staged, stem_of, suffix_of, write_volume
 
 if TYPE_CHECKING:
     from medseg.inference.segmentation import Segmentation
+
 
 # Maps hold numbers that a DICOM Segmentation cannot, and probabilities some that PNG cannot.
 MAP_SUFFIX_OF_DICOM_SEG = ".nii.gz"
@@ -116,7 +122,7 @@ def _write_labels(segmentation: Segmentation, path: Path) -> list[str]:
     if not is_dicom_seg(path):
         write_volume(path, segmentation.array, like=segmentation.scan)
         return []
-    from medseg.volumes.dicom_seg import SegmentationAlgorithm, write_dicom_seg
+    from medseg.volumes.dicom.seg import SegmentationAlgorithm, write_dicom_seg
 
     made = segmentation.provenance
     algorithm = SegmentationAlgorithm(
@@ -129,3 +135,43 @@ def _write_labels(segmentation: Segmentation, path: Path) -> list[str]:
 
 def _stem(path: Path) -> str:
     return path.stem if is_dicom_seg(path) else stem_of(path)
+
+
+NOTICE = "Research use only. Not a medical device; not for diagnosis or treatment."
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Where a network's weights came from.
+
+    Args:
+        bundle: name or folder of the bundle.
+        weights_sha256: digest of each weights file, several for an ensemble.
+    """
+
+    bundle: str = ""
+    weights_sha256: tuple[str, ...] = ()
+
+
+def record(
+    plan: Plan, facts: ModelFacts, settings: Mapping[str, Any], sources: Sequence[str],
+    input_sha256: Sequence[str | None], seconds: Mapping[str, float], warnings: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """How one segmentation was made, as plain data."""
+    return {
+        "schema_version": 1,
+        "notice": NOTICE,
+        "bundle": facts.bundle or plan.name,
+        "weights_sha256": list(facts.weights_sha256),
+        "plan": plan.name,
+        "plan_sha256": plan.digest,
+        "input": list(sources),
+        "input_sha256": list(input_sha256),
+        "labels": dict(plan.labels),
+        **settings,
+        "versions": software_versions(),
+        "machine": platform.machine(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "warnings": list(warnings),
+    }

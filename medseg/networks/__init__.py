@@ -1,8 +1,7 @@
 """The published networks, by class or by preset name."""
 
 from medseg.networks.presets import create, list_presets
-from medseg.networks.unet import UNet
-from medseg.networks.unet3d import UNet3D
+from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
 from medseg.networks.unetr import UNETR
 

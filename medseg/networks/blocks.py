@@ -14,7 +14,97 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import NetworkError
-from medseg.networks.normalization import Norm, make_norm
+
+Norm = Literal["batch", "batch_current", "instance", "group", "none"]
+
+_BATCH_NORM: dict[int, type[nn.Module]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise every channel of every sample of `x` (B, C, …) to mean 0 and variance 1, then scale and shift.
+
+    The same values as `torch.nn.functional.instance_norm` up to rounding. That function copies its input to contiguous
+    memory on the CPU and so loses channels_last; the same statistics come from a batch normalisation of one sample
+    (which keeps the memory format) or, for contiguous input, from a group normalisation with one channel a group.
+    Being traced, exported, compiled or on another device, the plain function is used.
+    """
+    if x.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return torch.instance_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+    if x.is_contiguous() or x[0, 0].numel() == 1:
+        # torch.group_norm, as F.group_norm refuses the map of a single voxel, whose normalised value is 0
+        return torch.group_norm(x, x.shape[1], weight, bias, eps)
+    normalized = [F.batch_norm(sample, None, None, weight, bias, True, 0.0, eps) for sample in x.split(1)]
+    return normalized[0] if len(normalized) == 1 else torch.cat(normalized)
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """`torch.nn.InstanceNorm2d` without running statistics that keeps channels_last; see `instance_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (B, C, H, W) normalised a channel and sample."""
+        return instance_norm(input, self.weight, self.bias, self.eps)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """`torch.nn.InstanceNorm3d` without running statistics that keeps channels_last_3d; see `instance_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (B, C, D, H, W) normalised a channel and sample."""
+        return instance_norm(input, self.weight, self.bias, self.eps)
+
+
+def batch_norm_current(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalise every channel of the batch `x` (B, C, …) by its own mean and variance, then scale and shift.
+
+    `torch.nn.functional.batch_norm` without its test for a single value a channel, which no exporter can follow for
+    free sizes; the normalised value is then 0.
+    """
+    return torch.batch_norm(x, weight, bias, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+class CurrentBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of the current batch, at test time too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (B, C, H, W) normalised a channel."""
+        return batch_norm_current(input, self.weight, self.bias, self.eps)
+
+
+class CurrentBatchNorm3d(nn.BatchNorm3d):
+    """Batch normalisation with the statistics of the current batch, at test time too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (B, C, D, H, W) normalised a channel."""
+        return batch_norm_current(input, self.weight, self.bias, self.eps)
+
+
+_CURRENT_NORM: dict[int, type[nn.Module]] = {2: CurrentBatchNorm2d, 3: CurrentBatchNorm3d}
+_INSTANCE_NORM: dict[int, type[nn.Module]] = {2: InstanceNorm2d, 3: InstanceNorm3d}
+
+
+def make_norm(norm: Norm, spatial_dims: int, channels: int, affine: bool = True, num_groups: int = 8) -> nn.Module:
+    """Return the normalisation layer called `norm`; `"batch_current"` uses the current batch at test time as well.
+
+    Çiçek et al. 2016 normalise with the statistics of the current batch at test time too, so no running statistics are
+    kept.
+
+    Raises:
+        NetworkError: the name is unknown, or the channels cannot be split into `num_groups` groups.
+    """
+    if norm == "none":
+        return nn.Identity()
+    if norm == "batch":
+        return _BATCH_NORM[spatial_dims](channels, affine=affine)
+    if norm == "batch_current":
+        return _CURRENT_NORM[spatial_dims](channels, affine=affine, track_running_stats=False)
+    if norm == "instance":
+        return _INSTANCE_NORM[spatial_dims](channels, affine=affine)
+    if norm == "group":
+        if channels % num_groups:
+            raise NetworkError(f"norm='group': {channels} channels cannot be split into {num_groups} groups")
+        return nn.GroupNorm(num_groups, channels, affine=affine)
+    raise NetworkError(f"norm={norm!r} is not one of batch, batch_current, instance, group, none")
+
 
 Activation = Literal["relu", "leaky_relu", "prelu", "gelu", "none"]
 Padding = Literal["same", "valid"]
@@ -178,3 +268,57 @@ def pad_to(x: Tensor, size: Sequence[int]) -> Tensor:
 def is_eager() -> bool:
     """Return whether shapes are plain numbers: not so while tracing, exporting or compiling for any size."""
     return not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+
+
+HeadKind = Literal["conv", "conv_act_norm", "norm_act_conv"]
+
+
+def make_head(
+    kind: HeadKind,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    norm: Norm = "batch",
+    activation: Activation = "relu",
+) -> nn.Module:
+    """Return the head called `kind`.
+
+    `"conv"` is a convolution, 1×1×1 unless told otherwise. The others exist to load published weights:
+    `"conv_act_norm"` passes the logits through ReLU and batch normalisation, `"norm_act_conv"` is the pre-activation
+    head of a UNet++ re-implementation.
+    """
+    if kind == "conv":
+        return CONVOLUTION[spatial_dims](in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    if kind in ("conv_act_norm", "norm_act_conv"):
+        return ConvBlock(
+            spatial_dims, in_channels, out_channels, kernel_size, norm=norm, activation=activation, order=kind
+        )
+    raise NetworkError(f"head={kind!r} is not one of conv, conv_act_norm, norm_act_conv")
+
+
+Initialization = Literal["default", "he_normal"]
+
+
+def initialize(network: nn.Module, initialization: Initialization) -> None:
+    """Draw the convolution weights of `network` in place.
+
+    `"he_normal"` draws every convolution weight from N(0, √(2/N)), N the incoming nodes of one neuron, and sets the
+    biases to zero (Section 3 of Ronneberger et al. 2015, arXiv:1505.04597; He et al. 2015). `"default"` leaves
+    PyTorch's own initialisation. The incoming nodes of a transposed convolution are its input channels times the taps
+    that reach one output voxel (kernel volume over stride volume).
+    """
+    if initialization == "default":
+        return
+    if initialization != "he_normal":
+        raise NetworkError(f"initialization={initialization!r} is not one of default, he_normal")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            fan_in = module.in_channels * math.prod(module.kernel_size)
+        elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+            fan_in = module.in_channels * math.prod(module.kernel_size) // math.prod(module.stride)
+        else:
+            continue
+        nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_in))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

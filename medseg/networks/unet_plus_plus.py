@@ -7,14 +7,21 @@ from torch import Tensor, nn
 
 from medseg.errors import NetworkError
 from medseg.networks import sizes
-from medseg.networks.blocks import Activation, Order, Upsampling, is_eager, make_dropout
-from medseg.networks.geometry import StageGeometry
-from medseg.networks.heads import HeadKind, make_head
-from medseg.networks.initialization import Initialization, initialize
-from medseg.networks.joining import JoiningStage
-from medseg.networks.normalization import Norm
-from medseg.networks.recompute import run
-from medseg.networks.stages import EncoderStage, convolutions, make_upsample, max_pool
+from medseg.networks.blocks import (
+    Activation,
+    HeadKind,
+    Initialization,
+    Norm,
+    Order,
+    Upsampling,
+    initialize,
+    is_eager,
+    make_dropout,
+    make_head,
+)
+from medseg.networks.sizes import StageGeometry
+from medseg.networks.stages import EncoderStage, JoiningStage, convolutions, make_upsample, max_pool
+from medseg.networks.u_shape import run
 
 
 class NestedNode(JoiningStage):

@@ -13,20 +13,15 @@ from string import Template
 from medseg.datasets import Manifest, read_manifest
 from medseg.errors import OptionError
 from medseg.evaluation import Evaluation
-from medseg.evaluation.pairs import Source
-from medseg.evaluation.structures import Labels, structures_of
+from medseg.evaluation.pairs import Labels, Source, structures_of
 from medseg.figures import viewer
 from medseg.figures.viewer.packing import pack_json
-from medseg.reporting import remarks, sections
-from medseg.reporting.calibration import measure_calibration
-from medseg.reporting.calibration_section import calibration_section
-from medseg.reporting.header import header
+from medseg.reporting import sections
+from medseg.reporting.calibration import calibration_section, measure_calibration
 from medseg.reporting.images import Images, find_images
-from medseg.reporting.markup import Html, tag, text
-from medseg.reporting.methods import methods_paragraph
-from medseg.reporting.page_data import page_data
+from medseg.reporting.page_data import Names, numbered, page_data, viewer_cases
 from medseg.reporting.pictures import Pictures, draw_pictures
-from medseg.reporting.selection import Names, numbered, viewer_cases
+from medseg.reporting.sections import Html, header, methods_paragraph, tag, text
 from medseg.volumes import replacing
 
 MAX_MB = 15.0
@@ -115,12 +110,12 @@ def write_report(
     for case, problem in measured.problems.items():
         pictures.problems.setdefault(case, problem)
     if names.are_hidden:
-        remarks.without_names(pictures)
-    view_note = remarks.view_note(pictures, len(order), with_images)
+        sections.without_names(pictures)
+    view_note = sections.view_note(pictures, len(order), with_images)
     data = page_data(evaluation, names, pictures.views)
     data["thumbnail_note"] = "no picture" if with_images else "numbers only"
     data["view_note"] = view_note
-    left_out = remarks.left_out(summary, pictures, found, names, with_images)
+    left_out = sections.omissions(summary, pictures, found, names, with_images)
     parts = [
         sections.left_out(left_out, [] if names.are_hidden else summary["problems"], failure),
         sections.metric_table(summary),
@@ -133,7 +128,7 @@ def write_report(
         sections.methods(methods_paragraph(summary)),
     ]
     blocks = f"{viewer.block('data', pack_json(data))}\n{pictures.blocks(order)}"
-    head = header(title, summary, remarks.badges(pictures, with_images, anonymise_ids), bool(pictures.thumbnails))
+    head = header(title, summary, sections.badges(pictures, with_images, anonymise_ids), bool(pictures.thumbnails))
     return _write(Path(path), title, head, [part for part in parts if part], blocks, tuple(left_out))
 
 

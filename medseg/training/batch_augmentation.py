@@ -12,10 +12,10 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Randomizable
 from monai.utils import convert_to_dst_type
 
-from medseg.training.processes import process_count, process_rank
+from medseg.training.distributed import process_count, process_rank
 from medseg.training.sampling import drawn_from
 from medseg.transforms import RandElasticDeformationd
-from medseg.transforms.elastic_resampling import Resampling, deform_together
+from medseg.transforms.elastic.resampling import Resampling, deform_together
 
 Batch = dict[str, torch.Tensor]
 Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]

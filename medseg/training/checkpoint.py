@@ -2,21 +2,135 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from ignite.engine import Engine, Events
 
 from medseg.errors import WeightsError
 from medseg.plan import Plan
-from medseg.training.checkpoint_files import read_newest, set_aside, write_checkpoint
-from medseg.training.finite_steps import FiniteSteps
-from medseg.training.identity import WAY_OUT, difference, training_identity
-from medseg.training.processes import barrier, is_main_process
-from medseg.training.random_states import ProcessRandomStates
+from medseg.training.distributed import barrier, is_main_process
+from medseg.training.iteration import FiniteSteps
+from medseg.training.sampling import ProcessRandomStates
+from medseg.weights.state_dict import save_state
+
+PREFIX = "training_checkpoint_"
+
+
+def checkpoint_files(directory: str | Path) -> list[Path]:
+    """The checkpoints of a folder, oldest epoch first; none where there is no folder."""
+    found = (file for file in Path(directory).glob(f"{PREFIX}*.pt") if file.stem.removeprefix(PREFIX).isdecimal())
+    return sorted(found, key=lambda file: int(file.stem.removeprefix(PREFIX)))
+
+
+def write_checkpoint(directory: Path, epoch: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Write the state of an epoch and then, not before, remove all but the `keep` newest.
+
+    The file is written under another name, brought to the disk and renamed, so that at any moment of a crash `keep`
+    whole checkpoints remain (fewer in the first epochs).
+    """
+    path = directory / f"{PREFIX}{epoch}.pt"
+    save_state(dict(state), path)
+    for old in checkpoint_files(directory)[:-keep]:
+        old.unlink()
+    for left in directory.glob(f".{PREFIX}*.partial"):  # of a training that was killed while it wrote
+        left.unlink(missing_ok=True)
+    return path
+
+
+def read_newest(directory: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its content; each damaged one on the way is named in a warning.
+
+    Returns:
+        None where there is no checkpoint at all.
+
+    Raises:
+        WeightsError: there are checkpoints and every one is damaged.
+    """
+    files = checkpoint_files(directory)
+    for file in reversed(files):
+        try:
+            return file, _read(file)
+        except Exception as error:  # torch.load raises half a dozen kinds for one torn file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            warnings.warn(f"{file}: damaged checkpoint, trying the one before ({reason})", stacklevel=2)
+    if files:
+        raise WeightsError(f"{directory}: all {len(files)} checkpoints are damaged; start again without --resume True")
+    return None
+
+
+def set_aside(directory: str | Path) -> Path | None:
+    """Rename a folder that holds checkpoints of another training to one with a number; None where it holds none."""
+    directory = Path(directory)
+    if not checkpoint_files(directory):
+        return None
+    number = 1
+    while (target := directory.with_name(f"{directory.name}_{number}")).exists():
+        number += 1
+    return directory.rename(target)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # the checksums of all records, which torch.load does not promise to compare
+    if damaged is not None:
+        raise ValueError(f"checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+WAY_OUT = "or train into another output_dir"
+
+
+def training_identity(engine: Engine, objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data that must not change between a checkpoint and what goes on from it.
+
+    Args:
+        engine: a MONAI trainer; its loader's seed and cases are taken where it has a `SeededSampler` and a data set of
+            dictionaries with a `case`.
+        objects: what the checkpoint holds; their kinds are taken.
+
+    Returns:
+        `kinds`: class name by object; `seed`: None without one; `cases`: their number and a digest of their names,
+        None where they have none.
+    """
+    loader = getattr(engine, "data_loader", None)
+    return {
+        "kinds": {name: type(item).__name__ for name, item in objects.items()},
+        "seed": getattr(getattr(loader, "sampler", None), "seed", None),
+        "cases": _cases(getattr(loader, "dataset", None)),
+    }
+
+
+def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What a user changed since the checkpoint, with the way back; None where nothing did."""
+    for name, kind in now["kinds"].items():
+        before = then.get("kinds", {}).get(name, kind)
+        if before != kind:
+            return f"its {name} is a {before}, this run's a {kind}; resume with the same configs, {WAY_OUT}"
+    seed = then.get("seed")
+    if None not in (seed, now["seed"]) and seed != now["seed"]:
+        return f"was trained with seed {seed}, now it is {now['seed']}; give --seed {seed}, {WAY_OUT}"
+    cases = then.get("cases")
+    if cases is not None and now["cases"] is not None and cases != now["cases"]:
+        return (
+            f"was trained on {cases['number']} cases, and this run's {now['cases']['number']} are not the same; give "
+            f"the fold and the data it was started with, {WAY_OUT}"
+        )
+    return None
+
+
+def _cases(dataset: Any) -> dict[str, Any] | None:
+    data = getattr(getattr(dataset, "dataset", dataset), "data", None)
+    if not isinstance(data, list) or not all(isinstance(item, Mapping) and "case" in item for item in data):
+        return None
+    names = sorted(str(item["case"]) for item in data)
+    return {"number": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
 
 
 class Checkpointing:

@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-import medseg
 from medseg.plan import Plan
-from medseg.training.earlier_files import set_files_aside
-from medseg.training.finite_steps import FiniteSteps
+from medseg.training.distributed import is_main_process, process_count
 from medseg.training.history import numbers
-from medseg.training.precision_choice import PrecisionChoice, resolved
-from medseg.training.processes import is_main_process, process_count
-from medseg.training.state_files import save_state
-from medseg.volumes import atomic
-from medseg.volumes.digest import file_sha256
+from medseg.training.iteration import FiniteSteps
+from medseg.training.precision import PrecisionChoice, resolved
+from medseg.versions import software_versions
+from medseg.volumes import files
+from medseg.volumes.files import file_sha256, set_files_aside
+from medseg.weights.state_dict import save_state
 
 RECORD_NAME = "training.json"
 WEIGHTS_NAME = "model.pt"
@@ -84,7 +83,7 @@ class TrainingRecord:
         save_state(state, self.output_dir / WEIGHTS_NAME)
         record = self._record(engine)
         for name, value in ((RECORD_NAME, record), ("plan.json", self.plan.to_dict())):
-            with atomic.replacing(self.output_dir / name) as temporary:
+            with files.replacing(self.output_dir / name) as temporary:
                 Path(temporary).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
     def _record(self, engine: Engine) -> dict[str, Any]:
@@ -109,7 +108,7 @@ class TrainingRecord:
             "precision": resolved(self.precision, device),
             "precision_probe": str(probe) if probe is not None else None,
             "machine": machine(device),
-            "versions": versions(),
+            "versions": software_versions(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
@@ -135,17 +134,3 @@ def machine(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed the result."""
-    import monai
-    import numpy
-
-    return {
-        "medseg": medseg.__version__,
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "numpy": numpy.__version__,
-        "python": platform.python_version(),
-    }

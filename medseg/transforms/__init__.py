@@ -7,9 +7,9 @@ _MODULES = {
     "intensity": "NormalizeIntensityByModality",
     "crop_by_label": "RandCropByLabel",
     "voxel_index": "LabelVoxelIndex",
-    "elastic": "RandElasticDeformation",
+    "elastic.transform": "RandElasticDeformation",
     "boundary_weight": "BoundaryWeightMap",
-    "restore": "RestoreToNative",
+    "restore.native": "RestoreToNative",
     "labelled_slices": "KeepLabelledSlices",
     "slice_spacing": "SliceSpacing",
 }
@@ -19,7 +19,7 @@ _HOMES = {
 } | {
     "VoxelIndex": "voxel_index",
     "boundary_weight_map": "boundary_weight",
-    "normalization_for_modality": "intensity_scheme",
+    "normalization_for_modality": "intensity",
 }
 
 __all__ = sorted(_HOMES)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medseg.volumes.atomic import replacing
+from medseg.volumes.files import replacing
 
 
 def cached_arrays(

@@ -1,23 +1,115 @@
 """Random training patches centred on chosen labels, at the cost of copying the patch."""
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.data.meta_obj import get_track_meta
 from monai.transforms import MapTransform, Randomizable
 from monai.transforms.traits import MultiSampleTrait
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, MetaKeys
 
 from medseg.errors import ShapeError
 from medseg.transforms.case import case_name
-from medseg.transforms.label_ratios import Ratios, checked_ratios, choose_label
-from medseg.transforms.patch import crop_patch
 from medseg.transforms.voxel_index import VoxelIndex
+
+Ratios = Sequence[float] | Mapping[Any, float] | None
+
+
+def checked_ratios(ratios: Ratios) -> dict[int, float] | None:
+    """Positive ratios by label value, from a sequence by label value or a mapping (JSON's string keys too).
+
+    Raises:
+        ValueError: a ratio is negative, or none is positive.
+    """
+    if ratios is None:
+        return None
+    pairs = ratios.items() if isinstance(ratios, Mapping) else enumerate(ratios)
+    checked = {int(label): float(ratio) for label, ratio in pairs}
+    if not checked or min(checked.values()) < 0 or not 0 < sum(checked.values()) < float("inf"):
+        raise ValueError(f"ratios must be non-negative with a positive sum, found {ratios}")
+    return {label: ratio for label, ratio in checked.items() if ratio > 0}
+
+
+def choose_label(state: np.random.RandomState, odds: Mapping[int, float]) -> int:
+    """One key of `odds`, with probability in proportion to its value (all positive)."""
+    cumulative = list(accumulate(odds.values()))
+    rank = bisect_right(cumulative, state.random_sample() * cumulative[-1])
+    return list(odds)[min(rank, len(cumulative) - 1)]  # rounding may reach the very end
+
+
+def crop_patch(
+    image: Any,
+    start: Sequence[int],
+    size: Sequence[int],
+    padding_value: float = 0.0,
+    meta: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """Copy the patch of (C, …) whose first voxel is `start`; voxels outside the image hold `padding_value`.
+
+    Args:
+        image: tensor, array, or anything with a shape that gives arrays when sliced (memory maps, HDF5 data sets);
+            nothing outside the patch is read.
+        start: first voxel an axis; negative where the patch begins before the image.
+        size: patch in voxels.
+        padding_value: what lies outside the image.
+        meta: entries added to the patch's meta data.
+
+    Returns:
+        (C, *size), contiguous, never sharing memory with `image`; a MetaTensor whose affine is the image's moved to
+        the patch's first voxel, or a plain tensor where MONAI tracks no meta data.
+    """
+    # without its meta data: MetaTensor's bookkeeping at every step would cost more than copying a small patch
+    source = image.as_tensor() if isinstance(image, MetaTensor) else image
+    extents = tuple(source.shape[1:])
+    if len(extents) != len(size):
+        where = case_name(image) or "image"
+        raise ShapeError(f"{where} must have a channel and {len(size)} spatial axes, found {tuple(source.shape)}")
+    inside = tuple(slice(max(s, 0), min(s + n, extent)) for s, n, extent in zip(start, size, extents, strict=True))
+    piece = _copy(source[(slice(None), *inside)])
+    if tuple(piece.shape[1:]) != tuple(size):
+        piece = _padded(piece, [max(-s, 0) for s in start], size, padding_value)
+    if not get_track_meta():
+        return piece
+    patch = piece.as_subclass(MetaTensor)
+    patch.copy_meta_from(image if isinstance(image, MetaTensor) else _without_meta(piece.ndim))
+    patch.meta[MetaKeys.AFFINE] = _moved(patch.meta[MetaKeys.AFFINE], start)
+    patch.meta.update(meta or {})
+    return patch
+
+
+@cache
+def _without_meta(ndim: int) -> MetaTensor:
+    """Any MetaTensor with MONAI's default meta data, which are slow to build anew for every patch."""
+    return MetaTensor(torch.zeros((1,) * ndim))
+
+
+def _moved(affine: torch.Tensor, start: Sequence[int]) -> torch.Tensor:
+    """The affine of a grid that begins at voxel `start` of the affine's own grid."""
+    out = np.array(affine.numpy(force=True), np.float64)  # on tensors of 16 numbers NumPy is several times faster
+    out[:-1, -1] += out[:-1, : len(start)] @ start
+    return torch.from_numpy(out)
+
+
+def _padded(piece: torch.Tensor, before: Sequence[int], size: Sequence[int], padding_value: float) -> torch.Tensor:
+    out = piece.new_full((piece.shape[0], *size), padding_value)
+    out[(slice(None), *(slice(b, b + n) for b, n in zip(before, piece.shape[1:], strict=True)))] = piece
+    return out
+
+
+def _copy(view: Any) -> torch.Tensor:
+    if isinstance(view, torch.Tensor):
+        return view.clone(memory_format=torch.contiguous_format)
+    # native byte order: torch reads no other, and NIfTI files mapped into memory may be big-endian
+    return torch.from_numpy(np.array(view, dtype=view.dtype.newbyteorder("="), order="C", subok=False))
 
 
 class RandCropByLabel(Randomizable, MultiSampleTrait):

@@ -1,11 +1,18 @@
 """Images on disk and in memory: grids, volumes, reading and writing. Needs neither torch nor MONAI."""
 
-from medseg.volumes.atomic import remove_leftovers, replacing, staged
+from medseg.volumes.files import check_out_folder, remove_leftovers, replacing, staged
 from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, format_of, stem_of, suffix_of
 from medseg.volumes.grid import Grid
-from medseg.volumes.memory import as_volume
-from medseg.volumes.out_folder import check_out_folder
-from medseg.volumes.read import check_finite, check_input, holds_dicom, is_dicom, read_grid, read_label_map, read_volume
+from medseg.volumes.read import (
+    as_volume,
+    check_finite,
+    check_input,
+    holds_dicom,
+    is_dicom,
+    read_grid,
+    read_label_map,
+    read_volume,
+)
 from medseg.volumes.volume import Volume
 from medseg.volumes.write import check_grid_fits, write_volume
 

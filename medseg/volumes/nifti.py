@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from medseg.errors import GeometryError, VolumeError
-from medseg.volumes.atomic import replacing
+from medseg.volumes.files import replacing
 from medseg.volumes.formats import suffix_of
 from medseg.volumes.grid import Grid
 from medseg.volumes.volume import Volume

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from medseg.errors import VolumeError
@@ -59,7 +61,7 @@ def read_grid(path: Path | str) -> Grid:
     """The grid of an image file, without reading its voxels where the format allows that."""
     path = Path(path)
     if is_dicom(path):
-        from medseg.volumes.dicom import read_dicom_grid
+        from medseg.volumes.dicom.series import read_dicom_grid
 
         return read_dicom_grid(path)
     check_readable(path)
@@ -112,7 +114,7 @@ def as_integers(array: np.ndarray, name: str) -> np.ndarray:
 
 def _read(path: Path) -> Volume:
     if is_dicom(path):
-        from medseg.volumes.dicom import read_dicom
+        from medseg.volumes.dicom.series import read_dicom
 
         return read_dicom(path)
     check_readable(path)
@@ -131,7 +133,7 @@ def check_input(path: Path) -> None:
         VolumeError: no such file, one that is empty or may not be read, or a folder without DICOM images.
     """
     if is_dicom(path) and path.is_dir():
-        from medseg.volumes.dicom import dicom_files
+        from medseg.volumes.dicom.series import dicom_files
 
         dicom_files(path)
     else:
@@ -147,6 +149,63 @@ def is_dicom(path: Path) -> bool:
 
 def holds_dicom(folder: Path) -> bool:
     """Whether a file directly in a folder looks like DICOM."""
-    from medseg.volumes.dicom_slice import looks_like_dicom
+    from medseg.volumes.dicom.headers import looks_like_dicom
 
     return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
+
+
+def as_volume(source: Any) -> Volume:
+    """A volume from whatever holds one image.
+
+    Args:
+        source: a path, a Volume, a nibabel image, a SimpleITK image, or (array, affine) with the array in the affine's
+            axis order (i, j[, k]) and the affine RAS+ mm.
+
+    Raises:
+        VolumeError: something else, an image with more than three axes, RGB or complex voxels, or voxels not finite.
+        GeometryError: the affine cannot be used or does not fit.
+    """
+    if isinstance(source, Volume):
+        return source
+    if isinstance(source, str | Path):
+        return read_volume(source)
+    volume = _from_memory(source)
+    if volume.array.dtype.kind not in "buif":
+        raise VolumeError(f"{volume.name}: has {volume.array.dtype} voxels where one real number a voxel is expected")
+    check_finite(volume)
+    return volume
+
+
+def _from_memory(source: Any) -> Volume:
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return _from_nibabel(source)
+    if isinstance(source, tuple) and len(source) == 2:
+        array = np.asarray(source[0])
+        return Volume(array, Grid(_shape(array.shape), source[1]))
+    # Asked by name first, so that SimpleITK is imported only by those who use it.
+    if type(source).__module__.startswith("SimpleITK"):
+        from medseg.volumes.itk import from_simpleitk
+
+        return from_simpleitk(source)
+    raise VolumeError(
+        f"cannot take a {type(source).__name__} as an image; "
+        "give a path, a nibabel or SimpleITK image, or (array, affine)"
+    )
+
+
+def _from_nibabel(image: Any) -> Volume:
+    array = np.asarray(image.dataobj)
+    shape = _shape(array.shape)
+    header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+    format = "memory" if header is None else "nifti"
+    return Volume(array.reshape(shape), Grid(shape, image.affine), format=format, header=header)
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3):
+        raise VolumeError(
+            f"image in memory: has shape {shape} where 2 or 3 axes are expected; give one channel at a time"
+        )
+    return shape

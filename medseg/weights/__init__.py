@@ -1,11 +1,8 @@
 """Weights: reading and writing files, loading the published layouts."""
 
-from medseg.weights.adapt import change_input_channels
-from medseg.weights.digest import sha256
 from medseg.weights.layouts import LAYOUTS, Layout, detect
-from medseg.weights.load import LoadReport, load_into
-from medseg.weights.read import read
-from medseg.weights.write import write
+from medseg.weights.load import LoadReport, change_input_channels, load_into
+from medseg.weights.state_dict import read, sha256, write
 
 __all__ = [
     "LAYOUTS",

@@ -11,16 +11,16 @@ from torch import nn
 
 import medseg
 from medseg.bundle import BundleFolder, verify
-from medseg.bundle.golden_input import golden_lattice
-from medseg.bundle.golden_sample import (
+from medseg.bundle.golden import (
     GOLDEN,
+    golden_lattice,
     make_golden_sample,
     read_golden_sample,
     save_golden_sample,
     write_golden_sample,
 )
 from medseg.errors import BundleError, OptionError
-from medseg.inference.backend import TorchBackend
+from medseg.inference.backends.torch_backend import TorchBackend
 
 CPU = torch.device("cpu")
 HIPPOCAMPUS = Path(__file__).parents[2] / "bundles" / "hippocampus_unet3d_segmentation"
@@ -140,7 +140,7 @@ def test_a_region_network_gets_a_sample_too():
 
 
 def test_it_is_the_gate_of_low_precision(bundle, monkeypatch):
-    monkeypatch.setattr("medseg.inference.backend_choice.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("medseg.inference.backends.choice.has_fast_bf16", lambda device: True)
 
     def precision(**options):
         model = medseg.load(bundle, backend="torch", precision="auto", device="cpu", **options)

@@ -6,7 +6,7 @@ import torch
 import medseg
 from medseg import weights
 from medseg.bundle import BundleFolder, promote
-from medseg.bundle.golden_sample import read_golden_sample
+from medseg.bundle.golden import read_golden_sample
 from medseg.errors import BundleError, WeightsError
 
 

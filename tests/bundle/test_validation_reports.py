@@ -12,7 +12,7 @@ import pytest
 from medseg.bundle import BundleFolder
 from medseg.datasets import read_manifest
 from medseg.errors import WeightsError
-from medseg.volumes.digest import file_sha256
+from medseg.volumes.files import file_sha256
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 REPORTS = sorted(BUNDLES.glob("*/docs/validation.html"))

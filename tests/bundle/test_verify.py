@@ -80,7 +80,7 @@ def test_a_network_torch_cannot_run_is_a_finding(bundle, monkeypatch):
     def refuse(self: object, x: torch.Tensor) -> torch.Tensor:
         return x @ torch.zeros(3, 3)  # torch's RuntimeError
 
-    monkeypatch.setattr("medseg.networks.unet3d.UNet3D.forward", refuse)
+    monkeypatch.setattr("medseg.networks.unet.UNet3D.forward", refuse)
     assert failed(bundle)["network"].startswith("RuntimeError: ")
 
 

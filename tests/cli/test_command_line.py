@@ -15,8 +15,8 @@ import typer
 from cli.commands import run, write
 
 from medseg import __version__
-from medseg.cli.one_line import INTERRUPTED
-from medseg.cli.one_line import run as run_application
+from medseg.cli.running import INTERRUPTED
+from medseg.cli.running import run as run_application
 from medseg.plan import read_plan
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from medseg.datasets import PhantomCase, generate_phantoms, phantom_case
-from medseg.datasets.phantom_cells import LABELS
+from medseg.datasets.phantoms import LABELS
 from medseg.volumes import read_label_map, read_volume
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medseg.evaluation.boxes import LabelBoxes, bounding_box, union
+from medseg.evaluation.overlap import LabelBoxes, bounding_box, union
 
 
 @pytest.mark.parametrize("shift", [0, 100_000, -3])

@@ -5,7 +5,7 @@ import pytest
 
 from medseg.errors import EvaluationError
 from medseg.evaluation import LabelScore, Outcome, score_case
-from medseg.evaluation.policy import image_diagonal_mm
+from medseg.evaluation.metrics import image_diagonal_mm
 
 LABELS = {"liver": 1, "spleen": 2}
 SPACING = (1.0, 2.0, 2.5)

@@ -3,7 +3,7 @@ import pytest
 
 from medseg.errors import EvaluationError
 from medseg.evaluation import confusion
-from medseg.evaluation.confusion import SLAB_VOXELS, label_regions, present_values
+from medseg.evaluation.overlap import SLAB_VOXELS, label_regions, present_values
 
 
 def brute_force(prediction: np.ndarray, reference: np.ndarray, inside: set[int]) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import EvaluationError
-from medseg.evaluation.earlier import read_metrics_csv
+from medseg.evaluation.comparison import read_metrics_csv
 
 
 def test_an_earlier_table_is_read_back(tmp_path: Path) -> None:

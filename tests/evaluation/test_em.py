@@ -7,7 +7,7 @@ import pytest
 
 from medseg.errors import EvaluationError
 from medseg.evaluation import em_score, partition_scores
-from medseg.evaluation.em import segments, thinned
+from medseg.evaluation.challenges.em import segments, thinned
 
 
 def with_singletons(proposal: np.ndarray, reference: np.ndarray) -> tuple[list[int], list[int]]:

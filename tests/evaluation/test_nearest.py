@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medseg.evaluation import nearest
-from medseg.evaluation.nearest import nearest_distances_mm
+from medseg.evaluation import surface
+from medseg.evaluation.surface import nearest_distances_mm
 
 
 def random_points(shape: tuple[int, ...], share: float, seed: int) -> np.ndarray:
@@ -21,7 +21,7 @@ def test_both_ways_equal_scipy(
     few: float,
     many: float,
 ) -> None:
-    monkeypatch.setattr(nearest, "VOXEL_NS", voxel_ns)
+    monkeypatch.setattr(surface, "VOXEL_NS", voxel_ns)
     queries, targets = random_points(shape, many, 0), random_points(shape, few, 1)
     targets[tuple(size // 2 for size in shape)] = True
     expected = ndimage.distance_transform_edt(~targets, sampling=spacing)[queries]
@@ -38,13 +38,13 @@ def test_no_targets_are_infinitely_far_and_no_queries_are_no_distances() -> None
 def test_a_far_surface_takes_the_transform_and_a_near_one_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice is for speed only; here it is watched through the function that only one of the two calls."""
     calls = []
-    transform = nearest.distance_transform_edt
+    transform = surface.distance_transform_edt
 
     def watched(*args: object, **kwargs: object) -> np.ndarray:
         calls.append(args)
         return transform(*args, **kwargs)
 
-    monkeypatch.setattr(nearest, "distance_transform_edt", watched)
+    monkeypatch.setattr(surface, "distance_transform_edt", watched)
     grid = np.ogrid[:64, :64, :64]
     distance = np.sqrt(sum((axis - 32) ** 2 for axis in grid))
     small, large, near = (np.abs(distance - radius) < 1 for radius in (12, 30, 28))

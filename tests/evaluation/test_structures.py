@@ -8,7 +8,7 @@ import pytest
 from medseg.datasets import FilePatterns, Manifest, read_manifest
 from medseg.errors import EvaluationError
 from medseg.evaluation import evaluate
-from medseg.evaluation.structures import structures_of
+from medseg.evaluation.pairs import structures_of
 
 MANIFEST = """
 schema_version: 1

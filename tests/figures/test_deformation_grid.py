@@ -9,7 +9,7 @@ import pytest
 
 from medseg.errors import GeometryError
 from medseg.figures import deformation_grid
-from medseg.figures.deformation_grid import outlines
+from medseg.figures.transform_figures import outlines
 
 SHAPE = (24, 36)
 LINES = 3  # at 6, 12, 18 down and 9, 18, 27 to the right

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from medseg.figures import calibration_bins, reliability_diagram
-from medseg.figures.inline_svg import inline_svg
-from medseg.figures.label_colors import OKABE_ITO
+from medseg.figures.canvas import OKABE_ITO, inline_svg
 
 RANDOM = np.random.default_rng(0)
 PROBABILITIES = RANDOM.random(5000)

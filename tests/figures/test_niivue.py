@@ -8,8 +8,8 @@ import pytest
 
 from medseg.errors import GeometryError
 from medseg.figures import niivue_widget
+from medseg.figures.canvas import OKABE_ITO
 from medseg.figures.grey_levels import grey_levels
-from medseg.figures.label_colors import OKABE_ITO
 
 ipyniivue = pytest.importorskip("ipyniivue", reason="pip install 'medseg[niivue]'")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from medseg.errors import OptionError
-from medseg.figures.label_colors import OKABE_ITO
+from medseg.figures.canvas import OKABE_ITO
 from medseg.figures.notebook import segmentation_html
 from medseg.inference.segmentation import Segmentation
 from medseg.volumes import Grid, Volume

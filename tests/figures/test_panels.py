@@ -5,7 +5,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from medseg.figures.panels import PATIENT_PANELS, PLAIN_PANEL, PatientFrame
+from medseg.figures.planes import PATIENT_PANELS, PLAIN_PANEL, PatientFrame
 from medseg.volumes import Grid
 
 SIDES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}

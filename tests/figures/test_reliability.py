@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 
 from medseg.figures import calibration_bins, reliability_diagram
-from medseg.figures.label_colors import OKABE_ITO
+from medseg.figures.canvas import OKABE_ITO
 
 RANDOM = np.random.default_rng(0)
 PROBABILITIES = RANDOM.random(5000) * 0.7  # the highest bins stay empty

@@ -13,7 +13,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from medseg.errors import GeometryError
 from medseg.figures import three_planes, three_planes_png
-from medseg.figures.label_colors import OKABE_ITO
+from medseg.figures.canvas import OKABE_ITO
 from medseg.figures.planes import cut_planes, labelled_center
 
 ORIENTATIONS = [

@@ -11,8 +11,8 @@ import pytest
 
 from medseg.errors import GeometryError
 from medseg.figures import weight_map
-from medseg.figures.label_colors import OKABE_ITO, color_labels
-from medseg.figures.plane_choice import fullest_slice
+from medseg.figures.canvas import OKABE_ITO, color_labels
+from medseg.figures.planes import fullest_slice
 
 SHAPE = (12, 10)
 

@@ -13,8 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from medseg.inference import Predictor
-from medseg.inference.air import air_tiles
-from medseg.inference.tiles import lay_tiles
+from medseg.inference.tiling.tiles import air_tiles, lay_tiles
 
 AIR = -1000.0
 

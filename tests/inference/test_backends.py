@@ -15,14 +15,10 @@ from inference.thin_network import thin_network
 
 from medseg.errors import BackendError, OptionError
 from medseg.inference import Predictor
-from medseg.inference.backend import TorchBackend
-from medseg.inference.backend_choice import choose_backend
-from medseg.inference.cache_folder import cache_folder
-from medseg.inference.device import choose_device
-from medseg.inference.ensemble import EnsembleBackend
-from medseg.inference.forward_memory import forward_bytes
-from medseg.inference.model_digest import model_digest
-from medseg.inference.tile_work import tile_flops
+from medseg.inference.backends.choice import choose_backend, tile_flops
+from medseg.inference.backends.openvino_backend import cache_folder, model_digest
+from medseg.inference.backends.torch_backend import EnsembleBackend, TorchBackend, choose_device
+from medseg.inference.memory import forward_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +51,7 @@ def test_prediction_opens_no_socket(backend: str) -> None:
 
 def test_openvino_gives_torchs_values_for_full_and_short_batches(own_cache: Path) -> None:
     pytest.importorskip("openvino")
-    from medseg.inference.openvino_backend import OpenVINOBackend
+    from medseg.inference.backends.openvino_backend import OpenVINOBackend
 
     for features, classes in ((4, 3), (4, 9)):  # logits, and features with the head apart
         network = thin_network(features, classes)
@@ -80,7 +76,7 @@ def test_openvino_gives_torchs_values_for_full_and_short_batches(own_cache: Path
 @pytest.mark.parametrize("damage", ["model.xml", "model.bin", "*.blob", "unwritable"])
 def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_only(own_cache: Path, damage: str) -> None:
     pytest.importorskip("openvino")
-    from medseg.inference.openvino_backend import OpenVINOBackend
+    from medseg.inference.backends.openvino_backend import OpenVINOBackend
 
     network, tiles = thin_network(4, 3), torch.randn(1, 1, 16, 16, 16, generator=torch.manual_seed(3))
     expected = TorchBackend(network, torch.device("cpu"))(tiles)
@@ -183,11 +179,11 @@ def test_auto_takes_openvino_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> N
     name, precision, reason = choose()
     assert (name, precision) == ("torch", "fp32")
     assert "too little for openvino to pay" in reason
-    monkeypatch.setattr("medseg.inference.backend_choice.OPENVINO_PAYS_FROM", 1e6)
+    monkeypatch.setattr("medseg.inference.backends.choice.OPENVINO_PAYS_FROM", 1e6)
     name, precision, reason = choose()
     assert (name, precision) == ("openvino", "fp32")
     assert reason == "openvino on cpu (a tile is 0.00452 GFLOP), fp32 (as asked)"
-    monkeypatch.setattr("medseg.inference.backend_choice.find_spec", lambda name: None)
+    monkeypatch.setattr("medseg.inference.backends.choice.find_spec", lambda name: None)
     assert "openvino is not installed" in choose()[2]
 
 
@@ -198,7 +194,7 @@ def test_auto_falls_back_where_openvino_cannot_convert(monkeypatch: pytest.Monke
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.special.spherical_bessel_j0(torch.nn.functional.conv3d(x, torch.ones(3, 1, 1, 1, 1)))
 
-    monkeypatch.setattr("medseg.inference.backend_choice.OPENVINO_PAYS_FROM", 0)
+    monkeypatch.setattr("medseg.inference.backends.choice.OPENVINO_PAYS_FROM", 0)
     backend, reason = choose_backend([Unusual()], torch.device("cpu"), (1, 1, 8, 8, 8))
     assert backend.name == "torch"
     assert "openvino does not take the network" in reason
@@ -222,7 +218,7 @@ def test_bf16_is_refused_where_the_golden_check_objects() -> None:
 @pytest.mark.slow
 def test_compiling_keeps_the_values_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, tiles = torch.device("cpu"), torch.randn(1, 1, 16, 16, 16, generator=torch.manual_seed(4))
-    monkeypatch.setattr("medseg.inference.compiling.WORTHWHILE", 1e9)
+    monkeypatch.setattr("medseg.inference.backends.compiling.WORTHWHILE", 1e9)
     compiled, reason = choose_backend([thin_network(4, 3)], cpu, tiles.shape, "torch", is_compiled=True)
     expected = TorchBackend(thin_network(4, 3), cpu)(tiles)
     torch.testing.assert_close(compiled(tiles), expected, atol=1e-5, rtol=1e-5)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from medseg.inference.blending import Blender, importance_map
-from medseg.inference.merge_memory import block_bytes
-from medseg.inference.streaming import Window
+from medseg.inference.memory import block_bytes
+from medseg.inference.tiling.blending import Blender, importance_map
+from medseg.inference.tiling.streaming import Window
 
 CHANNELS = 3
 SHAPES = [(32, 20, 12), (29, 20, 12), (33, 19, 12), (30, 17, 9), (8, 8, 8), (11, 8, 8)]

@@ -18,9 +18,9 @@ from medseg.inference import Predictor
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan import load_scan
 from medseg.inference.slice_predictor import SlicePredictor
-from medseg.inference.tiles import lay_tiles
+from medseg.inference.tiling.tiles import lay_tiles
 from medseg.plan import Plan
-from medseg.transforms.grid_map import composed_affine
+from medseg.transforms.restore.grid_map import composed_affine
 
 Networks = list[nn.Module]
 

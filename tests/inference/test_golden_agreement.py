@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from medseg.inference.golden_agreement import SAME_PRECISION, ExactResult, Tolerance, decided, objection
-from medseg.transforms.label_decision import LabelDecision
-from medseg.transforms.restore import restore_labels
+from medseg.inference.backends.agreement import SAME_PRECISION, ExactResult, Tolerance, decided, objection
+from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.native import restore_labels
 
 
 def winners() -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from medseg.inference.input_digest import input_digest
+from medseg.inference.scan import input_digest
 
 
 def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:

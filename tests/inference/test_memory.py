@@ -18,8 +18,7 @@ from torch import nn
 
 from medseg.errors import OptionError
 from medseg.inference import Predictor
-from medseg.inference.forward_memory import forward_bytes
-from medseg.inference.memory import parse_bytes
+from medseg.inference.memory import forward_bytes, parse_bytes
 from medseg.inference.scan import load_scan
 
 CHILD = """
@@ -82,7 +81,7 @@ sys.path.insert(0, {tests!r})
 from inference.plans import small_plan
 from medseg.errors import MemoryLimitError
 from medseg.inference import Predictor
-from medseg.inference.memory_plan import _candidates
+from medseg.inference.memory import _candidates
 from medseg.inference.scan import load_scan
 
 class Pointwise(torch.nn.Module):

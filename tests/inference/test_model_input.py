@@ -13,7 +13,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 from medseg.errors import VolumeError
 from medseg.inference import preprocessing
-from medseg.inference.model_input import model_grid, model_image, model_input
+from medseg.inference.preprocessing import model_grid, model_image, model_input
 from medseg.inference.scan import load_scan
 
 SCHEMES: list[dict[str, Any]] = [

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from medseg.inference.openvino_backend import OpenVINOBackend
-from medseg.networks.joining import JoiningStage
-from medseg.networks.unet3d import UNet3D
+from medseg.inference.backends.openvino_backend import OpenVINOBackend
+from medseg.networks.stages import JoiningStage
+from medseg.networks.unet import UNet3D
 
 
 def test_a_folded_network_gives_its_logits_and_is_left_alone(tmp_path):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medseg.errors import ShapeError
 from medseg.inference import OverlapTile
-from medseg.inference.overlap_tile import mirrored
+from medseg.inference.inferers import mirrored
 from medseg.networks import create
 
 

@@ -200,7 +200,7 @@ def test_probabilities_and_entropy_follow_the_softmax(tmp_path: Path) -> None:
 
 
 def test_low_precision_is_used_only_where_the_golden_check_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medseg.inference.backend_choice.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("medseg.inference.backends.choice.has_fast_bf16", lambda device: True)
     plan = small_plan()
 
     def build(**options: Any) -> Predictor:

@@ -10,10 +10,10 @@ from monai.inferers import sliding_window_inference
 from nibabel.orientations import inv_ornt_aff
 
 from medseg.inference import SlidingWindow
-from medseg.inference.backend import TorchBackend
-from medseg.inference.streaming import Window, predict_labels
-from medseg.transforms.label_decision import LabelDecision
-from medseg.transforms.restore import restore_labels
+from medseg.inference.backends.torch_backend import TorchBackend
+from medseg.inference.tiling.streaming import Window, predict_labels
+from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.native import restore_labels
 
 CPU = torch.device("cpu")
 

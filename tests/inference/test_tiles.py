@@ -10,7 +10,7 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 
 from medseg.errors import ShapeError
-from medseg.inference.tiles import lay_tiles
+from medseg.inference.tiling.tiles import lay_tiles
 
 SHAPES = [(35, 51, 37), (16, 16, 16), (17, 16, 90), (3, 40, 1)]
 

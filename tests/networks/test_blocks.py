@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from medseg.errors import NetworkError
 from medseg.networks.blocks import ConvBlock, LinearUpsample, centre_crop, pad_to, per_axis, transposed_convolution
-from medseg.networks.residual import ResidualBlock
+from medseg.networks.stages import ResidualBlock
 
 
 @pytest.mark.parametrize(

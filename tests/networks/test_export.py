@@ -6,7 +6,7 @@ import torch
 from networks.tiny_networks import TINY, tiny
 
 from medseg.errors import NetworkError, VolumeError
-from medseg.networks.export import example_input, export_onnx, export_torchscript
+from medseg.networks.serialization import example_input, export_onnx, export_torchscript
 
 onnxruntime = pytest.importorskip("onnxruntime")
 # one of each exporter runs always, the others on request: an export takes seconds

@@ -8,10 +8,8 @@ from torch import nn
 
 from medseg.networks.blocks import ConvBlock
 from medseg.networks.folding import AxisFold, composed_kernel, convolve_folded, folds_of, is_worth_folding
-from medseg.networks.joining import JoiningStage, compose_stages
-from medseg.networks.stages import DecoderStage, convolutions, make_upsample
-from medseg.networks.unet import UNet
-from medseg.networks.unet3d import UNet3D
+from medseg.networks.stages import DecoderStage, JoiningStage, compose_stages, convolutions, make_upsample
+from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
 
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

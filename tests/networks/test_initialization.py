@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medseg.networks import create
-from medseg.networks.initialization import initialize
+from medseg.networks.blocks import initialize
 
 
 @pytest.mark.parametrize(

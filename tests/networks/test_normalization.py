@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medseg.networks.normalization import batch_norm_current, instance_norm, make_norm
+from medseg.networks.blocks import batch_norm_current, instance_norm, make_norm
 
 SHAPES = [(2, 5, 4, 6, 8), (1, 5, 4, 6, 8), (2, 3, 7, 9), (1, 3, 2, 1)]
 

@@ -3,7 +3,7 @@ import torch
 
 from medseg.errors import ShapeError
 from medseg.networks import create
-from medseg.networks.geometry import StageGeometry
+from medseg.networks.sizes import StageGeometry
 
 
 def axis(stages, padded, pads_odd=False, spatial_dims=2):

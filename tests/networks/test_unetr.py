@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from medseg.errors import NetworkError, ShapeError
 from medseg.networks import UNETR
-from medseg.networks.transformer import SelfAttention, resize_position_embedding
+from medseg.networks.unetr import SelfAttention, resize_position_embedding
 
 TINY = {"channels": (4, 8), "taps": (1, 2), "embedding_channels": 8, "num_heads": 2, "mlp_channels": 12}
 

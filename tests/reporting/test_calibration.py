@@ -6,7 +6,7 @@ import pytest
 from reporting.evaluations import write_image
 
 from medseg.evaluation import evaluate
-from medseg.evaluation.structures import Structures
+from medseg.evaluation.pairs import Structures
 from medseg.reporting import write_report
 from medseg.reporting.calibration import measure_calibration, rank_correlation, risk_coverage
 

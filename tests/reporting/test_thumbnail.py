@@ -8,8 +8,15 @@ from reporting.evaluations import blobs
 
 from medseg.figures.grey_levels import grey_levels
 from medseg.figures.planes import cut_planes
-from medseg.reporting.case_view import case_view
-from medseg.reporting.thumbnail import MAX_BYTES, PREDICTION_RGB, REFERENCE_RGB, outline, telling_slice, thumbnail
+from medseg.reporting.pictures import (
+    MAX_BYTES,
+    PREDICTION_RGB,
+    REFERENCE_RGB,
+    case_view,
+    outline,
+    telling_slice,
+    thumbnail,
+)
 from medseg.volumes import Grid
 
 

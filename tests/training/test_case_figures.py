@@ -13,9 +13,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medseg.figures import three_planes
-from medseg.figures.label_colors import label_color, rgb
+from medseg.figures.canvas import label_color, rgb
 from medseg.training import TensorBoardHistory
-from medseg.training.case_figures import case_figures
+from medseg.training.tensorboard import case_figures
 
 LABELS = {"background": 0, "absent": 1, "anterior": 2}
 # stored from the patient's right to the left: voxel 0 of the first axis is the right

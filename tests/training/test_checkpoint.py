@@ -24,8 +24,8 @@ from medseg.training import (
     TrainingUpdate,
     WeightAveraging,
 )
-from medseg.training.checkpoint_files import checkpoint_files, read_newest, write_checkpoint
-from medseg.training.random_states import RandomStates
+from medseg.training.checkpoint import checkpoint_files, read_newest, write_checkpoint
+from medseg.training.sampling import RandomStates
 
 
 class Step:

@@ -22,7 +22,7 @@ from medseg.training import (
     TrainingUpdate,
     WeightAveraging,
 )
-from medseg.training.finite_steps import all_finite
+from medseg.training.iteration import all_finite
 
 PLAN = read_plan(BUNDLES / "phantom_cells_segmentation" / "configs" / "plan.json")
 

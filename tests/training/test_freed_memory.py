@@ -7,7 +7,7 @@ import pytest
 CHILD = """
 import resource
 import torch
-from medseg.training.freed_memory import keep_freed_memory
+from medseg.training.iteration import keep_freed_memory
 
 def step():
     for _ in range(4):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from training.bundle_runs import command, environment, run, tiny_bundle
 
-from medseg.training.checkpoint_files import checkpoint_files
+from medseg.training.checkpoint import checkpoint_files
 
 EPOCHS = 4
 STEPS = 4 * EPOCHS

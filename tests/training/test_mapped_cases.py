@@ -102,7 +102,7 @@ def test_whatever_changes_the_file_is_another(cases, tmp_path, monkeypatch):
     image.write_bytes(content)
     os.utime(image, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     names.append(MappedCases(cases, transforms(), tmp_path / "cache").case_file(0))
-    monkeypatch.setattr("medseg.training.mapped_cases.versions", lambda: {"medseg": "another"})
+    monkeypatch.setattr("medseg.training.training_cases.software_versions", lambda: {"medseg": "another"})
     names.append(MappedCases(cases, transforms(), tmp_path / "cache").case_file(0))
     assert len(set(names)) == 4
 

@@ -13,7 +13,7 @@ from training.bundle_runs import command, environment, tiny_bundle
 
 from medseg.errors import GeometryError, ManifestError
 from medseg.training import one_line_errors, resolve_precision
-from medseg.training.failure_cause import cause_in_words
+from medseg.training.monai_run import cause_in_words
 
 
 def wrapped(*errors: Exception) -> Exception:

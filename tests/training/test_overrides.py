@@ -73,7 +73,7 @@ def test_the_bundles_ask_before_anything_else(bundle, config):
     steps = json.loads((BUNDLES / bundle / "configs" / f"{config}.json").read_text())["initialize"]
     assert steps[:3] == [
         "$medseg.training.refuse_unknown_overrides()",
-        "$medseg.training.one_line_errors()",
+        "$medseg.training.monai_run()",
         "$medseg.volumes.check_out_folder(@output_dir)",
     ]
 

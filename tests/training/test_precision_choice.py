@@ -13,7 +13,7 @@ from training.test_iteration_update import batch, small_network
 from medseg.losses import WeightedCrossEntropyLoss
 from medseg.plan import read_plan
 from medseg.training import Checkpointing, EvaluationUpdate, PrecisionChoice, PrecisionProbe, TrainingUpdate
-from medseg.training import precision_choice as module
+from medseg.training import precision as module
 
 PLAN = read_plan(BUNDLES / "phantom_cells_segmentation" / "configs" / "plan.json")
 

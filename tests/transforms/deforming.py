@@ -2,7 +2,7 @@
 
 import torch
 
-from medseg.transforms.elastic import RandElasticDeformation
+from medseg.transforms.elastic.transform import RandElasticDeformation
 
 FORMS = ["relative", "unet_ronneberger2015", "unet3d_cicek2016"]
 

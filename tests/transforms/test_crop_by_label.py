@@ -19,7 +19,7 @@ from medseg.transforms import (
     RandCropByLabelDict,
     VoxelIndex,
 )
-from medseg.transforms.patch import crop_patch
+from medseg.transforms.crop_by_label import crop_patch
 
 
 @settings(max_examples=150, deadline=None)

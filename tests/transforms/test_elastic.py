@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from transforms.deforming import DEVICES, FORMS, all_at_once, transform
 
-from medseg.transforms.elastic import RandElasticDeformationd
+from medseg.transforms.elastic.transform import RandElasticDeformationd
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -10,7 +10,7 @@ from monai.transforms import Compose
 from transforms.deforming import DEVICES, all_at_once, transform
 
 from medseg.errors import ShapeError
-from medseg.transforms.elastic import RandElasticDeformation, RandElasticDeformationd
+from medseg.transforms.elastic.transform import RandElasticDeformation, RandElasticDeformationd
 
 
 @pytest.mark.parametrize("kind", ["array", "tensor", "metatensor"])

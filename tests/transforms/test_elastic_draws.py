@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from transforms.deforming import FORMS, transform
 
-from medseg.transforms.elastic import RandElasticDeformation, RandElasticDeformationd
+from medseg.transforms.elastic.transform import RandElasticDeformation, RandElasticDeformationd
 
 
 def jacobian_determinants(params, refine=4):

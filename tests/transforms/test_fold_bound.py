@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medseg.transforms.fold_bound import gradient_bound
-from medseg.transforms.separable_upsampling import Lattice, upsampling_matrix
+from medseg.transforms.elastic.deformation import Lattice, upsampling_matrix
+from medseg.transforms.elastic.drawing import gradient_bound
 
 
 def dense_gradient(displacements, lattices, basis, samples):

@@ -15,10 +15,10 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.ndimage import map_coordinates
 
 from medseg.errors import GeometryError, ShapeError
-from medseg.transforms.grid_map import composed_affine, map_grids
-from medseg.transforms.label_decision import LabelDecision
-from medseg.transforms.resample import SeparableResampler
-from medseg.transforms.restore import RestoreToNative, RestoreToNatived, restore_labels
+from medseg.transforms.restore.grid_map import composed_affine, map_grids
+from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.native import RestoreToNative, RestoreToNatived, restore_labels
+from medseg.transforms.restore.resample import SeparableResampler
 
 ORIENTATIONS = [
     np.column_stack([order, flips])

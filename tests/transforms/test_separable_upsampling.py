@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import BSpline, CubicHermiteSpline
 
-from medseg.transforms.separable_upsampling import Lattice, upsampling_matrix
+from medseg.transforms.elastic.deformation import Lattice, upsampling_matrix
 
 
 def spline(basis, lattice, controls):

@@ -10,7 +10,7 @@ from volumes.dicom_series import write_series
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes import Volume, read_volume
-from medseg.volumes.dicom_seg import SegmentationAlgorithm, write_dicom_seg
+from medseg.volumes.dicom.seg import SegmentationAlgorithm, write_dicom_seg
 from medseg.volumes.itk import LPS_TO_RAS
 
 highdicom = pytest.importorskip("highdicom")

@@ -1,6 +1,6 @@
 import pytest
 
-from medseg.volumes.digest import file_sha256
+from medseg.volumes.files import file_sha256
 
 
 def test_the_digest_is_that_of_the_standards_examples(tmp_path):

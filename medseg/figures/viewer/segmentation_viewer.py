@@ -12,13 +12,10 @@ from string import Template
 import numpy as np
 from scipy import ndimage
 
-from medseg.figures.plane_choice import check_one_shape
-from medseg.figures.planes import labelled_center
+from medseg.figures.planes import check_one_shape, labelled_center
 from medseg.figures.viewer import block, script, style
-from medseg.figures.viewer.cut_out import cut_out
-from medseg.figures.viewer.fitting import fitted
-from medseg.figures.viewer.packing import pack_json
-from medseg.figures.viewer.view_data import view_data
+from medseg.figures.viewer.packing import fitted, pack_json, view_data
+from medseg.figures.viewer.view import cut_out
 from medseg.volumes import Grid, replacing
 
 # A notebook keeps every cell it showed.

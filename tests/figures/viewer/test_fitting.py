@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseg.figures.viewer.cut_out import cut_out
-from medseg.figures.viewer.fitting import SMALLEST, SMALLEST_WITH_CHANNELS, fitted, num_bytes
-from medseg.figures.viewer.packing import pack_volume, unpack
-from medseg.figures.viewer.view import View
+from medseg.figures.viewer.packing import SMALLEST, SMALLEST_WITH_CHANNELS, fitted, num_bytes, pack_volume, unpack
+from medseg.figures.viewer.view import View, cut_out
 from medseg.volumes import Grid
 
 NAMES = ("T1", "T2", "FLAIR")

@@ -16,8 +16,8 @@ from reporting.chromium import Chromium
 
 from medseg.errors import GeometryError
 from medseg.figures import segmentation_viewer
+from medseg.figures.canvas import OKABE_ITO, rgb
 from medseg.figures.grey_levels import grey_levels
-from medseg.figures.label_colors import OKABE_ITO, rgb
 from medseg.figures.planes import labelled_center
 from medseg.figures.viewer.packing import unpack
 from medseg.figures.viewer.segmentation_viewer import MAX_BYTES, MAX_VOXELS

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from medseg.figures.viewer.cut_out import MAX_VALUES, as_bytes, cut_out
-from medseg.figures.viewer.view import View, thinning_steps
+from medseg.figures.viewer.view import MAX_VALUES, View, as_bytes, cut_out, thinning_steps
 from medseg.volumes import Grid
 
 EVERYTHING = (slice(0, 0),) * 3

@@ -1,0 +1,151 @@
+"""Where the tiles of a sliding window lie and in which order they are visited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from medseg.errors import ShapeError
+from medseg.transforms.restore.resample import SeparableResampler, longest_first
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles over one image, at the positions of `monai.inferers.sliding_window_inference`.
+
+    Args:
+        image_shape: spatial shape of the image in voxels.
+        tile: spatial shape of a tile in voxels.
+        starts: for each axis the first voxel of its tiles, ascending, in the padded image.
+        pad_before: voxels of padding before each axis; only axes shorter than the tile are padded.
+        pad_value: what they are padded with.
+    """
+
+    image_shape: tuple[int, ...]
+    tile: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
+    pad_before: tuple[int, ...]
+    pad_value: float = 0.0
+
+    @property
+    def padded_shape(self) -> tuple[int, ...]:
+        """Shape of the image after padding to at least one tile."""
+        return tuple(max(n, t) for n, t in zip(self.image_shape, self.tile, strict=True))
+
+    @property
+    def num_tiles(self) -> int:
+        """How many tiles there are."""
+        return prod(len(s) for s in self.starts)
+
+    @property
+    def axis_order(self) -> tuple[int, ...]:
+        """Axes from the longest to the shortest: the order of visiting, which makes unfinished slabs smallest."""
+        return longest_first(self.image_shape)
+
+    def visit(self) -> Iterator[tuple[int, ...]]:
+        """Index of every tile a axis, in `axis_order`: the first of them slowest."""
+        counts = [len(self.starts[axis]) for axis in self.axis_order]
+        for flat in range(self.num_tiles):
+            index = []
+            for count in reversed(counts):
+                flat, i = divmod(flat, count)
+                index.append(i)
+            yield tuple(reversed(index))
+
+    def extract(self, image: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
+        """Cut the tile at `index` (in `axis_order`) from an image (C, *image_shape), padded where it is too short."""
+        begin = [0] * len(self.tile)
+        for axis, i in zip(self.axis_order, index, strict=True):
+            begin[axis] = self.starts[axis][i]
+        part = image[(slice(None), *(slice(b, b + t) for b, t in zip(begin, self.tile, strict=True)))]
+        padding: list[int] = []
+        for axis in reversed(range(len(self.tile))):
+            missing = self.tile[axis] - part.shape[axis + 1]
+            padding += [self.pad_before[axis], missing - self.pad_before[axis]]
+        return F.pad(part, padding, value=self.pad_value) if any(padding) else part
+
+
+def lay_tiles(
+    image_shape: Sequence[int], tile: Sequence[int | None], overlap: float | Sequence[float], pad_value: float = 0.0
+) -> TileGrid:
+    """Lay tiles over an image as MONAI does: a step of ⌊tile · (1 − overlap)⌋, the last tile moved back inside.
+
+    Args:
+        image_shape: spatial shape in voxels.
+        tile: tile shape in voxels; None, 0 or less takes the image's size along that axis.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1), one for all axes or one an axis.
+        pad_value: of images smaller than a tile.
+
+    Raises:
+        ShapeError: the numbers of axes differ, an axis of the image is empty, or the overlap is out of range.
+    """
+    dims = len(image_shape)
+    if len(tile) != dims:
+        raise ShapeError(
+            f"a tile of {len(tile)} sizes {tuple(tile)} cannot cover an image of shape {tuple(image_shape)}"
+        )
+    if min(image_shape) < 1:
+        raise ShapeError(f"an image must have at least one voxel along every axis, found shape {tuple(image_shape)}")
+    overlaps = [float(overlap)] * dims if isinstance(overlap, int | float) else [float(o) for o in overlap]
+    if len(overlaps) != dims or not all(0 <= o < 1 for o in overlaps):
+        raise ShapeError(f"overlap must be one number, or one an axis, in [0, 1), found {overlap}")
+    size = tuple(int(t) if t and t > 0 else int(n) for n, t in zip(image_shape, tile, strict=True))
+    starts = tuple(_starts(max(n, t), t, o) for n, t, o in zip(image_shape, size, overlaps, strict=True))
+    before = tuple(max(t - n, 0) // 2 for n, t in zip(image_shape, size, strict=True))
+    return TileGrid(tuple(int(n) for n in image_shape), size, starts, before, pad_value)
+
+
+def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
+    step = max(int(tile * (1 - overlap)), 1)
+    last = length - tile
+    return (*range(0, last, step), last)
+
+
+def air_tiles(intensity: torch.Tensor, below: float, grid: TileGrid, rim: int) -> frozenset[tuple[int, ...]]:
+    """Indices (in the grid's axis order) of the tiles that hold nothing but air.
+
+    Args:
+        intensity: (*image_shape) the first channel on the model grid, as in the file.
+        below: what air is below.
+        grid: the tiles.
+        rim: voxels around a tile that must be air as well.
+    """
+    # The largest value of each tile, axis by axis: neighbouring tiles share what they share.
+    largest = intensity
+    for axis in range(intensity.ndim):
+        pad, length = grid.pad_before[axis], grid.image_shape[axis]
+        parts = []
+        for start in grid.starts[axis]:
+            low, high = max(start - pad - rim, 0), min(start - pad + grid.tile[axis] + rim, length)
+            parts.append(largest.narrow(axis, low, high - low).amax(axis, keepdim=True))
+        largest = torch.cat(parts, axis)
+    air = (largest < below).permute(grid.axis_order).nonzero()
+    return frozenset(tuple(index) for index in air.tolist())
+
+
+def clear_air(
+    labels: torch.Tensor, tiles: Iterable[Sequence[int]], grid: TileGrid, resampler: SeparableResampler, background: int
+) -> None:
+    """Label as background every native voxel that is interpolated from a voxel of a left-out tile.
+
+    Args:
+        labels: (*native shape), changed.
+        tiles: indices of the left-out tiles, in the grid's axis order.
+        grid: the tiles.
+        resampler: from the model grid to the native grid.
+        background: the label.
+    """
+    target = labels.permute(*resampler.native_axes)
+    for index in tiles:
+        region = []
+        for place, (axis, i) in enumerate(zip(grid.axis_order, index, strict=True)):
+            first = grid.starts[axis][i] - grid.pad_before[axis]
+            taps = resampler.taps[place]
+            touched = np.flatnonzero(((taps >= first) & (taps < first + grid.tile[axis])).any(axis=0))
+            region.append(slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 0))
+        target[tuple(region)] = background

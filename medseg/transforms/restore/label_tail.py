@@ -1,0 +1,216 @@
+"""The tail of a prediction: resample, apply the head, decide the label, a slab at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Literal, Protocol
+
+import torch
+
+from medseg.errors import ShapeError
+from medseg.transforms.restore.resample import SeparableResampler, memory_order
+
+
+class LabelDecision:
+    """Turns logits into label values without ever holding classes × voxels.
+
+    softmax: the label of the largest logit, the first of equals. sigmoid: the label of the last region whose logit is
+    positive (probability above one half), background elsewhere; regions come in the order of the labels.
+
+    Args:
+        label_values: value of each label in label maps, background first.
+        activation: "softmax" (one logit a label) or "sigmoid" (one logit a label but the background).
+    """
+
+    def __init__(self, label_values: Sequence[int], activation: Literal["softmax", "sigmoid"] = "softmax") -> None:
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f"activation must be softmax or sigmoid, found {activation!r}")
+        self.label_values = [int(v) for v in label_values]
+        if not self.label_values or min(self.label_values) < 0:
+            raise ValueError(f"label_values must be non-negative integers, found {list(label_values)}")
+        self.activation = activation
+        self.dtype = smallest_label_dtype(max(self.label_values))
+
+    @property
+    def num_channels(self) -> int:
+        """How many logits a voxel the decision needs."""
+        return len(self.label_values) - (self.activation == "sigmoid")
+
+    def check(self, num_channels: int) -> None:
+        """Raise ShapeError where the network has another number of channels."""
+        if num_channels != self.num_channels:
+            raise ShapeError(
+                f"{len(self.label_values)} label values with {self.activation} need {self.num_channels} channel(s) of "
+                f"logits, found {num_channels}"
+            )
+
+    def see(self, channel: int, logits: torch.Tensor, winner: torch.Tensor, best: torch.Tensor) -> None:
+        """Take one class's logits into account; call it for the channels in order, from 0.
+
+        Everything is done in the logits' own floating type: vectorised, where comparing to booleans and filling by
+        them is five to ten times slower.
+
+        Args:
+            channel: which class.
+            logits: its logits, any shape.
+            winner: number of the label so far (see `labels_of`), same shape and type; changed in place, overwritten by
+                channel 0.
+            best: the largest logit so far, same shape and type; changed in place, overwritten by channel 0.
+        """
+        if self.activation == "sigmoid":
+            if channel == 0:
+                winner.zero_()
+            is_better = torch.gt(logits, 0, out=torch.empty_like(logits))
+            winner.lerp_(_number(channel + 1, winner), is_better)
+        elif channel == 0:
+            winner.zero_()
+            best.copy_(logits)
+        else:
+            is_better = torch.gt(logits, best, out=torch.empty_like(logits))
+            winner.lerp_(_number(channel, winner), is_better)
+            torch.maximum(best, logits, out=best)
+
+    def labels_of(self, winner: torch.Tensor) -> torch.Tensor:
+        """Label values of the label numbers that `see` has found."""
+        if self.label_values == list(range(len(self.label_values))):
+            return winner.to(self.dtype)
+        table = torch.tensor(self.label_values, dtype=self.dtype, device=winner.device)
+        return table[winner.int()]
+
+
+def _number(value: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(value, dtype=like.dtype, device=like.device)
+
+
+def smallest_label_dtype(largest: int) -> torch.dtype:
+    """The smallest integer type that holds labels up to `largest`."""
+    return torch.uint8 if largest < 2**8 else torch.int16 if largest < 2**15 else torch.int32
+
+
+# Voxels decided at once: large enough to hide the cost of a call, small enough to stay in a core's cache.
+CHUNK_VOXELS = 1 << 18
+# Logits held at once where a head must see every feature of a voxel.
+CHUNK_VALUES = 1 << 22
+# Native planes that share one resampling within the plane, and the most values that may take.
+SLAB_PLANES = 16
+SLAB_VALUES = 1 << 25
+
+
+class Observer(Protocol):
+    """Something that wants more than the label of each native voxel."""
+
+    def see(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
+        """Look at the logits (C, *region); axis n of the region is native axis native_axes[n]."""
+        ...
+
+
+class LabelTail:
+    """Labels of a native region from blended logits, or from blended features and the network's 1×1×1 head.
+
+    A pointwise head commutes with blending and with linear resampling, both weighted means with weights of sum 1:
+    Σ w (W f + b) / Σ w = W (Σ w f / Σ w) + b.
+
+    Args:
+        resampler: from the model grid to the native grid.
+        decision: from logits to label values.
+        head_weight: (classes, features) of the head; None where the values are logits already.
+        head_bias: (classes,) of the head.
+        observers: see all logits of every native voxel.
+        slab_values: values that the planes resampled at once may take.
+    """
+
+    def __init__(
+        self,
+        resampler: SeparableResampler,
+        decision: LabelDecision,
+        head_weight: torch.Tensor | None = None,
+        head_bias: torch.Tensor | None = None,
+        observers: Sequence[Observer] = (),
+        slab_values: int = SLAB_VALUES,
+    ) -> None:
+        if head_weight is not None:
+            decision.check(len(head_weight))
+        self.observers = tuple(observers)
+        self.resampler = resampler
+        self.decision = decision
+        self.head_weight = head_weight
+        self.head_bias = head_bias
+        self.slab_values = slab_values
+
+    def __call__(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice], out: torch.Tensor) -> None:
+        """Write the labels of a region into `out`.
+
+        Args:
+            block: (K, …) values on the model grid, axes in the resampler's streaming order.
+            origin: model index of the block's first voxel.
+            region: native voxels along each axis, in streaming order.
+            out: labels on the whole native grid, axes in native order.
+        """
+        if any(part.stop <= part.start for part in region):
+            return
+        if self.head_weight is None:
+            self.decision.check(block.shape[0])
+        target = out.permute(*self.resampler.native_axes)
+        # Logits are resampled a class at a time; features, and logits that someone observes, all at once.
+        is_single = self.head_weight is None and not self.observers
+        decide = self._from_logits if is_single else self._from_features
+        together = 1 if is_single else block.shape[0]
+        thickness = min(SLAB_PLANES, max(1, self.slab_values // (together * _size(region[1:]))))
+        for start in range(region[0].start, region[0].stop, thickness):
+            within = (slice(start, min(start + thickness, region[0].stop)), *region[1:])
+            target[within] = decide(block, origin, within)
+
+    def _from_logits(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
+        winner, best = _blank(region, block), _blank(region, block)
+        step = max(1, CHUNK_VOXELS // _size(region[1:]))
+        for channel in range(block.shape[0]):
+            planes = self.resampler.across(block[channel : channel + 1], origin, region)
+            for begin, part in _parts(region[0], step):
+                logits = self.resampler.along(planes, region, part)[0]
+                end = begin + len(logits)
+                self.decision.see(channel, logits, winner[begin:end], best[begin:end])
+        return self.decision.labels_of(winner)
+
+    def _from_features(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
+        labels = _blank(region, block, self.decision.dtype)
+        planes = self.resampler.across(block, origin, region)
+        step = max(1, CHUNK_VALUES // (self.decision.num_channels * _size(region[1:])))
+        for begin, part in _parts(region[0], step):
+            features = self.resampler.along(planes, region, part)
+            logits = features if self.head_weight is None else apply_head(features, self.head_weight, self.head_bias)
+            winner, best = torch.empty_like(logits[0]), torch.empty_like(logits[0])
+            for channel in range(len(logits)):
+                self.decision.see(channel, logits[channel], winner, best)
+            labels[begin : begin + features.shape[1]] = self.decision.labels_of(winner)
+            for observer in self.observers:
+                observer.see(logits, (part, *region[1:]), self.resampler.native_axes)
+        return labels
+
+
+def _blank(region: Sequence[slice], block: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A voxel for each of a region, in the memory order of the block's axes."""
+    shape = [part.stop - part.start for part in region]
+    order = [axis - 1 for axis in memory_order(block) if axis]
+    return torch.empty_permuted(shape, order, dtype=dtype or block.dtype, device=block.device)
+
+
+def apply_head(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Logits (C, …) of features (K, …): a 1×1×1 convolution as one matrix product, axes in memory as they were."""
+    order = [axis for axis in memory_order(values) if axis]
+    ordered = values.permute(0, *order)
+    logits = weight @ ordered.reshape(values.shape[0], -1)
+    if bias is not None:
+        logits += bias[:, None]
+    back = [order.index(axis) + 1 for axis in range(1, values.ndim)]
+    return logits.view(len(logits), *ordered.shape[1:]).permute(0, *back)
+
+
+def _parts(whole: slice, step: int) -> Iterator[tuple[int, slice]]:
+    """Cut a slice into steps: how far each lies into the whole, and the slice itself."""
+    for start in range(whole.start, whole.stop, step):
+        yield start - whole.start, slice(start, min(start + step, whole.stop))
+
+
+def _size(region: Sequence[slice]) -> int:
+    return prod(part.stop - part.start for part in region)

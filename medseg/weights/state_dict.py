@@ -1,0 +1,185 @@
+"""Reading a state dict from a file, without running any code the file may carry."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medseg.errors import WeightsError
+from medseg.volumes import files
+
+# where training programs put the state dict inside a checkpoint; the first one present is taken
+WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "network", "model", "net", "weights")
+# what wrapper modules (data parallel, compiled, Lightning) put before every key
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
+# NumPy scalars, which many training programs leave beside the weights, are data and safe to build
+_DATA_TYPES: list[Any] = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """Return the state dict in a weights file, on the CPU.
+
+    Takes `.safetensors`, and `.pt`, `.pth`, `.bin` or `.ckpt` files written by `torch.save`, opened so that no pickled
+    code can run. A state dict inside a checkpoint (under `state_dict`, `model`, `network_weights`, …) is found, and
+    prefixes such as `module.` that all keys share are taken off.
+
+    Raises:
+        WeightsError: the file is absent, damaged, holds Python objects besides tensors, or holds no state dict.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    loaded = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    state = _find_state_dict(loaded)
+    if state is None:
+        found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise WeightsError(
+            f"{file}: holds no state dict (found: {found}); save one with torch.save(model.state_dict())"
+        )
+    return strip_prefixes(state)
+
+
+def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` without the prefixes of wrapper modules that every key shares."""
+    stripped = dict(state)
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in stripped)), None):
+        stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
+    return stripped
+
+
+def _read_safetensors(file: Path) -> Any:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file}: not a readable safetensors file ({_first_line(error)})") from error
+
+
+def _read_torch(file: Path) -> Any:
+    reconstruct = getattr(np, "_core", getattr(np, "core", None)).multiarray  # type: ignore[union-attr]
+    allowed = [*_DATA_TYPES, reconstruct.scalar, reconstruct._reconstruct]
+    try:
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of unusual pickles, which are errors or fine
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{file}: holds pickled Python objects, which could run code when opened, so it is refused; where it was "
+            f"made, save the tensors alone: torch.save(model.state_dict(), ...) ({_reason(error)})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{file}: not a readable weights file ({_first_line(error)})") from error
+
+
+def _find_state_dict(loaded: Any, depth: int = 3) -> dict[str, Tensor] | None:
+    if not isinstance(loaded, Mapping) or depth == 0:
+        return None
+    for name in WRAPPERS:
+        found = _find_state_dict(loaded.get(name), depth - 1)
+        if found is not None:
+            return found
+    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    return tensors if len(tensors) * 2 > len(loaded) else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _reason(error: Exception) -> str:
+    # torch's message is a page of advice; the line that names the refused object says it all
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), _first_line(error))[:200]
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of the file at `path`, 64 hexadecimal digits.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+FORMATS = (".safetensors", ".pt", ".pth")
+
+
+def write(
+    path: str | Path, weights: nn.Module | Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write `weights` to `path`, atomically, and return the file's SHA-256.
+
+    Args:
+        path: ends in `.safetensors`, `.pt` or `.pth`, which chooses the format. The folder is made if it is missing.
+        weights: a network or its state dict; tensors are written as they are, from the CPU.
+        metadata: words kept in the file (safetensors only).
+
+    Raises:
+        WeightsError: the ending is unknown, there is nothing to write, or metadata cannot be kept in this format.
+    """
+    file = Path(path)
+    if file.suffix not in FORMATS:
+        raise WeightsError(f"{file}: the ending must be one of {', '.join(FORMATS)}")
+    if metadata and file.suffix != ".safetensors":
+        raise WeightsError(f"{file}: only .safetensors files keep metadata")
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    if not state:
+        raise WeightsError(f"{file}: no tensors to write")
+    # one memory a tensor: safetensors refuses views and shared storage, and torch.save would write a view's whole base
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        if file.suffix == ".safetensors":
+            save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
+        else:
+            torch.save(tensors, temporary)
+        mode = 0o666 & ~_umask()
+        temporary.chmod(mode)
+        digest = sha256(temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def _umask() -> int:
+    # mkstemp makes private files; the finished one gets what open() would have given it
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_state(state: Any, path: Path) -> None:
+    """`torch.save` into `path`, which appears when everything is on the disk.
+
+    Through an open file: given a path, torch writes the temporary name into it, and equal weights differ; and of a full
+    disk it says "unexpected pos 640 vs 598".
+
+    Raises:
+        VolumeError: the folder cannot be written or is full; names the file.
+    """
+    with files.replacing(path) as temporary, temporary.open("wb") as stream:
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

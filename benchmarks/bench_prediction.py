@@ -27,7 +27,7 @@ from scipy.ndimage import zoom
 from timing import Row, interleaved_medians, print_table
 from whole_command import bench_command
 
-from medseg.inference import SlidingWindow
+from medseg.inference import SlidingWindowInferer
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.tiling.streaming import Window, predict_labels
 from medseg.inference.tiling.tiles import lay_tiles
@@ -60,7 +60,7 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
 
     def logits_only() -> torch.Tensor:
         with torch.inference_mode():
-            return SlidingWindow(tiles)(image[None], network)
+            return SlidingWindowInferer(tiles)(image[None], network)
 
     def streaming() -> None:
         made["Predictor"] = predict_labels(
@@ -86,7 +86,7 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
     named = {
         "MONAI": "MONAI sliding window + SpatialResample + argmax",
         "nnU-Net": "nnU-Net's predictor + its resampling + argmax",
-        "SlidingWindow": "SlidingWindow, logits only",
+        "SlidingWindow": "SlidingWindowInferer, logits only",
         "Predictor": "streaming to native labels",
     }
     rows += [

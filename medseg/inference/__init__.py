@@ -1,6 +1,6 @@
 """Prediction: tiles, blending, restoring to the scan's own grid, and the Predictor that does all of it."""
 
-from medseg.inference.inferers import OverlapTile, SlidingWindow
+from medseg.inference.inferers import OverlapTileInferer, SlidingWindowInferer
 from medseg.inference.monai_io import NativeWriter, ScanReader, scan_files
 from medseg.inference.predict_files import CaseResult, predict_files
 from medseg.inference.predictor import Predictor
@@ -11,12 +11,12 @@ from medseg.inference.slice_predictor import SlicePredictor
 __all__ = [
     "CaseResult",
     "NativeWriter",
-    "OverlapTile",
+    "OverlapTileInferer",
     "Predictor",
     "ScanReader",
     "Segmentation",
     "SlicePredictor",
-    "SlidingWindow",
+    "SlidingWindowInferer",
     "predict_files",
     "preprocessing",
     "scan_files",

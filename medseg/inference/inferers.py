@@ -17,7 +17,7 @@ from medseg.inference.tiling.merging import merge_tiles
 from medseg.inference.tiling.tiles import lay_tiles
 
 
-class SlidingWindow(Inferer):
+class SlidingWindowInferer(Inferer):
     """Predict an image of any size tile by tile and blend the overlaps.
 
     Equals `monai.inferers.SlidingWindowInferer` given the same arguments, which stand in the same places (same tiles,
@@ -121,7 +121,7 @@ def _plain(output: Any) -> Any:
     return output.as_tensor() if isinstance(output, MetaTensor) else output
 
 
-class OverlapTile(Inferer):
+class OverlapTileInferer(Inferer):
     """Predict every voxel once, from a tile that holds everything the network looks at around it.
 
     "Overlap-tile strategy for seamless segmentation of arbitrary large images" (Ronneberger et al. 2015,

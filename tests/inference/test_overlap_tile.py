@@ -1,4 +1,4 @@
-"""OverlapTile against one forward pass over the whole mirrored image."""
+"""OverlapTileInferer against one forward pass over the whole mirrored image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medseg.errors import ShapeError
-from medseg.inference import OverlapTile
+from medseg.inference import OverlapTileInferer
 from medseg.inference.inferers import mirrored
 from medseg.networks import create
 
@@ -47,7 +47,7 @@ def test_equals_one_pass_over_the_mirrored_image(shape: tuple, tile: tuple) -> N
     whole_input = reflect(image, far)
     with torch.no_grad():
         whole = network(whole_input)[(slice(None), slice(None), *(slice(0, n) for n in shape))]
-        tiled = OverlapTile(tile, pools=1, sw_batch_size=3)(image, network)
+        tiled = OverlapTileInferer(tile, pools=1, sw_batch_size=3)(image, network)
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
 
 
@@ -69,14 +69,14 @@ def test_mirroring_is_numpys_reflection_however_far(length: int) -> None:
 
 def test_the_papers_tile_is_laid_every_384_voxels() -> None:
     margin = ((572 - 388) // 2,) * 2
-    assert OverlapTile((572, 572), pools=4).stride(margin) == (384, 384)
+    assert OverlapTileInferer((572, 572), pools=4).stride(margin) == (384, 384)
 
 
 def test_the_papers_network_predicts_an_image_smaller_than_its_output() -> None:
     network = create("unet_ronneberger2015", in_channels=1, out_channels=2, channels=[2, 4, 8, 16, 32]).eval()
     image = torch.randn(1, 1, 30, 50, generator=torch.manual_seed(0))
     with torch.no_grad():
-        logits = OverlapTile((236, 236), pools=4)(image, network)
+        logits = OverlapTileInferer((236, 236), pools=4)(image, network)
         margin = (236 - network(torch.zeros(1, 1, 236, 236)).shape[-1]) // 2
         position = [mirrored(torch.arange(-margin, 236 - margin), n) for n in (30, 50)]
         whole = network(image[:, :, position[0]][:, :, :, position[1]])[..., :30, :50]
@@ -85,7 +85,7 @@ def test_the_papers_network_predicts_an_image_smaller_than_its_output() -> None:
 
 def test_a_network_that_keeps_its_size_needs_no_margin_and_metadata_stays() -> None:
     image = MetaTensor(torch.randn(1, 1, 21, 10, generator=torch.manual_seed(0)), meta={"case": "a"})
-    merged = OverlapTile((8, 8), pools=2)(image, lambda tiles: 3 * tiles)
+    merged = OverlapTileInferer((8, 8), pools=2)(image, lambda tiles: 3 * tiles)
     assert isinstance(merged, MetaTensor)
     assert merged.meta["case"] == "a"
     torch.testing.assert_close(merged.as_tensor(), 3 * image.as_tensor())
@@ -94,17 +94,17 @@ def test_a_network_that_keeps_its_size_needs_no_margin_and_metadata_stays() -> N
 def test_constant_padding_shows_the_network_zeros() -> None:
     window = torch.ones(1, 1, 3, 3)
     image = torch.ones(1, 1, 9, 9)
-    merged = OverlapTile((6, 6), pools=1, padding_mode="constant")(image, lambda tiles: F.conv2d(tiles, window))
+    merged = OverlapTileInferer((6, 6), pools=1, padding_mode="constant")(image, lambda tiles: F.conv2d(tiles, window))
     torch.testing.assert_close(merged, F.conv2d(image, window, padding=1))
 
 
 def test_wrong_tiles_are_refused() -> None:
     image = torch.zeros(1, 1, 16, 16)
     with pytest.raises(ShapeError, match="use a larger tile"):
-        OverlapTile((8, 8), pools=4)(image, lambda tiles: tiles[..., 1:-1, 1:-1])
+        OverlapTileInferer((8, 8), pools=4)(image, lambda tiles: tiles[..., 1:-1, 1:-1])
     with pytest.raises(ShapeError, match="not centred"):
-        OverlapTile((8, 8), pools=1)(image, lambda tiles: tiles[..., 1:, 1:])
+        OverlapTileInferer((8, 8), pools=1)(image, lambda tiles: tiles[..., 1:, 1:])
     with pytest.raises(ShapeError, match="not the"):
-        OverlapTile((8, 8), pools=1, margin=(2, 2))(image, lambda tiles: tiles[..., 1:-1, 1:-1])
+        OverlapTileInferer((8, 8), pools=1, margin=(2, 2))(image, lambda tiles: tiles[..., 1:-1, 1:-1])
     with pytest.raises(ShapeError, match="cannot cover"):
-        OverlapTile((8, 8, 8))(image, lambda tiles: tiles)
+        OverlapTileInferer((8, 8, 8))(image, lambda tiles: tiles)

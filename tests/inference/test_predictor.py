@@ -17,7 +17,7 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
 from medseg.errors import GeometryError, MedsegError, MemoryLimitError, PlanError, VolumeError
-from medseg.inference import Predictor, SlidingWindow
+from medseg.inference import Predictor, SlidingWindowInferer
 from medseg.inference.preprocessing import AXIS_LABELS
 from medseg.transforms import NormalizeIntensityByModalityd, RestoreToNatived
 
@@ -88,7 +88,7 @@ def test_every_kind_of_input_gives_the_same_labels(tmp_path: Path) -> None:
 
 
 def test_the_same_labels_as_a_monai_bundles_inference(tmp_path: Path) -> None:
-    """LoadImaged … SlidingWindow … RestoreToNatived, as inference.json spells it, batched and decollated."""
+    """LoadImaged … SlidingWindowInferer … RestoreToNatived, as inference.json spells it, batched and decollated."""
     plan = small_plan(spacing=[1.2, 0.9, 1.7], orientation="PIR")
     network = thin_network(6, 3)
     array = (100 * np.random.default_rng(2).random((23, 31, 18))).astype(np.int16)
@@ -104,7 +104,7 @@ def test_the_same_labels_as_a_monai_bundles_inference(tmp_path: Path) -> None:
     )
     data = next(iter(DataLoader(Dataset([{"image": str(path)}], prepare), batch_size=1)))
     with torch.no_grad():
-        data["pred"] = SlidingWindow(plan.tile, overlap=plan.overlap, mode=plan.blending)(data["image"], network)
+        data["pred"] = SlidingWindowInferer(plan.tile, overlap=plan.overlap, mode=plan.blending)(data["image"], network)
     assert isinstance(data["pred"], MetaTensor)
     case = decollate_batch(data)[0]
     restored = RestoreToNatived(keys="pred", label_values=plan.label_values)(case)["pred"]

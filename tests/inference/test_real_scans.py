@@ -15,7 +15,7 @@ from inference.thin_network import ThresholdNetwork, thin_network
 from monai.data import DataLoader, Dataset, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
-from medseg.inference import Predictor, SlidingWindow
+from medseg.inference import Predictor, SlidingWindowInferer
 from medseg.inference.preprocessing import AXIS_LABELS
 from medseg.transforms import NormalizeIntensityByModalityd, RestoreToNatived
 
@@ -37,7 +37,9 @@ def test_hippocampus_scans_give_monais_labels(spacing: list[float] | None) -> No
     paths = sorted((SHARED / "hippocampus" / "images").glob("*.nii.gz"))[:3]
     for path, batch in zip(paths, DataLoader(Dataset([{"image": p} for p in paths], Compose(steps))), strict=True):
         with torch.no_grad():
-            batch["pred"] = SlidingWindow(plan.tile, overlap=plan.overlap, mode=plan.blending)(batch["image"], network)
+            batch["pred"] = SlidingWindowInferer(plan.tile, overlap=plan.overlap, mode=plan.blending)(
+                batch["image"], network
+            )
         restored = RestoreToNatived(keys="pred", label_values=plan.label_values)(decollate_batch(batch)[0])["pred"]
         seg = Predictor(network, plan, "cpu").predict(path)
         np.testing.assert_array_equal(restored[0].numpy(), seg.array)

@@ -12,7 +12,7 @@ from inference.thin_network import thin_network
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 
-from medseg.inference import Predictor, SlidingWindow
+from medseg.inference import Predictor, SlidingWindowInferer
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan import load_scan
 from medseg.transforms.restore import native
@@ -30,7 +30,9 @@ def logits_by_monai(network: torch.nn.Module, plan: Any) -> np.ndarray:
     scan = load_scan(tilted_scan(), plan)
     image = preprocessing(plan)(scan.to_tensor())
     with torch.no_grad():
-        logits = SlidingWindow(plan.tile, overlap=plan.overlap, mode=plan.blending)(image.as_tensor()[None], network)[0]
+        logits = SlidingWindowInferer(plan.tile, overlap=plan.overlap, mode=plan.blending)(
+            image.as_tensor()[None], network
+        )[0]
     native = scan.reference.grid
     resample = SpatialResample(mode="bilinear", padding_mode="border", align_corners=True, dtype=torch.float64)
     whole = resample(MetaTensor(logits, affine=image.affine), torch.from_numpy(native.affine), native.shape)

@@ -1,4 +1,4 @@
-"""SlidingWindow against monai.inferers.sliding_window_inference."""
+"""SlidingWindowInferer against monai.inferers.sliding_window_inference."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 from inference.thin_network import thin_network
 from monai.data import MetaTensor
-from monai.inferers import SliceInferer, SlidingWindowInferer, sliding_window_inference
+from monai.inferers import SliceInferer, sliding_window_inference
+from monai.inferers import SlidingWindowInferer as MonaiSlidingWindowInferer
 from monai.utils import BlendMode
 
 from medseg.errors import ShapeError
-from medseg.inference import SlidingWindow
+from medseg.inference import SlidingWindowInferer
 
 
 @pytest.mark.parametrize("mode", ["gaussian", "constant"])
@@ -32,7 +33,7 @@ def test_logits_equal_monais(mode: str, shape: tuple, tile: tuple, overlap: floa
     network = thin_network(4, 5, len(shape))
     images = torch.randn(2, 1, *shape, generator=torch.manual_seed(1))
     with torch.no_grad():
-        ours = SlidingWindow(tile, batch, overlap, mode)(images, network)  # type: ignore[arg-type]
+        ours = SlidingWindowInferer(tile, batch, overlap, mode)(images, network)  # type: ignore[arg-type]
         theirs = sliding_window_inference(images, tile, batch, network, overlap, mode)
     assert (ours - theirs).abs().max() <= 1e-5
 
@@ -53,23 +54,23 @@ def test_only_the_name_of_the_class_changes_for_users_of_monais(arguments: tuple
     for shape in ((33, 20), (9, 20)):
         images = torch.randn(2, 1, *shape, generator=torch.manual_seed(1))
         with torch.no_grad():
-            ours = SlidingWindow(*arguments)(images, network)
-            theirs = SlidingWindowInferer(*arguments)(images, network)
+            ours = SlidingWindowInferer(*arguments)(images, network)
+            theirs = MonaiSlidingWindowInferer(*arguments)(images, network)
         assert (ours - theirs).abs().max() <= 1e-5
 
 
 def test_padding_that_is_no_constant_is_refused() -> None:
     with pytest.raises(ValueError, match="padding_mode must be constant, found 'reflect'"):
-        SlidingWindow((8, 8), padding_mode="reflect")  # type: ignore[arg-type]
+        SlidingWindowInferer((8, 8), padding_mode="reflect")  # type: ignore[arg-type]
 
 
 def test_volumes_for_a_2d_network_are_taken_slice_by_slice_as_monai_does() -> None:
     network = thin_network(4, 5, 2)
     volumes = torch.randn(2, 1, 33, 20, 5, generator=torch.manual_seed(1))
     with torch.no_grad():
-        ours = SlidingWindow((16, 12), 2, 0.5, "gaussian")(volumes, network)
+        ours = SlidingWindowInferer((16, 12), 2, 0.5, "gaussian")(volumes, network)
         theirs = SliceInferer(2, (16, 12), sw_batch_size=2, overlap=0.5, mode="gaussian")(volumes, network)
-        alone = torch.stack([SlidingWindow((16, 12))(volumes[..., n], network) for n in range(5)], -1)
+        alone = torch.stack([SlidingWindowInferer((16, 12))(volumes[..., n], network) for n in range(5)], -1)
     assert (ours - theirs).abs().max() <= 1e-5
     torch.testing.assert_close(ours, alone)
 
@@ -77,7 +78,7 @@ def test_volumes_for_a_2d_network_are_taken_slice_by_slice_as_monai_does() -> No
 @pytest.mark.parametrize(("shape", "tile"), [((40, 33, 21), (16, 16, 16)), ((33, 50), (16, 12)), ((3, 50), (16, 12))])
 @pytest.mark.parametrize("mode", ["gaussian", "constant"])
 def test_a_constant_field_stays_constant_everywhere(shape: tuple, tile: tuple, mode: str) -> None:
-    inferer = SlidingWindow(tile, 2, 0.5, mode)  # type: ignore[arg-type]
+    inferer = SlidingWindowInferer(tile, 2, 0.5, mode)  # type: ignore[arg-type]
     merged = inferer(torch.zeros(1, 1, *shape), lambda tiles: torch.full_like(tiles, 0.7))
     torch.testing.assert_close(merged, torch.full_like(merged, 0.7), atol=1e-6, rtol=0)
 
@@ -85,7 +86,7 @@ def test_a_constant_field_stays_constant_everywhere(shape: tuple, tile: tuple, m
 def test_metadata_and_arguments_pass_through() -> None:
     image = MetaTensor(torch.zeros(1, 1, 8, 8), affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])))
     image.meta["case"] = "a"
-    merged = SlidingWindow((4, 4))(image, lambda tiles, shift, scale: scale * (tiles + shift), 1, scale=2)
+    merged = SlidingWindowInferer((4, 4))(image, lambda tiles, shift, scale: scale * (tiles + shift), 1, scale=2)
     assert isinstance(merged, MetaTensor)
     assert merged.meta["case"] == "a"
     assert torch.equal(merged.affine, image.affine)
@@ -96,24 +97,24 @@ def test_the_network_may_return_its_own_input() -> None:
     """Blending must not write into what the network returned."""
     image = torch.randn(1, 1, 20, 20, generator=torch.manual_seed(0))
     kept = image.clone()
-    merged = SlidingWindow((8, 8))(image, lambda tiles: tiles)
+    merged = SlidingWindowInferer((8, 8))(image, lambda tiles: tiles)
     assert torch.equal(image, kept)
     torch.testing.assert_close(merged, image, atol=1e-5, rtol=1e-5)
 
 
 def test_networks_that_shrink_or_return_lists_are_refused() -> None:
     image = torch.zeros(1, 1, 16, 16)
-    with pytest.raises(ShapeError, match="OverlapTile"):
-        SlidingWindow((8, 8))(image, lambda tiles: tiles[..., 1:-1, 1:-1])
+    with pytest.raises(ShapeError, match="OverlapTileInferer"):
+        SlidingWindowInferer((8, 8))(image, lambda tiles: tiles[..., 1:-1, 1:-1])
     with pytest.raises(ShapeError, match="found list"):
-        SlidingWindow((8, 8))(image, lambda tiles: [tiles])  # type: ignore[arg-type, return-value]
+        SlidingWindowInferer((8, 8))(image, lambda tiles: [tiles])  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="sw_batch_size"):
-        SlidingWindow((8, 8), sw_batch_size=0)
+        SlidingWindowInferer((8, 8), sw_batch_size=0)
 
 
 def test_every_combination_of_tile_positions_is_finished_once() -> None:
     """Rows and slabs of all lengths, last tiles moved back by every amount."""
     for first, second in itertools.product(range(4, 14), repeat=2):
         image = torch.randn(1, 1, first, second, generator=torch.manual_seed(first * 100 + second))
-        merged = SlidingWindow((4, 4))(image, lambda tiles: 2 * tiles)
+        merged = SlidingWindowInferer((4, 4))(image, lambda tiles: 2 * tiles)
         torch.testing.assert_close(merged, 2 * image, atol=1e-5, rtol=1e-5)

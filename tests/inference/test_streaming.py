@@ -9,7 +9,7 @@ from inference.thin_network import thin_network
 from monai.inferers import sliding_window_inference
 from nibabel.orientations import inv_ornt_aff
 
-from medseg.inference import SlidingWindow
+from medseg.inference import SlidingWindowInferer
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.tiling.streaming import Window, predict_labels
 from medseg.transforms.restore.label_tail import LabelDecision
@@ -45,7 +45,7 @@ def test_labels_are_those_of_merging_in_memory(
     native_affine, native_shape = turned_grid(shape, (zoom, 1.0, 1.3)[: len(shape)])
     decision = LabelDecision(range(classes))
     with torch.no_grad():
-        logits = SlidingWindow(tile, 2, overlap, "gaussian")(image[None], network)[0]
+        logits = SlidingWindowInferer(tile, 2, overlap, "gaussian")(image[None], network)[0]
     in_memory = restore_labels(logits, np.eye(4), native_affine, native_shape, decision, interpolation)  # type: ignore[arg-type]
     streamed = predict_labels(
         image, np.eye(4), native_affine, native_shape, TorchBackend(network, CPU), decision,
@@ -85,7 +85,7 @@ def test_sheared_grids_restore_through_whole_logits() -> None:
     image = torch.randn(1, *shape, generator=torch.manual_seed(3))
     decision = LabelDecision([0, 1])
     with torch.no_grad():
-        logits = SlidingWindow((8, 8, 8))(image[None], network)[0]
+        logits = SlidingWindowInferer((8, 8, 8))(image[None], network)[0]
     expected = restore_labels(logits, np.eye(4), native_affine, shape, decision)
     backend = TorchBackend(network, CPU)
     streamed = predict_labels(image, np.eye(4), native_affine, shape, backend, decision, Window((8, 8, 8)))

@@ -142,5 +142,5 @@ def _check(values: torch.Tensor, batch: int, tile: tuple[int, ...]) -> None:
     if values.shape[0] != batch or tuple(values.shape[2:]) != tile:
         raise ShapeError(
             f"the network must return a voxel of logits for every voxel of a tile {(batch, '·', *tile)}, found "
-            f"{tuple(values.shape)}; networks with valid convolutions need medseg.inference.OverlapTile"
+            f"{tuple(values.shape)}; networks with valid convolutions need medseg.inference.OverlapTileInferer"
         )

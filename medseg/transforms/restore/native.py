@@ -147,7 +147,7 @@ class RestoreToNative(Transform):
         if not isinstance(logits, MetaTensor):
             raise GeometryError(
                 "RestoreToNative needs logits that know their affine (a MetaTensor), found a plain tensor; use an "
-                "inferer that keeps the image's metadata, such as medseg.inference.SlidingWindow"
+                "inferer that keeps the image's metadata, such as medseg.inference.SlidingWindowInferer"
             )
         known = _with_native_affine(logits.meta if meta is None else meta, self.native_affine_key)
         missing = [key for key in (self.native_affine_key, self.native_shape_key) if key not in known]

@@ -31,7 +31,7 @@ from medseg.inference import SlidingWindowInferer
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.tiling.streaming import Window, predict_labels
 from medseg.inference.tiling.tiles import lay_tiles
-from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.label_decision import LabelDecision
 from medseg.transforms.restore.native import restore_labels
 
 

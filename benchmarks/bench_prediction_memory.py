@@ -101,7 +101,7 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
 
     from medseg.inference.backends.torch_backend import TorchBackend
     from medseg.inference.tiling.streaming import Window, predict_labels
-    from medseg.transforms.restore.label_tail import LabelDecision
+    from medseg.transforms.restore.label_decision import LabelDecision
 
     network = build_network(classes, kernel)
     if method == "nnU-Net":

@@ -27,7 +27,7 @@ from medseg.errors import BundleError
 from medseg.inference.backends.agreement import ExactResult, Tolerance, objection, too_few_voxels
 from medseg.inference.backends.torch_backend import Backend
 from medseg.plan import Plan
-from medseg.transforms.restore.label_tail import apply_head
+from medseg.transforms.restore.label_decision import apply_head
 from medseg.versions import software_versions
 from medseg.volumes import files
 

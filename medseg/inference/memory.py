@@ -29,7 +29,7 @@ from medseg.inference.tiling.streaming import Window
 from medseg.inference.tiling.tiles import TileGrid
 from medseg.plan import Plan
 from medseg.transforms.restore.grid_map import map_grids
-from medseg.transforms.restore.label_tail import CHUNK_VALUES, CHUNK_VOXELS, SLAB_PLANES, LabelDecision
+from medseg.transforms.restore.label_decision import CHUNK_VALUES, CHUNK_VOXELS, SLAB_PLANES, LabelDecision
 from medseg.transforms.restore.native import voxels_at_once
 from medseg.transforms.restore.resample import SeparableResampler
 from medseg.volumes import Grid
@@ -218,7 +218,7 @@ def restore_bytes(
         num_values: channels that are blended.
         num_classes: logits a voxel.
         halo: planes the interpolation reaches back; 0 where nothing is interpolated.
-        slab_values: see `LabelTail`.
+        slab_values: see `LabelRestorer`.
         is_together: whether all values of a voxel are resampled at once (features, observers), or one after the other.
         is_observed: whether observers turn the logits into probabilities.
     """

@@ -37,8 +37,8 @@ class Certainty:
         self.activation = activation
         self.counts = np.zeros((num_channels, 2), dtype=np.int64)
 
-    def see(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
-        """See `Observer.see`."""
+    def observe(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
+        """See `Observer.observe`."""
         p = probabilities(logits, self.activation)
         for column, threshold in enumerate(INTERVAL):
             self.counts[:, column] += (p >= threshold).flatten(1).sum(1).cpu().numpy()
@@ -81,7 +81,7 @@ class ProbabilityMaps:
         self.maps = np.zeros((num_channels, *native_shape), dtype=np.float16)
         self.activation = activation
 
-    def see(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
-        """See `Observer.see`."""
+    def observe(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
+        """See `Observer.observe`."""
         view = self.maps.transpose(0, *(axis + 1 for axis in native_axes))
         view[(slice(None), *region)] = probabilities(logits, self.activation).cpu().numpy()

@@ -25,7 +25,7 @@ from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
 from medseg.inference.tiling.tiles import air_tiles
 from medseg.inference.tta import FlippedMean, flip_axes
 from medseg.plan import Plan
-from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.label_decision import LabelDecision
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from inference.thin_network import thin_network
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.tiling.blending import HalfBlock
 from medseg.inference.tiling.streaming import Window, predict_labels
-from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.label_decision import LabelDecision
 
 
 @pytest.mark.parametrize("layout", [(0, 1, 2, 3), (0, 3, 1, 2)])

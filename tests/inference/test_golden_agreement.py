@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from medseg.inference.backends.agreement import SAME_PRECISION, ExactResult, Tolerance, decided, objection
-from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.label_decision import LabelDecision
 from medseg.transforms.restore.native import restore_labels
 
 

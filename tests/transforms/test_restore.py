@@ -16,7 +16,7 @@ from scipy.ndimage import map_coordinates
 
 from medseg.errors import GeometryError, ShapeError
 from medseg.transforms.restore.grid_map import composed_affine, map_grids
-from medseg.transforms.restore.label_tail import LabelDecision
+from medseg.transforms.restore.label_decision import LabelDecision
 from medseg.transforms.restore.native import RestoreToNative, RestoreToNatived, restore_labels
 from medseg.transforms.restore.resample import SeparableResampler
 

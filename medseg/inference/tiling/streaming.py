@@ -13,7 +13,7 @@ from medseg.inference.tiling.blending import Carried, FinishedBlock, importance_
 from medseg.inference.tiling.merging import merge_tiles
 from medseg.inference.tiling.tiles import TileGrid, clear_air, lay_tiles
 from medseg.transforms.restore.grid_map import map_grids
-from medseg.transforms.restore.label_tail import SLAB_VALUES, LabelDecision, LabelTail, Observer
+from medseg.transforms.restore.label_decision import SLAB_VALUES, LabelDecision, LabelRestorer, Observer
 from medseg.transforms.restore.native import restore_sheared
 from medseg.transforms.restore.resample import SeparableResampler, memory_order
 from medseg.volumes import Grid
@@ -32,7 +32,7 @@ class NativeAssembly:
         num_values: channels of the blocks.
     """
 
-    def __init__(self, tail: LabelTail, out: torch.Tensor, num_values: int) -> None:
+    def __init__(self, tail: LabelRestorer, out: torch.Tensor, num_values: int) -> None:
         self.tail = tail
         self.out = out
         self.num_values = num_values
@@ -196,7 +196,7 @@ def predict_labels(
         ).cpu()
     resampler = SeparableResampler(grid_map, window.interpolation)
     out = torch.empty(tuple(native_shape), dtype=decision.dtype)
-    tail = LabelTail(resampler, decision, head_weight, head_bias, observers, window.slab_values)
+    tail = LabelRestorer(resampler, decision, head_weight, head_bias, observers, window.slab_values)
     merge(NativeAssembly(tail, out, num_values).add)
     clear_air(out, left_out, grid, resampler, decision.label_values[0])
     return out

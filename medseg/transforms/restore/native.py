@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from medseg.errors import GeometryError
 from medseg.transforms.restore.grid_map import composed_affine, map_grids
-from medseg.transforms.restore.label_tail import CHUNK_VALUES, LabelDecision, LabelTail, Observer, apply_head
+from medseg.transforms.restore.label_decision import CHUNK_VALUES, LabelDecision, LabelRestorer, Observer, apply_head
 from medseg.transforms.restore.resample import INTERPOLATIONS, SeparableResampler
 
 CHUNK_VOXELS = 1 << 20
@@ -58,10 +58,10 @@ def restore_sheared(
         logits = sampled if head_weight is None else apply_head(sampled, head_weight, head_bias)
         winner, best = torch.empty_like(logits[0]), torch.empty_like(logits[0])
         for channel in range(len(logits)):
-            decision.see(channel, logits[channel], winner, best)
+            decision.update(channel, logits[channel], winner, best)
         labels[region] = decision.labels_of(winner)
         for observer in observers:
-            observer.see(logits, region, range(len(region)))
+            observer.observe(logits, region, range(len(region)))
     return labels
 
 
@@ -231,7 +231,7 @@ def restore_labels(
     labels = torch.empty(tuple(native_shape), dtype=decision.dtype, device=logits.device)
     block = logits.permute(0, *(axis + 1 for axis in resampler.axis_order))
     region = [slice(0, native_shape[axis]) for axis in resampler.native_axes]
-    LabelTail(resampler, decision)(block, (0,) * len(region), region, labels)
+    LabelRestorer(resampler, decision)(block, (0,) * len(region), region, labels)
     return labels
 
 

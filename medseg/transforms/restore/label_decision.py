@@ -45,7 +45,7 @@ class LabelDecision:
                 f"logits, found {num_channels}"
             )
 
-    def see(self, channel: int, logits: torch.Tensor, winner: torch.Tensor, best: torch.Tensor) -> None:
+    def update(self, channel: int, logits: torch.Tensor, winner: torch.Tensor, best: torch.Tensor) -> None:
         """Take one class's logits into account; call it for the channels in order, from 0.
 
         Everything is done in the logits' own floating type: vectorised, where comparing to booleans and filling by
@@ -72,7 +72,7 @@ class LabelDecision:
             torch.maximum(best, logits, out=best)
 
     def labels_of(self, winner: torch.Tensor) -> torch.Tensor:
-        """Label values of the label numbers that `see` has found."""
+        """Label values of the label numbers that `update` has found."""
         if self.label_values == list(range(len(self.label_values))):
             return winner.to(self.dtype)
         table = torch.tensor(self.label_values, dtype=self.dtype, device=winner.device)
@@ -100,12 +100,12 @@ SLAB_VALUES = 1 << 25
 class Observer(Protocol):
     """Something that wants more than the label of each native voxel."""
 
-    def see(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
+    def observe(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
         """Look at the logits (C, *region); axis n of the region is native axis native_axes[n]."""
         ...
 
 
-class LabelTail:
+class LabelRestorer:
     """Labels of a native region from blended logits, or from blended features and the network's 1×1×1 head.
 
     A pointwise head commutes with blending and with linear resampling, both weighted means with weights of sum 1:
@@ -169,7 +169,7 @@ class LabelTail:
             for begin, part in _parts(region[0], step):
                 logits = self.resampler.along(planes, region, part)[0]
                 end = begin + len(logits)
-                self.decision.see(channel, logits, winner[begin:end], best[begin:end])
+                self.decision.update(channel, logits, winner[begin:end], best[begin:end])
         return self.decision.labels_of(winner)
 
     def _from_features(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
@@ -181,10 +181,10 @@ class LabelTail:
             logits = features if self.head_weight is None else apply_head(features, self.head_weight, self.head_bias)
             winner, best = torch.empty_like(logits[0]), torch.empty_like(logits[0])
             for channel in range(len(logits)):
-                self.decision.see(channel, logits[channel], winner, best)
+                self.decision.update(channel, logits[channel], winner, best)
             labels[begin : begin + features.shape[1]] = self.decision.labels_of(winner)
             for observer in self.observers:
-                observer.see(logits, (part, *region[1:]), self.resampler.native_axes)
+                observer.observe(logits, (part, *region[1:]), self.resampler.native_axes)
         return labels
 
 

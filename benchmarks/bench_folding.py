@@ -17,9 +17,9 @@ from timing import Row, interleaved_medians, print_table
 from torch import nn
 from unfolded import unfolded
 
-from medseg.inference.backends.choice import has_fast_bf16
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.networks import create
+from medseg.networks.precision import has_fast_bf16
 
 
 def runtimes() -> list[str]:

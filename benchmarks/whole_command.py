@@ -41,11 +41,11 @@ from unfolded import unfolded
 
 from medseg import Plan
 from medseg.inference import Predictor
-from medseg.inference.backends.choice import has_fast_bf16
 from medseg.inference.backends.openvino_backend import OpenVINOBackend
-from medseg.inference.backends.torch_backend import Backend, Precision
+from medseg.inference.backends.torch_backend import Backend
 from medseg.inference.tiling.tiles import lay_tiles
 from medseg.networks import create
+from medseg.networks.precision import Precision, has_fast_bf16
 
 SPACING = 1.5
 CHANNELS = [32, 64, 128, 256, 320]

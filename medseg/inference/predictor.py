@@ -14,7 +14,7 @@ from torch import nn
 
 from medseg.errors import OptionError
 from medseg.inference.backends.choice import GoldenCheck, choose_backend
-from medseg.inference.backends.torch_backend import Precision, choose_device
+from medseg.inference.backends.torch_backend import choose_device
 from medseg.inference.memory import Workload, parse_bytes
 from medseg.inference.observers import Certainty, ProbabilityMaps
 from medseg.inference.preprocessing import model_image, normalize_in_place, preprocessing
@@ -24,6 +24,7 @@ from medseg.inference.segmentation import Segmentation, map_names
 from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
 from medseg.inference.tiling.tiles import air_tiles
 from medseg.inference.tta import FlippedMean, flip_axes
+from medseg.networks.precision import Precision
 from medseg.plan import Plan
 from medseg.transforms.restore.label_decision import LabelDecision
 

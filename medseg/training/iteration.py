@@ -20,8 +20,9 @@ from monai.utils.enums import CommonKeys as Keys
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg.errors import NonFiniteError
+from medseg.networks.precision import Precision, autocast
 from medseg.training.distributed import all_agree, is_main_process
-from medseg.training.precision import Precision, PrecisionChoice, autocast, resolved
+from medseg.training.precision import PrecisionChoice, resolved
 
 
 class FiniteSteps:
@@ -200,7 +201,7 @@ class TrainingUpdate:
         engine.optimizer.zero_grad(set_to_none=True)
         precision = self._precision(engine, inputs, targets, weight)
         statistics = [(buffer, buffer.clone()) for buffer in engine.network.buffers()]
-        with autocast(precision, engine.state.device):
+        with autocast(engine.state.device, precision):
             engine.state.output[Keys.PRED] = engine.inferer(inputs, engine.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.output[Keys.LOSS] = engine.loss_function(engine.state.output[Keys.PRED], targets, *weight)
@@ -266,7 +267,7 @@ class EvaluationUpdate:
         if Keys.LABEL in batch:
             engine.state.output[Keys.LABEL] = _moved(batch, Keys.LABEL, engine)
         precision = resolved(self.precision, engine.state.device)
-        with engine.mode(engine.network), autocast(precision, engine.state.device):
+        with engine.mode(engine.network), autocast(engine.state.device, precision):
             engine.state.output[Keys.PRED] = engine.inferer(image, engine.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
 
+from medseg.networks.precision import Precision, autocast, has_fast_bf16
 from medseg.training.distributed import all_agree, is_in_group, is_main_process, process_count
 from medseg.training.sampling import RandomStates
 
-Precision = Literal["fp32", "bf16", "fp16"]
 NAMES = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -36,23 +36,9 @@ def resolve_precision(precision: str, device: torch.device | str) -> Precision:
     if precision != "auto":
         return cast(Precision, precision)
     kind = torch.device(device).type
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if kind == "cpu":
-        return "bf16" if multiplies_bf16() else "fp32"
-    return "fp32"
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor multiplies bf16 in hardware: AMX or AVX512-BF16."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def autocast(precision: Precision, device: torch.device | str) -> torch.autocast:
-    """The autocast context of a resolved precision; disabled for fp32."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(torch.device(device).type, dtype, enabled=precision != "fp32")
+    if has_fast_bf16(device):
+        return "bf16"
+    return "fp16" if kind == "cuda" else "fp32"
 
 
 def gradient_scaler(precision: str, device: torch.device | str) -> torch.amp.GradScaler:
@@ -132,7 +118,7 @@ class PrecisionChoice:
         self._static = resolve_precision(precision, self.device)
         self._is_auto = precision == "auto"
         # a group has one answer, although its machines may differ
-        self._is_open = self._is_auto and self.device.type == "cpu" and (multiplies_bf16() or process_count() > 1)
+        self._is_open = self._is_auto and self.device.type == "cpu" and (has_fast_bf16() or process_count() > 1)
 
     @property
     def precision(self) -> Precision:
@@ -154,7 +140,7 @@ class PrecisionChoice:
         Returns:
             What was decided and why, in one line.
         """
-        if not all_agree(torch.tensor(multiplies_bf16())):
+        if not all_agree(torch.tensor(has_fast_bf16())):
             self._static, self._is_open = "fp32", False
             return "precision auto: fp32 (not every process has a processor that multiplies bf16)"
         found = [probe_step(network, step, self.device) if is_main_process() else None]
@@ -191,7 +177,7 @@ def probe_step(network: torch.nn.Module, step: Step, device: torch.device) -> Pr
         for precision in seconds:
             with _untouched(network):
                 before = time.perf_counter()
-                with autocast(precision, device):
+                with autocast(device, precision):
                     logits, loss = step()
                 loss.backward()
                 seconds[precision].append(time.perf_counter() - before)

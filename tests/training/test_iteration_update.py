@@ -107,7 +107,7 @@ def test_evaluation_keeps_geometry_and_equals_the_network():
 
 
 def test_a_compiled_network_keeps_its_names_and_its_arithmetic(monkeypatch):
-    monkeypatch.setattr("medseg.training.precision.multiplies_bf16", lambda: True)
+    monkeypatch.setattr("medseg.training.precision.has_fast_bf16", lambda *device: True)
     plain, _ = train_once(batch(), precision="fp32", channels_last=False)
     network, choice = small_network(), PrecisionChoice("auto")
     trainer = SupervisedTrainer(

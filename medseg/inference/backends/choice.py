@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -16,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.errors import BackendError, OptionError
 from medseg.inference.backends.compiling import compile_if_it_pays
-from medseg.inference.backends.torch_backend import Backend, EnsembleBackend, Precision, TorchBackend
+from medseg.inference.backends.torch_backend import Backend, EnsembleBackend, TorchBackend
+from medseg.networks.precision import Precision, has_fast_bf16
 
 
 def tile_flops(network: nn.Module, shape: Sequence[int]) -> int:
@@ -163,15 +163,3 @@ def has_openvino() -> bool:
         return find_spec("openvino") is not None
     except ValueError:  # blocked, or half imported
         return False
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 convolutions are faster than fp32 there: AMX or AVX512-BF16 on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
-        # oneDNN calls every AVX-512 capable of bf16, and emulates it slowly where the instructions are missing
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return False

@@ -27,7 +27,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from medseg.errors import BackendError, OptionError
-from medseg.inference.backends.torch_backend import Precision, split_head
+from medseg.inference.backends.torch_backend import split_head
+from medseg.networks.precision import Precision
 from medseg.networks.stages import compose_stages
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from monai.data import MetaTensor
@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from medseg.errors import OptionError
+from medseg.networks.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,6 @@ def _is_pointwise(conv: nn.Conv2d | nn.Conv3d) -> bool:
 
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["fp32", "bf16"]
 
 
 class Backend(Protocol):
@@ -147,7 +146,7 @@ class TorchBackend:
 
     def _arithmetic(self, precision: Precision) -> AbstractContextManager:
         if precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
+            return autocast(self.device, precision)
         if self.device.type == "cuda":
             kept = torch.backends.cudnn
             return kept.flags(True, kept.benchmark, kept.benchmark_limit, kept.deterministic, allow_tf32=False)

@@ -1,7 +1,7 @@
-"""The errors medseg raises on purpose.
+"""Errors that medseg raises on purpose, and the wording they share.
 
-Every message is one line that names the file or case, the rule, the value found and the way out. Each kind also
-subclasses the built-in a caller would expect, so code that does not know medseg still catches it.
+Every message is one line: `<file or case>: <what is wrong>; found X, expected Y; <what to do>`. Each class also
+subclasses the built-in exception that a caller would expect, so that code which does not know medseg still catches it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from collections.abc import Iterable
 
 
 class MedsegError(Exception):
-    """Base of all errors that describe a user's input rather than a defect of medseg."""
+    """Base class of errors that describe the user's input. Other exceptions are defects of medseg."""
 
 
 class ManifestError(MedsegError, ValueError):
-    """A dataset manifest, or the files it names, break a rule."""
+    """A dataset manifest, or a file that it names, breaks a rule."""
 
 
 class PlanError(MedsegError, ValueError):
-    """A plan.json is missing a value or holds one that cannot be used."""
+    """A plan.json lacks a value or holds one that cannot be used."""
 
 
 class VolumeError(MedsegError, OSError):
-    """An image file cannot be read or written as a volume."""
+    """An image file cannot be read or written."""
 
 
 class GeometryError(MedsegError, ValueError):
-    """Two grids that must agree do not, or an affine cannot be used."""
+    """Two grids that must agree differ, or an affine cannot be used."""
 
 
 class ShapeError(MedsegError, ValueError):
-    """A network or transform cannot take an array of this shape."""
+    """A network or transform cannot process an array of this shape."""
 
 
 class NetworkError(MedsegError, ValueError):
@@ -39,11 +39,11 @@ class NetworkError(MedsegError, ValueError):
 
 
 class WeightsError(MedsegError, ValueError):
-    """Weights are absent, altered, or do not fit the network."""
+    """Weights are missing, were altered, or do not fit the network."""
 
 
 class BundleError(MedsegError, ValueError):
-    """A bundle folder is incomplete or its files contradict each other."""
+    """A bundle folder is incomplete, or its files contradict each other."""
 
 
 class EvaluationError(MedsegError, ValueError):
@@ -51,11 +51,11 @@ class EvaluationError(MedsegError, ValueError):
 
 
 class MemoryLimitError(MedsegError, MemoryError):
-    """The work cannot be done within the memory allowed."""
+    """The work does not fit into the memory limit."""
 
 
 class NonFiniteError(MedsegError, FloatingPointError):
-    """A training has lost its numbers: step after step the loss or the gradient is not finite."""
+    """Training diverged: the loss or the gradient is not finite for many steps in a row."""
 
 
 class OptionError(MedsegError, ValueError):
@@ -63,20 +63,39 @@ class OptionError(MedsegError, ValueError):
 
 
 class BackendError(MedsegError, ImportError):
-    """What should run the network is not installed."""
+    """The software that should run the network is not installed."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an exception as one line; the name of its type if it has no message.
+    """Return the message of an exception as one line, or the name of its type if it has no message.
 
-    An `OSError` of the operating system names its file and its reason.
+    An `OSError` of the operating system is reported as its file and its reason.
     """
     if isinstance(error, OSError) and not isinstance(error, MedsegError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return `"; did you mean X?"` for the known name closest to `name`, or an empty string if none is close."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]}?" if close else ""
+def first_line(error: BaseException, max_characters: int = 200) -> str:
+    """Return the first line of an exception's message, for libraries whose messages continue for a page.
+
+    Returns the name of the exception's type if it has no message.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:max_characters]
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6, prefix: str = "") -> str:
+    """Propose the known name that is most similar to a misspelt one.
+
+    Args:
+        name: the misspelt name.
+        known: the valid names.
+        cutoff: similarity from 0 to 1 that a proposal must reach.
+        prefix: text in front of the proposed name, such as `--` for an option.
+
+    Returns:
+        `"; did you mean X?"`, or an empty string if no name is similar.
+    """
+    similar = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"; did you mean {prefix}{similar[0]}?" if similar else ""

@@ -1,4 +1,4 @@
-"""Versions of the software that computed a result."""
+"""Versions of the software that computes a result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 
 
-@functools.cache  # a look-up reads the package's metadata file
+@functools.cache  # each look-up reads the package's metadata file
 def installed_version(package: str) -> str:
     """Return the installed version of a package, or `"unknown"` if it is not installed."""
     try:
@@ -18,7 +18,7 @@ def installed_version(package: str) -> str:
 
 
 def software_versions() -> dict[str, str]:
-    """Return the versions of Python, medseg and the libraries that compute its results, by name.
+    """Return the versions of Python, medseg and the libraries that compute its results, by package name.
 
     OpenVINO is listed only if this process has imported it.
     """

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from medseg import weights
 from medseg.bundle.folder import BundleFolder
-from medseg.errors import BundleError
+from medseg.errors import BundleError, one_line
 from medseg.inference.backends.agreement import ExactResult, Tolerance, objection, too_few_voxels
 from medseg.inference.backends.torch_backend import Backend
 from medseg.plan import Plan
@@ -236,7 +236,7 @@ def read_golden_sample(folder: BundleFolder) -> GoldenSample | None:
             sample = GoldenSample(arrays["lattice"], exact, str(facts["weights_sha256"]), made)
         _check(sample, plan)
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise BundleError(
             f"{path}: is not a golden sample of this bundle ({reason}); promote the weights again"
         ) from None

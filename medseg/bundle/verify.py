@@ -15,7 +15,7 @@ from monai.utils import BundleProperty, BundlePropertyConfig
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import describe, read_golden_sample
 from medseg.bundle.loading import load_network
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, one_line
 from medseg.inference import preprocessing
 from medseg.inference.backends.agreement import SAME_PRECISION
 from medseg.inference.backends.torch_backend import TorchBackend
@@ -71,7 +71,7 @@ def _run(name: str, check: Callable[[BundleFolder], str], folder: BundleFolder) 
         return Check(name, False, str(error))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         # a bundle can be broken in ways nobody listed, and naming them is what verification is for
-        return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Check(name, False, f"{type(error).__name__}: {one_line(error)}")
 
 
 class _BrokenPromiseError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 import sys
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.errors import BundleError, MedsegError, OptionError
+from medseg.errors import BundleError, MedsegError, OptionError, did_you_mean, one_line
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 # Typer brings its own copy of click or uses the one installed; the base of its exported class is right for both.
@@ -70,19 +69,14 @@ def _say_usage(error: Any) -> int:
 def _usage_message(error: Any) -> str:
     option = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption" and option:
-        close = difflib.get_close_matches(option, error.possibilities or (), n=1, cutoff=0)
-        return f"no such option {option}" + (f"; did you mean {close[0]}?" if close else "")
+        return f"no such option {option}{did_you_mean(option, error.possibilities or (), cutoff=0)}"
     message = " ".join(error.format_message().replace("Value error, ", "").split()).removesuffix(".")
     return message[:1].lower() + message[1:]
 
 
 def _line(error: Exception) -> str:
-    return _system_error(error) if isinstance(error, OSError) and not isinstance(error, MedsegError) else str(error)
-
-
-def _system_error(error: OSError) -> str:
-    reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}; check the path and its permissions" if error.filename else reason
+    is_from_system = isinstance(error, OSError) and not isinstance(error, MedsegError) and error.filename
+    return one_line(error) + ("; check the path and its permissions" if is_from_system else "")
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -97,9 +91,8 @@ def check_bundle(bundle: Path) -> None:
     """
     if not bundle.is_dir():
         beside = [path.name for path in bundle.parent.iterdir() if path.is_dir()] if bundle.parent.is_dir() else []
-        close = difflib.get_close_matches(bundle.name, beside, n=1)
-        hint = f"did you mean {bundle.parent / close[0]}?" if close else "give the folder that holds configs/plan.json"
-        raise BundleError(f"{bundle}: no such bundle folder; {hint}")
+        hint = did_you_mean(bundle.name, beside, prefix=f"{bundle.parent}/")
+        raise BundleError(f"{bundle}: no such bundle folder{hint or '; give the folder that holds configs/plan.json'}")
 
 
 def check_folder(out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 
 from medseg.datasets.manifest import Manifest, parse_manifest
 from medseg.datasets.nnunet import DATASET_FILE, is_dataset_json, parse_dataset_json
-from medseg.errors import ManifestError
+from medseg.errors import ManifestError, did_you_mean, one_line
 
 # A wheel carries the manifests inside the package; a checkout keeps them at the top, where people look for them.
 _IN_WHEEL = Path(__file__).parent / "manifests"
@@ -56,8 +55,7 @@ def read_manifest(name_or_path: Path | str) -> Manifest:
     except OSError as error:
         raise ManifestError(f"{path}: could not be read: {error.strerror}; check its name and permissions") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ManifestError(f"{path}: is not valid YAML: {reason}") from error
+        raise ManifestError(f"{path}: is not valid YAML: {one_line(error)}") from error
     return parse_manifest(content, path)
 
 
@@ -78,10 +76,9 @@ def _find(name_or_path: Path | str) -> Path:
     if name_or_path not in names and path.is_file():
         raise ManifestError(f"{path}: no manifest by its name; manifests end in .yaml, .yml or .json")
     if name_or_path not in names:
-        close = difflib.get_close_matches(str(name_or_path), names, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(str(name_or_path), names)
         raise ManifestError(
-            f"{name_or_path}: no such manifest; {hint}shipped ones are {', '.join(names)}, or give a file"
+            f"{name_or_path}: no such manifest{hint}; shipped ones are {', '.join(names)}, or give a file"
         )
     return manifest_folder() / f"{name_or_path}.yaml"
 

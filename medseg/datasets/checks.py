@@ -58,16 +58,8 @@ def case_problems(
 
 def check_same_grid(grid: Grid, path: Path | str, reference_path: Path | str, reference: Grid) -> None:
     """Raise GeometryError if a grid has another shape than the reference or is displaced by more than half a voxel."""
-    if grid.shape != reference.shape:
-        raise GeometryError(
-            f"{path}: shape {grid.shape} differs from {reference.shape} of {reference_path}; resample it onto that grid"
-        )
-    moved, limit = grid.corner_displacement_mm(reference), min(reference.spacing) / 2
-    if moved > limit:
-        raise GeometryError(
-            f"{path}: its corners lie up to {moved:.3g} mm from those of {reference_path}; the limit is half a voxel, "
-            f"{limit:.3g} mm; resample it onto that grid or correct its header"
-        )
+    if difference := grid.difference(reference, reference_path):
+        raise GeometryError(f"{path}: {difference}")
 
 
 def _read_and_check(manifest: Manifest, role: str, path: Path, read_images: bool) -> Grid:

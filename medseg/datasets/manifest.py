@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medseg.errors import ManifestError
+from medseg.errors import ManifestError, did_you_mean
 
 SCHEMA_VERSION = 1
 
@@ -286,9 +285,8 @@ def _check_keys(item: Any, required: Iterable[str], optional: Iterable[str], whe
     known = [*required, *optional]
     for key in item:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-            raise ManifestError(f"{where} has the unknown key {key!r}; {hint}")
+            hint = did_you_mean(str(key), known) or f"; known are {', '.join(known)}"
+            raise ManifestError(f"{where} has the unknown key {key!r}{hint}")
     absent = [key for key in required if item.get(key) is None]
     if absent:
         raise ManifestError(f"{where} lacks {', '.join(absent)}")

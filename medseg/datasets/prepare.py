@@ -20,8 +20,8 @@ from medseg.datasets.folds import split_by_presence
 from medseg.datasets.manifest import FilePatterns, Manifest
 from medseg.datasets.nnunet import DATASET_FILE
 from medseg.datasets.phantoms import generate_phantoms
-from medseg.errors import ManifestError, VolumeError
-from medseg.volumes import replacing
+from medseg.errors import ManifestError, one_line
+from medseg.volumes import check_out_folder, replacing
 
 
 def find_layout(manifest: Manifest, folder: Path) -> tuple[Path, FilePatterns]:
@@ -113,9 +113,8 @@ def download_archive(manifest: Manifest, root: Path, progress: bool = True) -> P
                 "try again, or get it elsewhere and give its folder with --from"
             ) from error
         except (OSError, RuntimeError, ValueError, tarfile.TarError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise ManifestError(
-                f"{manifest.name}: {source.url} could not be downloaded and unpacked: {reason}; "
+                f"{manifest.name}: {source.url} could not be downloaded and unpacked: {one_line(error)}; "
                 "without a network give a folder that has the files with --from"
             ) from error
     return unpacked
@@ -215,7 +214,8 @@ def prepare(
     """
     manifest = read_manifest(name_or_path)
     root = _home(manifest) if root is None else Path(root)
-    _make_folder(root)
+    check_out_folder(root)
+    root.mkdir(parents=True, exist_ok=True)
     base, patterns, method = _obtain(manifest, root, None if source is None else Path(source), link, progress)
     present: list[str] = []
     absent: list[str] = []
@@ -303,15 +303,6 @@ def _origin(files: dict[str, list[Path]], targets: dict[str, list[Path]]) -> dic
         if all(path.is_file() for role in targets for path in candidate.get(role, [Path()])):
             return candidate
     return None
-
-
-def _make_folder(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VolumeError(
-            f"{root}: cannot be used as the data set's folder: {error.strerror}; choose another"
-        ) from error
 
 
 def _cases_of(problems: tuple[str, ...]) -> set[str]:

@@ -252,15 +252,11 @@ def _unknown_labels(
 
 
 def _grid_problems(case: str, path: Path, prediction: Grid, reference: Grid) -> list[Problem]:
-    if prediction.shape != reference.shape:
-        found = f"{path}: shape {prediction.shape}, reference {reference.shape}"
-        return [Problem(case, "different grid", found, "resample to the reference's grid")]
-    displacement_mm = prediction.corner_displacement_mm(reference)
-    limit_mm = 0.5 * min(reference.spacing)
-    if displacement_mm <= limit_mm:
+    difference = prediction.difference(reference)
+    if not difference:
         return []
-    found = f"{path}: corners {displacement_mm:.3g} mm from the reference's, at most {limit_mm:.3g} mm (half a voxel)"
-    return [Problem(case, "different grid", found, "correct the header or resample to the reference's grid")]
+    found, _, way_out = difference.rpartition("; ")
+    return [Problem(case, "different grid", f"{path}: {found}", way_out)]
 
 
 def problem_text(problems: Sequence[Problem], num_cases: int) -> str:

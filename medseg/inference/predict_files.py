@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from medseg.errors import MedsegError, OptionError, VolumeError
+from medseg.errors import MedsegError, OptionError, VolumeError, one_line
 from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
 from medseg.inference.saving import has_our_record, is_dicom_seg, map_path, provenance_path, save_segmentation
@@ -78,7 +78,7 @@ def finished_record(
 def failure_line(error: Exception) -> str | None:
     """One line about an error that concerns this scan alone; None for a defect, which must not be swallowed."""
     if isinstance(error, MedsegError | OSError):
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error)
     if is_out_of_memory(error):
         return "out of memory; close other programs, or set --max-ram to learn how much is needed"
     return None

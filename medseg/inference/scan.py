@@ -224,14 +224,5 @@ def check_one_grid(volumes: Sequence[Volume]) -> None:
     """Raise GeometryError unless the channels of one case have one shape and lie at one place, up to half a voxel."""
     reference = volumes[0]
     for other in volumes[1:]:
-        if other.grid.shape != reference.grid.shape:
-            raise GeometryError(
-                f"{other.name}: channels of one case need one grid: shape {other.grid.shape} differs from "
-                f"{reference.grid.shape} of {reference.name}"
-            )
-        moved, allowed = other.grid.corner_displacement_mm(reference.grid), min(reference.grid.spacing) / 2
-        if moved > allowed:
-            raise GeometryError(
-                f"{other.name}: channels of one case need one grid: its corners lie up to {moved:.2f} mm from those of "
-                f"{reference.name} (allowed {allowed:.2f} mm, half a voxel); resample it first"
-            )
+        if difference := other.grid.difference(reference.grid, reference.name):
+            raise GeometryError(f"{other.name}: channels of one case need one grid: {difference}")

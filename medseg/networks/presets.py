@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from medseg.errors import NetworkError
+from medseg.errors import NetworkError, did_you_mean
 from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
 from medseg.networks.unetr import UNETR
@@ -46,10 +45,8 @@ def check_argument_names(what: str, network_class: type[nn.Module], given: Itera
     for name in given:
         if name in known:
             continue
-        close = difflib.get_close_matches(name, known, n=1)
-        meant = MONAI_NAMES.get(name, close[0] if close else "")
-        hint = f"did you mean {meant}?" if meant in known else f"known are {', '.join(known)}"
-        raise NetworkError(f"{what}: unknown argument {name!r}; {hint}")
+        hint = did_you_mean(MONAI_NAMES.get(name, name), known) or f"; known are {', '.join(known)}"
+        raise NetworkError(f"{what}: unknown argument {name!r}{hint}")
 
 
 _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {

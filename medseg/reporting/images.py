@@ -89,14 +89,8 @@ def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
         volume = read_volume(path, allow_non_finite=True)
     except MedsegError as error:
         return None, f"image left out: {error}"
-    if volume.grid.shape != grid.shape:
-        return None, f"image left out: its shape {volume.grid.shape} is not the label map's {grid.shape}"
-    displacement_mm, limit_mm = volume.grid.corner_displacement_mm(grid), 0.5 * min(grid.spacing)
-    if displacement_mm > limit_mm:
-        return None, (
-            f"image left out: its corners lie {displacement_mm:.3g} mm from the label map's, at most {limit_mm:.3g} mm "
-            "(half a voxel)"
-        )
+    if difference := volume.grid.difference(grid, "the label map"):
+        return None, f"image left out: {difference}"
     return np.nan_to_num(volume.array, copy=False) if volume.array.dtype.kind == "f" else volume.array, ""
 
 

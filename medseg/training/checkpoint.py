@@ -13,11 +13,12 @@ import torch
 import torch.distributed
 from ignite.engine import Engine, Events
 
-from medseg.errors import WeightsError
+from medseg.errors import WeightsError, first_line
 from medseg.plan import Plan
 from medseg.training.distributed import barrier, is_main_process
 from medseg.training.iteration import FiniteSteps
 from medseg.training.sampling import ProcessRandomStates
+from medseg.volumes.files import set_aside
 from medseg.weights.state_dict import save_state
 
 PREFIX = "training_checkpoint_"
@@ -58,22 +59,10 @@ def read_newest(directory: str | Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return file, _read(file)
         except Exception as error:  # torch.load raises half a dozen kinds for one torn file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(f"{file}: damaged checkpoint, trying the one before ({reason})", stacklevel=2)
+            warnings.warn(f"{file}: damaged checkpoint, trying the one before ({first_line(error)})", stacklevel=2)
     if files:
         raise WeightsError(f"{directory}: all {len(files)} checkpoints are damaged; start again without --resume True")
     return None
-
-
-def set_aside(directory: str | Path) -> Path | None:
-    """Rename a folder that holds checkpoints of another training to one with a number; None where it holds none."""
-    directory = Path(directory)
-    if not checkpoint_files(directory):
-        return None
-    number = 1
-    while (target := directory.with_name(f"{directory.name}_{number}")).exists():
-        number += 1
-    return directory.rename(target)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -187,8 +176,8 @@ class Checkpointing:
                 return  # run once more, from where the first run ended
             # ignite begins again at 0 if nothing is left to do; put back, it goes straight to its end
             engine.state.epoch, engine.state.iteration = epoch, iteration
-            if found is None and is_main_process() and (earlier := set_aside(self.directory)):
-                warnings.warn(f"{self.directory}: holds another training, renamed to {earlier.name}", stacklevel=2)
+            if found is None and is_main_process() and checkpoint_files(self.directory):
+                set_aside([Path(self.directory)])
             # registered this late to run after every other handler of the epoch's end
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
@@ -215,7 +204,7 @@ class Checkpointing:
             try:
                 item.load_state_dict(state[name])
             except (RuntimeError, ValueError, KeyError) as error:
-                reason = str(error).splitlines()[0].rstrip(": ")
+                reason = first_line(error).rstrip(": ")
                 raise WeightsError(
                     f"{path}: its {name} does not fit this run's ({reason}); resume with the same configs, {WAY_OUT}"
                 ) from error

@@ -20,7 +20,7 @@ from medseg.figures.canvas import label_color, new_figure, save_png
 from medseg.training.distributed import is_main_process
 from medseg.training.iteration import FiniteSteps
 from medseg.volumes import files
-from medseg.volumes.files import set_files_aside
+from medseg.volumes.files import set_aside
 
 Row = dict[str, float]
 
@@ -61,7 +61,7 @@ class TrainingHistory:
 
     def _start(self, engine: Engine) -> None:
         if not engine.state.iteration:
-            set_files_aside([self.output_dir / name for name in ("history.csv", "training.png")])
+            set_aside([self.output_dir / name for name in ("history.csv", "training.png")])
         earlier = read_history(self.output_dir / "history.csv")
         self.rows = [row for row in earlier if row["step"] <= engine.state.iteration]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import json
 import multiprocessing.dummy
@@ -24,7 +23,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run as run_command
 from tqdm.auto import tqdm
 
-from medseg.errors import MedsegError, OptionError
+from medseg.errors import MedsegError, OptionError, did_you_mean, one_line
 
 # what torch's data loader makes of an exception in a worker: another one, with the traceback as its message
 _IN_A_WORKER = re.compile(r"^medseg\.errors\.\w+: (.+)$", re.MULTILINE)
@@ -44,7 +43,7 @@ def cause_in_words(error: BaseException) -> tuple[str, bool]:
     chain = list(_causes(error))
     for link in chain:
         if isinstance(link, MedsegError):
-            return _in_one_line(link), True
+            return one_line(link), True
         if found := _IN_A_WORKER.search(str(link)):
             return found.group(1), True
     innermost = chain[-1]
@@ -53,15 +52,14 @@ def cause_in_words(error: BaseException) -> tuple[str, bool]:
     if isinstance(innermost, ConnectionError | EOFError) and "torch.utils.data.dataloader" in _modules(innermost):
         return "a worker process has ended on the way; often for want of memory: try fewer --num_workers", True
     if isinstance(innermost, OSError) and innermost.strerror and not isinstance(innermost, ConnectionError):
-        where = f"{innermost.filename}: " if innermost.filename else ""
-        return f"{where}{innermost.strerror}; check the folder, its permissions and its free space", True
+        return f"{one_line(innermost)}; check the folder, its permissions and its free space", True
     raised_in = (_modules(innermost) or [""])[-1]
     if isinstance(innermost, ValueError) and raised_in.startswith("medseg."):  # a value it checked and refused
-        return _in_one_line(innermost), True
+        return one_line(innermost), True
     for said, meant in _FROM_OUTSIDE.items():
         if found := re.search(said, str(innermost), re.IGNORECASE):
             return meant.format(found.group()), True
-    return f"the cause: {type(innermost).__name__}: {_in_one_line(innermost)}", False
+    return f"the cause: {type(innermost).__name__}: {one_line(innermost)}", False
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -74,10 +72,6 @@ def _modules(error: BaseException) -> list[str]:
     """The modules of the frames an exception went through; where it was raised comes last."""
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     return [str(frame.f_globals.get("__name__", "")) for frame in frames]
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 OWN_OPTIONS = frozenset(
@@ -127,9 +121,8 @@ def check_overrides(options: Mapping[str, str]) -> None:
         known = [part for part in config if not part.startswith("_") and part not in _PARTS]
         if parent:
             raise OptionError(f"option --{name}: there is no {parent} in {', '.join(files)}")
-        close = difflib.get_close_matches(key, [*known, *sorted(OWN_OPTIONS)], 1)
-        hint = f"did you mean --{close[0]}?" if close else f"the configs have {', '.join(known)}"
-        raise OptionError(f"option --{name}: unknown, {hint}")
+        hint = did_you_mean(key, [*known, *OWN_OPTIONS], prefix="--") or f"; the configs have {', '.join(known)}"
+        raise OptionError(f"option --{name}: unknown{hint}")
 
 
 def is_bundle_run(arguments: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ from medseg.training.iteration import FiniteSteps
 from medseg.training.precision import PrecisionChoice, resolved
 from medseg.versions import software_versions
 from medseg.volumes import files
-from medseg.volumes.files import file_sha256, set_files_aside
+from medseg.volumes.files import file_sha256, set_aside
 from medseg.weights.state_dict import save_state
 
 RECORD_NAME = "training.json"
@@ -75,7 +75,7 @@ class TrainingRecord:
         self._started = time.monotonic()
         self._first_epoch = engine.state.epoch
         if self._first_epoch == 0:
-            set_files_aside([self.output_dir / name for name in (WEIGHTS_NAME, RECORD_NAME)])
+            set_aside([self.output_dir / name for name in (WEIGHTS_NAME, RECORD_NAME)])
 
     def _write(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)

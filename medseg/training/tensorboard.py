@@ -19,7 +19,7 @@ from medseg.figures.planes import labelled_center
 from medseg.figures.three_planes import three_planes
 from medseg.training.distributed import is_main_process
 from medseg.training.history import last_loss, numbers
-from medseg.volumes.files import move_aside
+from medseg.volumes.files import set_aside
 
 
 def case_figures(output: Any, labels: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class TensorBoardHistory:
         from torch.utils.tensorboard import SummaryWriter
 
         if not engine.state.iteration:
-            move_aside(sorted(self.log_dir.glob("events.out.tfevents.*")), self.log_dir / "events")
+            set_aside(sorted(self.log_dir.glob("events.out.tfevents.*")), self.log_dir / "events")
         self._writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1)
 
     def _write_step(self, engine: Engine) -> None:

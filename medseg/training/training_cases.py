@@ -18,7 +18,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, RandomizableTrait, Transform
 
 from medseg.datasets import Manifest, case_problems
-from medseg.errors import ManifestError, PlanError
+from medseg.errors import ManifestError, PlanError, first_line
 from medseg.training.distributed import barrier, process_count, process_rank
 from medseg.versions import software_versions
 from medseg.volumes.files import file_sha256
@@ -91,7 +91,7 @@ def _read(path: Path) -> Any:
         with torch.serialization.safe_globals(_SAFE):
             return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises half a dozen kinds for one torn file
-        warnings.warn(f"{path}: cannot be read, made again ({str(error).splitlines()[0]})", stacklevel=2)
+        warnings.warn(f"{path}: cannot be read, made again ({first_line(error)})", stacklevel=2)
         return None
 
 

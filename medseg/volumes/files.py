@@ -1,10 +1,9 @@
-"""Writing files so that they are there whole or not at all."""
+"""Write files atomically, check output folders, keep files of earlier runs, and compute SHA-256 digests."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import secrets
 import shutil
@@ -13,151 +12,104 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
-from hashlib import blake2s
 from pathlib import Path
 
 from medseg.errors import MedsegError, OptionError, VolumeError
 
-# Characters, of at most four bytes each.
-LONGEST_HIDDEN = 40
-HIDDEN = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})-(?P<process>\d+)\.[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
-ABANDONED_SECONDS = 24 * 3600
+# File systems allow 255 bytes per name; the part taken from the final name has at most 40 characters of 4 bytes each.
+MAX_STEM_CHARACTERS = 40
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
+LEFTOVER_AGE_SECONDS = 24 * 3600
 
 
 @contextmanager
 def replacing(path: Path | str, suffix: str = "") -> Iterator[Path]:
-    """Yield a temporary path in the same folder; it becomes ``path`` when the block ends without an error.
+    """Write a file or folder atomically: it is complete or absent.
+
+    The block writes to the temporary path it gets. The result is renamed to `path` if the block ends without an error.
 
     Args:
-        path: the file to create or replace. Its folder is created.
-        suffix: what the temporary name must end with, for writers that choose the format by the name.
+        path: file to create or replace, or folder to create. Its parent folder is created.
+        suffix: ending of the temporary name, for writers that choose the format by the name.
+
+    Yields:
+        A hidden path in the same folder, at which nothing exists yet.
 
     Raises:
-        VolumeError: the folder cannot be written or is full; the temporary file is removed and ``path`` is as before.
+        VolumeError: the folder cannot be written or is full. The temporary file is removed and `path` is unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_hidden(path.name)}{suffix}")
+    temporary = _temporary_path(path, suffix)
     try:
-        if path.is_dir():
-            raise _in_the_way(path)
+        _check_no_folder_at(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush(temporary)
+        for file in [temporary, *temporary.rglob("*")]:
+            _flush(file)
         temporary.replace(path)
     except VolumeError:
         raise
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _write_error(path, error) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        _remove(temporary)
 
 
 @contextmanager
 def staged(path: Path | str) -> Iterator[Path]:
-    """Yield the name of ``path`` in a new hidden folder beside it; whatever is put there is moved when the block ends.
+    """Write several files that belong together, or a file that contains its own name.
 
-    For writers that keep the file's name inside the file, and for several files that belong together: they take their
-    places one right after the other, ``path`` first, and only once all of them are whole.
+    The block writes into a new hidden folder. When it ends without an error, every file in that folder is moved beside
+    `path`: `path` first, and only after all of them are complete.
 
     Args:
-        path: the file to create or replace. Its folder is created.
+        path: main file to create or replace. Its parent folder is created.
+
+    Yields:
+        A path with the name of `path` in the hidden folder.
 
     Raises:
         VolumeError: as `replacing`.
     """
     path = Path(path)
-    folder = path.with_name(_hidden(path.name))
+    folder = _temporary_path(path)
     try:
         folder.mkdir(parents=True)
         yield folder / path.name
         files = sorted(folder.iterdir(), key=lambda file: (file.name != path.name, file.name))
         for file in files:
-            if path.with_name(file.name).is_dir():
-                raise _in_the_way(path.with_name(file.name))
+            _check_no_folder_at(path.with_name(file.name))
             _flush(file)
         for file in files:
             file.replace(path.with_name(file.name))
     except MedsegError as error:
         if str(folder) not in str(error):
             raise
-        # what is written is named by where it was to go, not by where it was put together
+        # The user knows the output folder, not the hidden one.
         raise type(error)(str(error).replace(str(folder), str(path.parent))) from error
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _write_error(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path | str) -> None:
-    """Remove what processes that were killed have left in a folder of half-written files.
+    """Remove temporary files and folders in a folder that have not changed for a day.
 
-    Those of a process of this machine that is no longer there, and of any that have not changed for a day.
+    Only a process that was killed leaves them behind. Younger ones may belong to a process that is still writing.
     """
+    oldest = time.time() - LEFTOVER_AGE_SECONDS
     with suppress(OSError):
         for path in Path(folder).glob(".*.partial*"):
-            found = HIDDEN.fullmatch(path.name)
-            if found and _is_abandoned(path, found["host"], int(found["process"])):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path, host: str, process: int) -> bool:
-    if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-        return True
-    if host != _host() or os.name != "posix":  # to ask whether a process is there ends it on Windows
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's
-        pass
-    return False
-
-
-def _hidden(name: str) -> str:
-    """A name for what is not whole yet; short, because file systems take 255 bytes and the name itself may have all."""
-    return f".{name[:LONGEST_HIDDEN]}.{_host()}-{os.getpid()}.{secrets.token_hex(4)}.partial"
-
-
-@cache
-def _host() -> str:
-    """What tells the processes of this machine (of this container, where it counts them anew) from those of others."""
-    space = Path("/proc/self/ns/pid")
-    counted = str(space.readlink()) if space.is_symlink() else ""
-    return blake2s(f"{platform.node()} {counted}".encode(), digest_size=4).hexdigest()
-
-
-def _flush(file: Path) -> None:
-    with file.open("r+b") as written:
-        os.fsync(written.fileno())
-
-
-def _in_the_way(path: Path) -> VolumeError:
-    return VolumeError(f"{path}: a folder is in the way of the output file; remove it or choose another name")
-
-
-def _unwritable(path: Path, error: OSError) -> VolumeError:
-    reason = error.strerror or str(error)
-    return VolumeError(f"{path}: could not be written: {reason}; check the folder and its free space")
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+            if TEMPORARY_NAME.fullmatch(path.name) and path.lstat().st_mtime < oldest:
+                _remove(path)
 
 
 def check_out_folder(folder: Path | str) -> None:
-    """Raise one line unless outputs can be written to a folder, which need not exist yet; nothing is left there.
+    """Check that outputs can be written to a folder. The folder need not exist, and nothing is left in it.
 
     Raises:
-        OptionError: it is, or would lie in, a file, a link to nowhere, or a folder that may not be written to.
+        OptionError: the path is or lies in a file, a link to nothing, or a folder without write permission.
     """
     folder = Path(folder)
     for path in (folder, *folder.absolute().parents):
@@ -171,34 +123,90 @@ def check_out_folder(folder: Path | str) -> None:
         if not path.is_dir():
             raise OptionError(f"{path}: a file where the output folder should be; choose another folder")
         try:
+            # Permissions do not reveal read-only file systems, and root has all of them, so write something.
             with tempfile.TemporaryFile(dir=path):
                 return
-        except OSError as error:  # asked by trying: permissions tell nothing of read-only disks, nor anything to root
+        except OSError as error:
             raise OptionError(
                 f"{path}: may not be written to ({error.strerror or error}); choose another output folder or change "
                 "its permissions"
             ) from error
 
 
-def set_files_aside(files: Sequence[Path]) -> None:
-    """Rename those of the files that are there to names with the first number free for all of them, and say so."""
-    found = [file for file in files if file.exists()]
-    number = 1
-    while any(file.with_stem(f"{file.stem}_{number}").exists() for file in found):
-        number += 1
-    for file in found:
-        earlier = file.rename(file.with_stem(f"{file.stem}_{number}"))
-        warnings.warn(f"{file}: is of another training, renamed to {earlier.name}", stacklevel=3)
+def is_writable(folder: Path | str) -> bool:
+    """Return whether files can be written to a folder, as `check_out_folder` decides."""
+    try:
+        check_out_folder(folder)
+    except OptionError:
+        return False
+    return True
 
 
-def move_aside(files: Sequence[Path], folder: Path) -> None:
-    """Move the files, if any, into a new folder: this name with the first free number; and say so."""
-    if not files:
-        return
+def set_aside(paths: Sequence[Path], folder: Path | None = None) -> list[Path]:
+    """Rename files or folders of an earlier run so that a new run does not overwrite them.
+
+    All of them get the same number, the first that is free for each: `model.pt` becomes `model_1.pt`.
+
+    Args:
+        paths: what to rename; paths that do not exist are ignored.
+        folder: if given, move everything into a new folder with this name and a number instead: `folder_1`.
+
+    A warning names what was renamed.
+
+    Returns:
+        The new path of each existing one, in order.
+    """
+    existing = [path for path in paths if path.exists()]
+    if not existing:
+        return []
+    numbered = [folder] if folder else existing
     number = 1
-    while (target := folder.with_name(f"{folder.name}_{number}")).exists():
+    while any(path.with_stem(f"{path.stem}_{number}").exists() for path in numbered):
         number += 1
-    target.mkdir()
-    for file in files:
-        file.rename(target / file.name)
-    warnings.warn(f"{files[0].parent}: holds events of another training, moved to {target.name}", stacklevel=3)
+    targets = [path.with_stem(f"{path.stem}_{number}") for path in numbered]
+    for path, target in zip(existing, targets, strict=not folder):
+        warnings.warn(f"{path}: belongs to an earlier run, moved to {target.name}", stacklevel=3)
+    if folder:
+        targets[0].mkdir(parents=True)
+        targets = [targets[0] / path.name for path in existing]
+    for path, target in zip(existing, targets, strict=True):
+        path.rename(target)
+    return targets
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 digest of a file's content as 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _temporary_path(path: Path, suffix: str = "") -> Path:
+    return path.with_name(f".{path.name[:MAX_STEM_CHARACTERS]}.{secrets.token_hex(4)}.partial{suffix}")
+
+
+def _check_no_folder_at(path: Path) -> None:
+    if path.is_dir():
+        raise VolumeError(f"{path}: a folder is in the way of the output file; remove it or choose another name")
+
+
+def _flush(path: Path) -> None:
+    if path.is_file() and not path.is_symlink():  # the file behind a link is not ours and may be read-only
+        with path.open("r+b") as stream:
+            os.fsync(stream.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _write_error(path: Path, error: OSError) -> VolumeError:
+    reason = error.strerror or str(error)
+    return VolumeError(f"{path}: could not be written: {reason}; check the folder and its free space")

@@ -83,10 +83,10 @@ class Grid:
         index = np.array(list(product(*ends)))
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
 
-    def corner_displacement_mm(self, other: Grid) -> float:
-        """The furthest that any outer corner of this grid lies from the same corner of the other, in mm.
+    def displacement_mm(self, other: Grid) -> float:
+        """Return the largest distance between an outer corner of this grid and the same corner of the other, in mm.
 
-        It bounds the misplacement of every voxel between the two, whatever its cause (shift, turn, spacing, flip).
+        No voxel is displaced by more than this, whether the grids differ by a shift, a rotation, a flip or the spacing.
 
         Raises:
             GeometryError: one grid has two axes and the other three.
@@ -94,6 +94,27 @@ class Grid:
         if self.spatial_dims != other.spatial_dims:
             raise GeometryError(f"a {self.spatial_dims}D grid cannot be compared with a {other.spatial_dims}D grid")
         return float(np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1).max())
+
+    def difference(self, reference: Grid, name: object = "the reference") -> str:
+        """Describe how this grid differs from a reference grid by more than half a voxel.
+
+        Args:
+            reference: the grid to compare with. Half its smallest spacing is the tolerance.
+            name: how to call the reference in the description.
+
+        Returns:
+            One line for an error message, or an empty string if the shapes are equal and no voxel is displaced by more
+            than the tolerance.
+        """
+        if self.shape != reference.shape:
+            return f"shape {self.shape} differs from {reference.shape} of {name}; resample it onto that grid"
+        moved_mm, limit_mm = self.displacement_mm(reference), min(reference.spacing) / 2
+        if moved_mm <= limit_mm:
+            return ""
+        return (
+            f"its corners lie up to {moved_mm:.3g} mm from those of {name}; the limit is half a voxel, {limit_mm:.3g} "
+            "mm; resample it onto that grid or correct its header"
+        )
 
 
 def _check_affine(affine: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from medseg.errors import GeometryError, VolumeError
+from medseg.errors import GeometryError, VolumeError, one_line
 from medseg.volumes.files import replacing
 from medseg.volumes.formats import suffix_of
 from medseg.volumes.grid import Grid
@@ -62,7 +62,7 @@ def read_nifti(path: Path) -> Volume:
         raise VolumeError(f"{path}: does not fit into memory: {error}; use a machine with more") from error
     except DAMAGE as error:
         raise VolumeError(
-            f"{path}: damaged or truncated ({_one_line(error)}); copy or export the image again"
+            f"{path}: damaged or truncated ({one_line(error)}); copy or export the image again"
         ) from error
     array = _scaled(raw, header).reshape(shape)
     return Volume(array=array, grid=grid, path=path, format="nifti", header=header)
@@ -77,7 +77,7 @@ def read_nifti_header(path: Path) -> nib.Nifti1Header:
         raise
     except DAMAGE as error:
         raise VolumeError(
-            f"{path}: damaged or truncated ({_one_line(error)}); copy or export the image again"
+            f"{path}: damaged or truncated ({one_line(error)}); copy or export the image again"
         ) from error
 
 
@@ -222,7 +222,3 @@ def _header_for(array: np.ndarray, like: Volume) -> nib.Nifti1Header:
 def _place(header: nib.Nifti1Header, grid: Grid, code: int) -> None:
     header.set_sform(grid.affine, code=code)
     header.set_qform(grid.affine, code=code, strip_shears=True)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

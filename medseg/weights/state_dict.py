@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from medseg.errors import WeightsError
-from medseg.volumes import files
+from medseg.errors import WeightsError, first_line
+from medseg.volumes import replacing
+from medseg.volumes.files import file_sha256
 
 # where training programs put the state dict inside a checkpoint; the first one present is taken
 WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "network", "model", "net", "weights")
@@ -63,7 +61,7 @@ def _read_safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file}: not a readable safetensors file ({_first_line(error)})") from error
+        raise WeightsError(f"{file}: not a readable safetensors file ({first_line(error)})") from error
 
 
 def _read_torch(file: Path) -> Any:
@@ -79,7 +77,7 @@ def _read_torch(file: Path) -> Any:
             f"made, save the tensors alone: torch.save(model.state_dict(), ...) ({_reason(error)})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{file}: not a readable weights file ({_first_line(error)})") from error
+        raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from error
 
 
 def _find_state_dict(loaded: Any, depth: int = 3) -> dict[str, Tensor] | None:
@@ -93,27 +91,22 @@ def _find_state_dict(loaded: Any, depth: int = 3) -> dict[str, Tensor] | None:
     return tensors if len(tensors) * 2 > len(loaded) else None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _reason(error: Exception) -> str:
     # torch's message is a page of advice; the line that names the refused object says it all
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), _first_line(error))[:200]
+    return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), first_line(error))[:200]
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of the file at `path`, 64 hexadecimal digits.
+    """Return the SHA-256 digest of a weights file as 64 hexadecimal digits.
 
     Raises:
         WeightsError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise WeightsError(f"{path}: the weights cannot be read ({error.strerror or error}); check the path") from error
 
 
 FORMATS = (".safetensors", ".pt", ".pth")
@@ -140,43 +133,30 @@ def write(
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     if not state:
         raise WeightsError(f"{file}: no tensors to write")
-    # one memory a tensor: safetensors refuses views and shared storage, and torch.save would write a view's whole base
+    # Each tensor gets its own memory: safetensors refuses views, and torch.save would write a view's whole base.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".partial")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with replacing(file) as temporary:
         if file.suffix == ".safetensors":
             save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
         else:
-            torch.save(tensors, temporary)
-        mode = 0o666 & ~_umask()
-        temporary.chmod(mode)
-        digest = sha256(temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest
-
-
-def _umask() -> int:
-    # mkstemp makes private files; the finished one gets what open() would have given it
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            _save(tensors, temporary)
+        return file_sha256(temporary)
 
 
 def save_state(state: Any, path: Path) -> None:
-    """`torch.save` into `path`, which appears when everything is on the disk.
-
-    Through an open file: given a path, torch writes the temporary name into it, and equal weights differ; and of a full
-    disk it says "unexpected pos 640 vs 598".
+    """Write an object with `torch.save`, atomically.
 
     Raises:
-        VolumeError: the folder cannot be written or is full; names the file.
+        VolumeError: the folder cannot be written or is full.
     """
-    with files.replacing(path) as temporary, temporary.open("wb") as stream:
+    with replacing(path) as temporary:
+        _save(state, temporary)
+
+
+def _save(state: Any, path: Path) -> None:
+    # torch gets an open file, not a path: it would write the path's name into the file, so that files of equal weights
+    # would differ, and it reports a full disk as "unexpected pos 640 vs 598".
+    with path.open("wb") as stream:
         try:
             torch.save(state, stream)
         except RuntimeError as error:

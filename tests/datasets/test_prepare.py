@@ -14,7 +14,7 @@ import pytest
 from datasets.manifests import IDS, changed, write_case, write_manifest
 
 from medseg.datasets import prepare, read_manifest
-from medseg.errors import ManifestError, VolumeError
+from medseg.errors import ManifestError, OptionError
 
 SHARED = Path(os.environ.get("MEDSEG_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 
@@ -121,7 +121,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path, source: Path, manifest: Pat
     with pytest.raises(ManifestError, match="cannot be downloaded; give a folder"):
         prepare(manifest, tmp_path / "root")
     (tmp_path / "file").touch()
-    with pytest.raises(VolumeError, match="cannot be used as the data set's folder"):
+    with pytest.raises(OptionError, match="file"):
         prepare(manifest, tmp_path / "file" / "root", source)
 
 

@@ -132,7 +132,7 @@ def test_several_channels_are_compared_and_kept_in_order(tmp_path: Path) -> None
         predictor.predict(paths[0])
     moved = np.eye(4)
     moved[0, 3] = 0.8
-    with pytest.raises(GeometryError, match=r"0\.80 mm.*half a voxel"):
+    with pytest.raises(GeometryError, match=r"0\.8 mm.*half a voxel"):
         predictor.predict([paths[0], write_scan(tmp_path / "moved.nii", second, moved)])
     with pytest.raises(GeometryError, match="shape"):
         predictor.predict([paths[0], write_scan(tmp_path / "short.nii", second[:5], np.eye(4))])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,8 @@ def test_a_folder_in_the_way_of_one_output_is_reported_for_that_scan(scans: Path
     assert "case1.nii.gz: a folder is in the way" in results[1].message
 
 
-def test_what_a_killed_run_left_behind_is_removed_by_the_next_one(scans: Path, tmp_path: Path) -> None:
-    """One killed while it put a case's files together, another while it wrote a single file."""
+def test_a_later_run_removes_old_leftovers_of_a_killed_run(scans: Path, tmp_path: Path) -> None:
+    """The run was killed while it wrote the files of a case, and while it wrote a single file."""
     out = tmp_path / "out"
     program = """if True:
         import os, sys
@@ -60,10 +62,12 @@ def test_what_a_killed_run_left_behind_is_removed_by_the_next_one(scans: Path, t
             os.kill(os.getpid(), 9)
     """
     subprocess.run([sys.executable, "-c", program, str(out)], check=False)
-    left = {path.name for path in out.iterdir()}
-    assert len(left) == 2
-    (out / ".mine.partial").write_text("")  # of others
-    with replacing(out / "b.csv") as temporary:  # of a process that is alive, here this one
+    assert len(list(out.iterdir())) == 2
+    (out / ".mine.partial").write_text("")  # another program's file
+    yesterday = time.time() - 25 * 3600
+    for path in out.iterdir():
+        os.utime(path, (yesterday, yesterday))
+    with replacing(out / "b.csv") as temporary:  # young: its process is still writing
         temporary.write_text("b")
         predict_files(make_predictor(), [scans], out)
         assert temporary.is_file()

@@ -132,7 +132,7 @@ def test_tensorboard_holds_every_step_and_validation(tmp_path):
 def test_a_training_that_starts_anew_keeps_what_another_left(tmp_path):
     train(tmp_path, 2, validate_every=2)
     table, picture = (tmp_path / "history.csv").read_bytes(), (tmp_path / "training.png").read_bytes()
-    with pytest.warns(UserWarning, match="of another training"):
+    with pytest.warns(UserWarning, match="belongs to an earlier run"):
         train(tmp_path, 1, validate_every=2)
     assert (tmp_path / "history_1.csv").read_bytes() == table
     assert (tmp_path / "training_1.png").read_bytes() == picture

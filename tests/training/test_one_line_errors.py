@@ -105,7 +105,7 @@ def test_a_connection_that_a_worker_broke_is_no_full_disk():
     assert line.startswith("a worker process has ended on the way")
     assert is_enough
     elsewhere = wrapped(ConnectionResetError(104, "Connection reset by peer"))
-    assert cause_in_words(elsewhere) == ("the cause: ConnectionResetError: [Errno 104] Connection reset by peer", False)
+    assert cause_in_words(elsewhere) == ("the cause: ConnectionResetError: Connection reset by peer", False)
 
 
 def test_a_suppressed_context_is_no_cause():

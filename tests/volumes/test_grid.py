@@ -27,22 +27,22 @@ def test_oblique_keeps_spacing_and_is_seen() -> None:
 def test_corner_displacement_closed_forms() -> None:
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     grid = Grid((10, 10, 10), affine)
-    assert grid.corner_displacement_mm(grid) == 0
+    assert grid.displacement_mm(grid) == 0
     shifted = affine.copy()
     shifted[:3, 3] = (3, 4, 0)
-    assert grid.corner_displacement_mm(Grid((10, 10, 10), shifted)) == pytest.approx(5)
+    assert grid.displacement_mm(Grid((10, 10, 10), shifted)) == pytest.approx(5)
     # spacing 2 → 2.1: the far corner is at index 9.5, so it moves 0.95 mm along each axis (the near one 0.05 mm)
-    assert grid.corner_displacement_mm(Grid((10, 10, 10), np.diag([2.1, 2.1, 2.1, 1]))) == pytest.approx(0.95 * 3**0.5)
+    assert grid.displacement_mm(Grid((10, 10, 10), np.diag([2.1, 2.1, 2.1, 1]))) == pytest.approx(0.95 * 3**0.5)
     # a flip about the first voxel's centre sends x = 19 mm to x = −19 mm
-    assert grid.corner_displacement_mm(Grid((10, 10, 10), np.diag([-2.0, 2, 2, 1]))) == pytest.approx(38)
+    assert grid.displacement_mm(Grid((10, 10, 10), np.diag([-2.0, 2, 2, 1]))) == pytest.approx(38)
 
 
 def test_corner_displacement_is_symmetric_and_bounds_every_voxel() -> None:
     rng = np.random.default_rng(0)
     one = Grid((4, 5, 6), rotation_z(3) @ affine_for("LPS"))
     two = Grid((4, 5, 6), one.affine + np.vstack([rng.normal(0, 0.05, (3, 4)), np.zeros(4)]))
-    bound = one.corner_displacement_mm(two)
-    assert two.corner_displacement_mm(one) == bound
+    bound = one.displacement_mm(two)
+    assert two.displacement_mm(one) == bound
     voxels = np.stack([*np.indices(one.shape).reshape(3, -1), np.ones(4 * 5 * 6)])
     moved = np.linalg.norm(((one.affine - two.affine) @ voxels)[:3], axis=0)
     assert 0 < moved.max() <= bound
@@ -54,7 +54,7 @@ def test_two_dimensions() -> None:
     assert grid.orientation == "RA"
     assert grid.corners_mm().shape == (4, 3)
     with pytest.raises(GeometryError, match="2D grid cannot be compared with a 3D"):
-        grid.corner_displacement_mm(Grid((30, 20, 1), np.eye(4)))
+        grid.displacement_mm(Grid((30, 20, 1), np.eye(4)))
 
 
 def test_is_a_value_and_cannot_be_changed_from_outside() -> None:

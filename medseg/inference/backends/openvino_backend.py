@@ -26,10 +26,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from medseg.errors import BackendError, OptionError
+from medseg.errors import BackendError, OptionError, VolumeError, first_line
 from medseg.inference.backends.torch_backend import split_head
 from medseg.networks.precision import Precision
 from medseg.networks.stages import compose_stages
+from medseg.volumes import replacing
+from medseg.volumes.files import is_writable
 
 
 def model_digest(network: nn.Module, shape: Sequence[int], *details: str) -> str:
@@ -79,16 +81,6 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return home / "Library" / "Caches" / "medseg"
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "medseg"
-
-
-def is_writable(folder: Path) -> bool:
-    """Whether files can be made there; the folder is created."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
 
 
 logger = logging.getLogger(__name__)
@@ -190,20 +182,21 @@ def _compiled(module: nn.Module, shape: tuple[int, ...], hints: dict[str, Any], 
             # read back, not as converted: what compiling keeps is found again by the model as read
             return core.compile_model(core.read_model(model), "CPU", cached)
         except (RuntimeError, OSError) as error:
-            logger.warning("%s cannot be used: %s", kept, (str(error).splitlines() or [""])[0])
+            logger.warning("%s cannot be used: %s", kept, first_line(error))
             shutil.rmtree(kept, ignore_errors=True)
     return core.compile_model(_convert(module, shape), "CPU", hints)
 
 
 def _save(converted: Any, folder: Path) -> None:
-    """Keep a converted model, whole or not at all; another process may have been first."""
+    """Write a converted model to the cache atomically."""
     import openvino
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True) as scratch:
-        openvino.save_model(converted, Path(scratch) / "model" / "model.xml", compress_to_fp16=False)
-        with suppress(OSError):
-            (Path(scratch) / "model").replace(folder)
+    try:
+        with replacing(folder) as temporary:
+            openvino.save_model(converted, temporary / "model.xml", compress_to_fp16=False)
+    except VolumeError:
+        if not folder.is_dir():  # else another process has written it in the meantime
+            raise
 
 
 def _convert(module: nn.Module, shape: tuple[int, ...]) -> Any:
@@ -222,6 +215,6 @@ def _convert(module: nn.Module, shape: tuple[int, ...]) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # OpenVINO's errors have no common base, and the last line says most
-        line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise BackendError(f"openvino does not take the network ({line}); use the torch backend") from error
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise BackendError(f"openvino does not take the network ({last}); use the torch backend") from error
     return model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medseg.errors import GeometryError, VolumeError
+from medseg.errors import GeometryError, VolumeError, one_line
 from medseg.volumes.files import replacing
 from medseg.volumes.volume import Volume
 
@@ -150,8 +150,7 @@ def write_dicom_seg(
             specific_character_set="ISO_IR 192",  # UTF-8 holds the labels' names and whatever the source holds
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise VolumeError(f"{path}: no DICOM SEG can be made of {like.name}: {reason}; use nifti") from error
+        raise VolumeError(f"{path}: no DICOM SEG can be made of {like.name}: {one_line(error)}; use nifti") from error
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
     if not completed:

@@ -133,8 +133,8 @@ def test_every_problem_is_listed_in_one_pass(folders: tuple[Path, Path], tmp_pat
         "case_1": "reference missing",
         "case_2": "0 bytes",
         "case_3": "case_3.nii.gz",
-        "case_4": "shape (3, 3, 3), reference (16, 14, 12)",
-        "case_5": "0.6 mm from the reference's, at most 0.5 mm",
+        "case_4": "shape (3, 3, 3) differs from (16, 14, 12)",
+        "case_5": "corners lie up to 0.6 mm",
         "case_6": "4 (180 voxels), 8 (144 voxels)",
     }
     for case, found in expected.items():

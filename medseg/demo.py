@@ -93,10 +93,10 @@ def _copy_bundle(target: Path) -> BundleFolder:
     checkout = Path(__file__).parents[1] / "bundles" / BUNDLE
     shutil.rmtree(target, ignore_errors=True)
     if checkout.is_dir():
-        shutil.copytree(checkout, target, ignore=shutil.ignore_patterns("models", "large_files.yml"))
+        shutil.copytree(checkout, target, ignore=shutil.ignore_patterns("models"))
     else:
         with as_file(files("medseg.bundle") / BUNDLE) as shipped:
-            shutil.copytree(shipped, target, ignore=shutil.ignore_patterns("models", "large_files.yml", "*.py"))
+            shutil.copytree(shipped, target, ignore=shutil.ignore_patterns("models", "*.py"))
     (target / "models").mkdir(exist_ok=True)
     return BundleFolder(target)
 

@@ -246,7 +246,7 @@ def read_plan(path: str | Path) -> Plan:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PlanError(f"{path}: no such plan; a bundle keeps it at configs/plan.json") from None
+        raise PlanError(f"{path}: no such file; run in the bundle's folder or give --bundle_root BUNDLE") from None
     except OSError as error:
         raise PlanError(f"{path}: could not be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

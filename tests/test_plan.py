@@ -116,7 +116,7 @@ def test_a_missing_key_is_named(tmp_path):
 
 
 def test_files_that_are_no_plan(tmp_path):
-    with pytest.raises(PlanError, match="no such plan"):
+    with pytest.raises(PlanError, match=r"plan\.json: no such file.*--bundle_root"):
         read_plan(tmp_path / "plan.json")
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(PlanError, match="not valid JSON"):

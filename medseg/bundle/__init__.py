@@ -1,9 +1,10 @@
 """Bundles: loading without running their code, promoting weights, verifying, exporting."""
 
+from medseg.bundle.configs import apply_plan, inference_config
 from medseg.bundle.export import export
-from medseg.bundle.folder import BundleFolder, bundle_root
+from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load, load_network
 from medseg.bundle.promote import promote
 from medseg.bundle.verify import verify
 
-__all__ = ["BundleFolder", "bundle_root", "export", "load", "load_network", "promote", "verify"]
+__all__ = ["BundleFolder", "apply_plan", "export", "inference_config", "load", "load_network", "promote", "verify"]

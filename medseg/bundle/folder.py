@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-from monai.bundle import ConfigWorkflow
-
 from medseg import weights
+from medseg.bundle.configs import inference_config
 from medseg.errors import BundleError, WeightsError
 from medseg.plan import Plan, read_plan
 
-WEIGHTS = "models/model.pt"
+WEIGHTS, RECORD = "models/model.pt", "models/model.json"
 
 
 @dataclass(frozen=True)
 class BundleFolder:
-    """A bundle on disk. Nothing in it is evaluated, imported or applied: JSON, YAML and tensors are read as data.
+    """A bundle on disk. Nothing in it is evaluated, imported or applied: JSON and tensors are read as data.
 
     Raises:
         BundleError: the folder is not a bundle medseg can load.
@@ -60,17 +56,14 @@ class BundleFolder:
         """The promoted weights."""
         return self.path / WEIGHTS
 
-    @cached_property
-    def checksums(self) -> dict[str, str]:
-        """SHA-256 of each weight file by its path in the bundle, from large_files.yml."""
-        listing = self.path / "large_files.yml"
-        if not listing.is_file():
-            return {}
-        try:
-            entries = yaml.safe_load(listing.read_text(encoding="utf-8"))["large_files"]
-            return {entry["path"]: entry["hash_val"] for entry in entries}
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise BundleError(f"{listing}: needs large_files: [{{path, hash_type, hash_val}}] ({error!r})") from None
+    @property
+    def recorded_sha256(self) -> str | None:
+        """SHA-256 of the promoted weights as recorded in models/model.json; None where there is no record."""
+        if not (self.path / RECORD).is_file():
+            return None
+        record = self.read_json(RECORD)
+        digest = record.get("weights_sha256") if isinstance(record, dict) else None
+        return digest if isinstance(digest, str) else None
 
     def checked_weights(self) -> tuple[Path, str]:
         """The promoted weights and their SHA-256, compared with the one recorded at promotion.
@@ -85,10 +78,10 @@ class BundleFolder:
                 f"`medseg bundle promote {self.path} --from RUN`, or give others with --weights"
             )
         found = weights.sha256(path)
-        recorded = self.checksums.get(WEIGHTS)
+        recorded = self.recorded_sha256
         if recorded is None:
             raise WeightsError(
-                f"{self.path / 'large_files.yml'}: lists no sha256 for {WEIGHTS}; promote the weights again"
+                f"{self.path / RECORD}: records no weights_sha256 for {WEIGHTS}; promote the weights again"
             )
         if found != recorded:
             raise WeightsError(
@@ -98,9 +91,9 @@ class BundleFolder:
         return path, found
 
     def inference_differs_from_template(self) -> bool:
-        """Whether configs/inference.json could do other than `medseg.load` does."""
+        """Return whether configs/inference.json differs from the package's template filled from the plan."""
         path = self.path / "configs" / "inference.json"
-        return path.is_file() and self.read_json("configs/inference.json") != inference_template()
+        return path.is_file() and self.read_json("configs/inference.json") != inference_config(self.plan)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the bundle by its path in it."""
@@ -110,32 +103,3 @@ class BundleFolder:
             raise BundleError(f"{self.path / name}: could not be read: {error.strerror}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise BundleError(f"{self.path / name}: not valid JSON ({error})") from None
-
-
-def inference_template() -> dict[str, Any]:
-    """The inference config every bundle starts from."""
-    return json.loads((files("medseg.bundle") / "template" / "inference.json").read_text(encoding="utf-8"))
-
-
-def bundle_root() -> str:
-    """The folder of the bundle whose config MONAI is evaluating; what configs begin with as their `bundle_root`.
-
-    With it a bundle runs, and `monai.bundle.load` loads it, from any working directory. MONAI tells the expressions of
-    a config nothing of where its file lies, so the workflow that evaluates them is looked for among the callers.
-
-    Returns:
-        The folder as the path of the config names it; "." where no workflow asks (a ConfigParser alone) or the config
-        does not lie beside a plan: then the working directory must be the bundle's folder.
-    """
-    frame = sys._getframe(1)
-    while (caller := frame.f_back) is not None:
-        workflow = caller.f_locals.get("self")
-        if isinstance(workflow, ConfigWorkflow):
-            configs = Path(workflow.config_root_path)
-            return str(configs.parent) if _is_of_a_bundle(configs) else "."
-        frame = caller
-    return "."
-
-
-def _is_of_a_bundle(configs: Path) -> bool:
-    return configs.name == "configs" and (configs / "plan.json").is_file()

@@ -7,15 +7,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from medseg import weights
-from medseg.bundle.folder import WEIGHTS, BundleFolder
+from medseg.bundle.folder import RECORD, WEIGHTS, BundleFolder
 from medseg.bundle.golden import describe, make_golden_sample, save_golden_sample
 from medseg.errors import BundleError, WeightsError
 from medseg.volumes import files
-
-RECORD = "models/model.json"
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Promotion:
 
 
 def promote(bundle: str | Path, run: str | Path) -> Promotion:
-    """Copy a run's final weights and record into a bundle's `models/`, and note their sha256 in large_files.yml.
+    """Copy a run's final weights and record into a bundle's `models/`; the record holds their sha256.
 
     The network is run in fp32 on a generated input, and the result is kept beside the weights: the golden sample that
     `medseg bundle verify` compares with, and that low precision must agree with before it is used.
@@ -62,12 +58,9 @@ def promote(bundle: str | Path, run: str | Path) -> Promotion:
     network = folder.plan.create_network()
     weights.load_into(network, source)  # refuses what does not fit, before anything is replaced
     sample = make_golden_sample(network.eval(), folder.plan, digest)
-    listing = {"large_files": [{"path": WEIGHTS, "hash_type": "sha256", "hash_val": digest}]}
     with files.replacing(folder.path / WEIGHTS) as temporary:
         shutil.copyfile(source, temporary)
     with files.replacing(folder.path / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with files.replacing(folder.path / "large_files.yml") as temporary:
-        temporary.write_text(yaml.safe_dump(listing, sort_keys=False), encoding="utf-8")
     save_golden_sample(folder, sample)
     return Promotion(folder.path / WEIGHTS, digest, source.stat().st_size / 1e6, describe(sample, folder.plan))

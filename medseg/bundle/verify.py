@@ -12,6 +12,7 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from monai.data import MetaTensor
 from monai.utils import BundleProperty, BundlePropertyConfig
 
+from medseg.bundle.configs import network_component
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import describe, read_golden_sample
 from medseg.bundle.loading import load_network
@@ -55,7 +56,8 @@ def verify(path: str | Path) -> list[Check]:
 def _checks() -> Iterator[tuple[str, Callable[[BundleFolder], str]]]:
     yield "plan", lambda folder: f"{folder.plan.name}, digest {folder.plan.digest[:12]}"
     yield "metadata", _check_metadata
-    yield "inference.json", _check_template
+    yield "inference.json", _check_inference
+    yield "training network", _check_training_network
     yield "training properties", lambda folder: _check_properties(folder, "train")
     yield "inference properties", lambda folder: _check_properties(folder, "inference")
     yield "evaluate.json", _check_evaluation
@@ -103,12 +105,22 @@ def _check_metadata(folder: BundleFolder) -> str:
     return f"version {metadata['version']}"
 
 
-def _check_template(folder: BundleFolder) -> str:
+def _check_inference(folder: BundleFolder) -> str:
     if folder.inference_differs_from_template():
         raise _BrokenPromiseError(
-            "differs from medseg's template, so `monai.bundle run` and `medseg predict` may differ"
+            "inference.json: differs from medseg's template filled from plan.json, so `monai.bundle run` and "
+            "`medseg predict` may give different labels; medseg.bundle.apply_plan rewrites it"
         )
-    return "equals the template"
+    return "equals the template filled from the plan"
+
+
+def _check_training_network(folder: BundleFolder) -> str:
+    found, expected = folder.read_json("configs/train.json").get("network_def"), network_component(folder.plan)
+    if found != expected:
+        raise _BrokenPromiseError(
+            "train.json: network_def differs from the network of plan.json; medseg.bundle.apply_plan rewrites it"
+        )
+    return f"{folder.plan.network['name']}, as in the plan"
 
 
 def _check_evaluation(folder: BundleFolder) -> str:

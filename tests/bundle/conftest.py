@@ -1,42 +1,20 @@
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-import yaml
+from bundle.tiny_bundles import add_random_weights, change_plan, copy_bundle
 from monai.bundle import run
-
-from medseg import weights
-from medseg.plan import read_plan
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 @pytest.fixture
 def bundle(tmp_path) -> Path:
     """The phantom bundle with a network small enough for a test, and random weights recorded as promoted."""
-    folder = tmp_path / "tiny_segmentation"
-    shutil.copytree(BUNDLES / "phantom_cells_segmentation", folder, ignore=shutil.ignore_patterns("models"))
-    plan_file = folder / "configs" / "plan.json"
-    plan = json.loads(plan_file.read_text())
-    plan["network"]["arguments"] |= {"channels": [4, 8, 8], "strides": [2, 2]}
-    plan["patch"] = plan["tile"] = [16, 16, 16]
-    plan_file.write_text(json.dumps(plan))
-    (folder / "models").mkdir()
-    torch.manual_seed(0)
-    torch.save(read_plan(plan_file).create_network().state_dict(), folder / "models" / "model.pt")
-    record_checksum(folder)
+    folder = copy_bundle("phantom_cells_segmentation", tmp_path / "tiny_segmentation")
+    change_plan(folder, {"channels": [4, 8, 8], "strides": [2, 2]}, patch=[16, 16, 16], tile=[16, 16, 16])
+    add_random_weights(folder)
     return folder
-
-
-def record_checksum(folder: Path) -> None:
-    digest = weights.sha256(folder / "models" / "model.pt")
-    entry = {"path": "models/model.pt", "hash_type": "sha256", "hash_val": digest}
-    (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}))
 
 
 @pytest.fixture
@@ -51,12 +29,6 @@ def scan(tmp_path) -> Path:
     path.parent.mkdir()
     nib.save(nib.Nifti1Image(array, affine), path)
     return path
-
-
-@pytest.fixture
-def promote_file():
-    """Record the checksum of whatever lies at models/model.pt."""
-    return record_checksum
 
 
 @pytest.fixture

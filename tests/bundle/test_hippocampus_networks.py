@@ -1,7 +1,5 @@
 """The UNet++ and UNETR bundles of the hippocampus, and the sparse recipe: small trainings, and the promoted weights."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bundle.tiny_bundles import BUNDLES, change_plan, copy_bundle
 from monai.bundle import ConfigWorkflow
 
 import medseg
@@ -19,7 +18,6 @@ from medseg.evaluation import case_dice
 from medseg.inference import Predictor
 from medseg.training import DeepSupervision
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
 TINY: dict[str, dict[str, Any]] = {
     "unet3d": {"channels": [4, 8, 8], "strides": [2, 2]},
     "unetplusplus": {"channels": [4, 8, 8]},
@@ -47,13 +45,9 @@ def data(tmp_path_factory) -> Path:
 
 
 def tiny_bundle(network: str, root: Path) -> Path:
-    folder = root / f"hippocampus_{network}_segmentation"
-    shutil.copytree(BUNDLES / folder.name, folder, ignore=shutil.ignore_patterns("models"))
-    plan_file = folder / "configs" / "plan.json"
-    plan = json.loads(plan_file.read_text())
-    plan["network"]["arguments"] |= TINY[network]
-    plan["patch"] = plan["tile"] = [16, 16, 16]
-    plan_file.write_text(json.dumps(plan))
+    name = f"hippocampus_{network}_segmentation"
+    folder = copy_bundle(name, root / name)
+    change_plan(folder, TINY[network], patch=[16, 16, 16], tile=[16, 16, 16])
     return folder
 
 

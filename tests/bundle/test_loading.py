@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle.tiny_bundles import record_weights
 
 import medseg
 from medseg.errors import BundleError, OptionError, WeightsError
@@ -39,7 +40,7 @@ def test_loading_runs_nothing_of_the_bundle(bundle, scan, tmp_path):
     assert logging.getLogger().handlers == handlers
 
 
-def test_a_pickle_with_code_is_refused(bundle, tmp_path, promote_file):
+def test_a_pickle_with_code_is_refused(bundle, tmp_path):
     marker = tmp_path / "executed"
 
     class Payload:
@@ -47,7 +48,7 @@ def test_a_pickle_with_code_is_refused(bundle, tmp_path, promote_file):
             return open, (str(marker), "w")
 
     torch.save({"weight": Payload()}, bundle / "models" / "model.pt")
-    promote_file(bundle)  # even with a matching checksum
+    record_weights(bundle)  # even with a matching checksum
     with pytest.raises(WeightsError, match=r"model\.pt"):
         medseg.load(bundle)
     assert not marker.exists()
@@ -76,8 +77,8 @@ def test_absent_weights_say_how_to_get_some(bundle):
 
 
 def test_weights_without_a_recorded_checksum_are_refused(bundle):
-    (bundle / "large_files.yml").unlink()
-    with pytest.raises(WeightsError, match="lists no sha256"):
+    (bundle / "models" / "model.json").unlink()
+    with pytest.raises(WeightsError, match=r"model\.json: records no weights_sha256"):
         medseg.load(bundle)
 
 

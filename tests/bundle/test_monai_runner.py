@@ -63,7 +63,8 @@ def test_every_format_is_read_and_gives_the_same_labels(bundle, tmp_path, run_in
 
 
 def run(bundle: Path, *options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", bundle / "configs" / "inference.json"]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", bundle]
+    command += ["--config_file", bundle / "configs" / "inference.json"]
     return subprocess.run(
         [str(word) for word in (*command, *options)], capture_output=True, text=True, timeout=240, check=False
     )

@@ -1,4 +1,4 @@
-"""Bundles run and load from any working directory, by MONAI's own functions."""
+"""MONAI's own functions find a bundle's files: in its folder, by `--bundle_root`, and `load` from any folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,24 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, create_workflow
+from bundle.tiny_bundles import BUNDLES
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
 import medseg
+from medseg.errors import PlanError
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
+CONFIGS = sorted(BUNDLES.glob("*/configs/*.json"))
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_every_bundle_root_is_the_working_directory(name):
+    roots = {ConfigParser.load_config_file(file)["bundle_root"] for file in CONFIGS if file.stem == name}
+    assert roots == {"."}
 
 
 @pytest.fixture(params=["elsewhere", "another bundle"])
 def working_directory(request, tmp_path, monkeypatch) -> None:
-    """A folder without configs, or one whose plan is another network's."""
+    """Work in a folder without configs, or in one whose plan is another network's."""
     (tmp_path / "elsewhere").mkdir()
     here = tmp_path / "elsewhere" if request.param == "elsewhere" else BUNDLES / "hippocampus_unetr_segmentation"
     monkeypatch.chdir(here)
@@ -37,31 +45,31 @@ def test_monai_loads_the_network_with_its_weights(bundle, kind):
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.usefixtures("working_directory")
-def test_monai_runs_the_inference(bundle, scan, tmp_path):
-    workflow = create_workflow(
-        config_file=str(bundle / "configs" / "inference.json"), workflow_type="inference", logging_file=False,
-        dataset_dir=str(scan.parent), output_dir=str(tmp_path / "out"),
-    )  # fmt: skip
-    workflow.run()
-    assert Path(workflow.bundle_root) == bundle
+def inference(bundle: Path, **overrides: object) -> ConfigWorkflow:
+    return create_workflow(
+        config_file=str(bundle / "configs" / "inference.json"),
+        workflow_type="inference",
+        logging_file=False,
+        **overrides,
+    )
+
+
+@pytest.mark.parametrize("here", ["in the bundle", "elsewhere"])
+def test_monai_runs_the_inference(bundle, scan, tmp_path, monkeypatch, here):
+    monkeypatch.chdir(bundle if here == "in the bundle" else tmp_path)
+    root = {} if here == "in the bundle" else {"bundle_root": str(bundle)}
+    inference(bundle, dataset_dir=str(scan.parent), output_dir=str(tmp_path / "out"), **root).run()
     found = nib.load(tmp_path / "out" / "case_a_seg.nii.gz").get_fdata()
     np.testing.assert_array_equal(found, medseg.load(bundle).predict(scan).array)
 
 
-def test_an_override_is_kept(bundle, tmp_path, monkeypatch):
+def test_a_run_in_another_folder_names_the_option(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    workflow = create_workflow(
-        config_file=str(bundle / "configs" / "inference.json"), workflow_type="inference", logging_file=False,
-        bundle_root="elsewhere",
-    )  # fmt: skip
-    assert workflow.bundle_root == "elsewhere"
-
-
-def test_without_a_workflow_or_a_plan_it_is_the_working_directory(bundle, tmp_path):
-    parser = ConfigParser(ConfigParser.load_config_file(bundle / "configs" / "inference.json"))
-    assert parser.get_parsed_content("bundle_root") == "."
-    loose = tmp_path / "inference.json"
-    loose.write_text((bundle / "configs" / "inference.json").read_text())
-    workflow = create_workflow(config_file=str(loose), workflow_type="inference", logging_file=False)
-    assert workflow.bundle_root == "."
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        inference(bundle).run()
+    causes = [error.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert isinstance(causes[-1], PlanError)
+    assert "--bundle_root" in str(causes[-1])
+    assert "plan.json" in str(causes[-1])

@@ -1,39 +1,25 @@
 """A 2D network over the slices of volumes: MONAI's own runner does what `medseg predict` does."""
 
-import json
-import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 import yaml
+from bundle.tiny_bundles import add_random_weights, change_plan, copy_bundle
 from monai.bundle import run
 
 import medseg
 from medseg.bundle import verify
 from medseg.datasets import read_manifest
 from medseg.evaluation import case_dice
-from medseg.plan import read_plan
-
-BUNDLE = Path(__file__).parents[2] / "bundles" / "em_membrane_unet_segmentation"
 
 
-def sliced_bundle(root: Path, promote_file, **plan_values: object) -> Path:
+def sliced_bundle(root: Path, **plan_values: object) -> Path:
     """The EM bundle with a small network that takes volumes slice by slice."""
-    folder = root / "tiny_segmentation"
-    shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("models"))
-    plan_file = folder / "configs" / "plan.json"
-    network = {"name": "unet_padded", "arguments": {"channels": [4, 8], "norm": "instance"}}
-    plan = {**json.loads(plan_file.read_text()), "patch": [16, 16], "tile": [16, 16], "network": network}
-    plan_file.write_text(json.dumps({**plan, **plan_values}))
-    (folder / "models").mkdir()
-    torch.manual_seed(0)
-    state = read_plan(plan_file).create_network().state_dict()
-    state["head.bias"].zero_()  # labels about equally frequent
-    torch.save(state, folder / "models" / "model.pt")
-    promote_file(folder)
+    folder = copy_bundle("em_membrane_unet_segmentation", root / "tiny_segmentation")
+    change_plan(folder, {"channels": [4, 8]}, patch=[16, 16], tile=[16, 16], **plan_values)
+    add_random_weights(folder, zero_bias=True)
     return folder
 
 
@@ -41,11 +27,9 @@ def sliced_bundle(root: Path, promote_file, **plan_values: object) -> Path:
     ("slice_axis", "orientation", "spacing"),
     [("S", "RA", None), ("A", "SR", None), ("R", "AS", [1.3, 1.1]), ("S", "LP", [0.8, 1.5])],
 )
-def test_volumes_are_cut_as_medseg_predict_does(
-    tmp_path, scan, promote_file, run_inference, slice_axis, orientation, spacing
-):
+def test_volumes_are_cut_as_medseg_predict_does(tmp_path, scan, run_inference, slice_axis, orientation, spacing):
     plan_values = {"slice_axis": slice_axis, "orientation": orientation, "spacing": spacing, "mirror_axes": []}
-    bundle = sliced_bundle(tmp_path, promote_file, **plan_values)
+    bundle = sliced_bundle(tmp_path, **plan_values)
     assert [check.message for check in verify(bundle) if not check.passed] == []
     by_bundle = nib.load(run_inference(bundle, scan.parent) / "case_a_seg.nii.gz")
     segmentation = medseg.load(bundle, backend="torch").predict(scan)
@@ -56,8 +40,8 @@ def test_volumes_are_cut_as_medseg_predict_does(
     np.testing.assert_allclose(by_bundle.affine, nib.load(scan).affine, atol=1e-5)
 
 
-def test_evaluation_judges_volumes_slice_by_slice(tmp_path, promote_file):
-    bundle = sliced_bundle(tmp_path, promote_file, slice_axis="S", mirror_axes=[])
+def test_evaluation_judges_volumes_slice_by_slice(tmp_path):
+    bundle = sliced_bundle(tmp_path, slice_axis="S", mirror_axes=[])
     random = np.random.default_rng(0)
     for role in ("images", "labels"):
         (tmp_path / "data" / role).mkdir(parents=True)

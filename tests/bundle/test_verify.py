@@ -72,8 +72,9 @@ def test_files_missing_or_cut_short_are_findings_not_crashes(bundle):
     (configs / "train.json").write_text("{")
     (configs / "evaluate.json").unlink()
     change(configs / "metadata.json", network_data_format={})
-    (bundle / "large_files.yml").write_bytes("large_files: []".encode("utf-16"))
-    assert set(failed(bundle)) == {"metadata", "training properties", "evaluate.json", "weights", "network"}
+    (bundle / "models" / "model.json").write_bytes('{"weights_sha256": ""}'.encode("utf-16"))
+    broken = {"metadata", "training network", "training properties", "evaluate.json", "weights", "network"}
+    assert set(failed(bundle)) == broken
 
 
 def test_a_network_torch_cannot_run_is_a_finding(bundle, monkeypatch):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from bundle.tiny_bundles import change_plan, copy_bundle
 from docs.markdown_blocks import REPOSITORY
 
 from medseg.bundle import promote
@@ -23,10 +23,10 @@ CASES = ("hippocampus_001", "hippocampus_003")  # both in the shipped manifest
 def make_sample_files(folder: Path) -> None:
     """Lay out what a user would have: data, bundles, scans, references and somebody's predictions."""
     generate_phantoms(folder / "data" / "phantom_cells", num_cases=26, shape=(16, 16, 8))
-    for bundle in ("hippocampus_unet3d_segmentation", "phantom_cells_segmentation"):
-        shipped, ignored = REPOSITORY / "bundles" / bundle, ["models"] if bundle.startswith("phantom") else []
-        shutil.copytree(shipped, folder / "bundles" / bundle, ignore=shutil.ignore_patterns(*ignored))
-    _change_plan(folder / "bundles" / "hippocampus_unet3d_segmentation", patch=[16, 24, 16], tile=[16, 24, 16])
+    hippocampus = folder / "bundles" / "hippocampus_unet3d_segmentation"
+    shutil.copytree(REPOSITORY / "bundles" / hippocampus.name, hippocampus)
+    change_plan(hippocampus, patch=[16, 24, 16], tile=[16, 24, 16])
+    copy_bundle("phantom_cells_segmentation", folder / "bundles" / "phantom_cells_segmentation")
     _shrink_phantom_bundle(folder / "bundles" / "phantom_cells_segmentation", folder / "runs" / "phantom_cells")
     random = np.random.default_rng(0)
     grid = Grid((20, 24, 18), np.diag([1.0, 1.0, 1.0, 1.0]))
@@ -57,9 +57,7 @@ def _make_nnunet_dataset(samples: Path, raw: Path) -> None:
 def _shrink_phantom_bundle(bundle: Path, run: Path) -> None:
     """A network and tiles small enough for a page; random weights, promoted from what a finished training leaves."""
     plan_file = bundle / "configs" / "plan.json"
-    published = read_plan(plan_file).network
-    smaller = {"name": published["name"], "arguments": {**published["arguments"], "channels": [4, 8], "strides": [2]}}
-    _change_plan(bundle, patch=[16, 16, 8], tile=[16, 16, 8], network=smaller)
+    change_plan(bundle, {"channels": [4, 8], "strides": [2]}, patch=[16, 16, 8], tile=[16, 16, 8])
     torch.manual_seed(0)
     network = read_plan(plan_file).create_network()
     run.mkdir(parents=True)
@@ -67,9 +65,3 @@ def _shrink_phantom_bundle(bundle: Path, run: Path) -> None:
     record = {"plan_digest": read_plan(plan_file).digest, "weights_sha256": sha256(run / "model.pt")}
     (run / "training.json").write_text(json.dumps(record), encoding="utf-8")
     promote(bundle, run)
-
-
-def _change_plan(bundle: Path, **values: Any) -> None:
-    file = bundle / "configs" / "plan.json"
-    plan = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(plan | values), encoding="utf-8")

@@ -1,29 +1,21 @@
 """Tiny trainings of the phantom bundle as users start them: in processes of their own."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from bundle.tiny_bundles import change_plan, copy_bundle
 
 from medseg.datasets import generate_phantoms, read_manifest
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 def tiny_bundle(root: Path) -> Path:
     """The phantom bundle with a small network, and six small phantoms: four to train on, one to validate."""
-    folder = root / "phantom_cells_segmentation"
-    shutil.copytree(BUNDLES / folder.name, folder, ignore=shutil.ignore_patterns("models"))
-    plan_file = folder / "configs" / "plan.json"
-    plan = json.loads(plan_file.read_text())
-    plan["network"]["arguments"] |= {"channels": [4, 8, 8], "strides": [2, 2]}
-    plan["patch"] = plan["tile"] = [16, 16, 16]
-    plan_file.write_text(json.dumps(plan))
+    folder = copy_bundle("phantom_cells_segmentation", root / "phantom_cells_segmentation")
+    change_plan(folder, {"channels": [4, 8, 8], "strides": [2, 2]}, patch=[16, 16, 16], tile=[16, 16, 16])
     generate_phantoms(root / "data", num_cases=6, seed=5, shape=(24, 24, 16))
     manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
     manifest["cases"] = [f"phantom_{n:03d}" for n in range(6)]

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import torch
+from bundle.tiny_bundles import BUNDLES
 from monai.engines import SupervisedTrainer
-from training.bundle_runs import BUNDLES
 from training.test_iteration_update import batch, small_network
 
 from medseg.errors import MedsegError, NonFiniteError

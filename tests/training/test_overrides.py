@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from bundle.tiny_bundles import BUNDLES
 from monai.bundle import ConfigParser
-from training.bundle_runs import BUNDLES
 
 from medseg.training import refuse_unknown_overrides
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from bundle.tiny_bundles import BUNDLES
 from monai.bundle import ConfigWorkflow
-from training.bundle_runs import BUNDLES
 
 from medseg.datasets import generate_phantoms, read_manifest
 

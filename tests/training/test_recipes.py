@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundle.tiny_bundles import BUNDLES
 from monai.bundle import ConfigWorkflow
-from training.bundle_runs import BUNDLES, tiny_bundle
+from training.bundle_runs import tiny_bundle
 
 from medseg.losses import DeepSupervisionLoss, WeightedCrossEntropyLoss
 from medseg.training import DeepSupervision

@@ -1,9 +1,9 @@
-"""Data sets: manifests, folds, preparing and checking them, and generated phantoms."""
+"""Datasets: manifests, folds, preparation, checks, and generated phantoms."""
 
 from medseg.datasets.catalogue import list_manifests, manifest_folder, read_manifest
 from medseg.datasets.checks import case_problems, check_case, check_same_grid
 from medseg.datasets.folds import case_files, fold_cases, split_by_presence
-from medseg.datasets.manifest import Case, Channel, FilePatterns, Manifest, Source
+from medseg.datasets.manifest import Case, Channel, FilePatterns, Manifest, Source, Split
 from medseg.datasets.phantoms import PhantomCase, generate_phantoms, make_phantom_case, phantom_case, phantom_id
 from medseg.datasets.prepare import PreparationReport, prepare
 
@@ -15,6 +15,7 @@ __all__ = [
     "PhantomCase",
     "PreparationReport",
     "Source",
+    "Split",
     "case_files",
     "case_problems",
     "check_case",

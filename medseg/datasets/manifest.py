@@ -1,9 +1,9 @@
-"""The record behind a data manifest: one data set as plain, frozen values."""
+"""The record behind a dataset manifest, and the rules that its content must follow."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,11 +11,16 @@ from typing import Any
 from medseg.errors import ManifestError, did_you_mean
 
 SCHEMA_VERSION = 1
+_REQUIRED = ("schema_version", "name", "spatial_dims", "channels", "labels", "files", "cases")
+_OPTIONAL = (
+    "description", "ignore_label", "file_values", "folds", "splits", "test_fold", "source", "licence", "citations"
+)  # fmt: skip
+_SOURCE_KEYS = ("url", "md5", "size_mb", "archive", "page", "generator", "arguments")
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One image channel: its name and its modality ("MR", "CT", "EM", …), from which planning derives normalisation."""
+    """One image channel: its name and its modality ("MR", "CT", "EM", …), which decides the normalisation."""
 
     name: str
     modality: str
@@ -23,22 +28,36 @@ class Channel:
 
 @dataclass(frozen=True)
 class Case:
-    """One case; cases of the same patient must stay in the same fold."""
+    """One case. All cases of a patient must be in the same fold."""
 
     id: str
     patient: str
 
 
 @dataclass(frozen=True)
+class Split:
+    """Ids of the training and validation cases of one fold, listed one by one."""
+
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FilePatterns:
-    """Paths below the data set's root, with ``{case}`` where the case id goes; one image pattern a channel."""
+    """Paths below the dataset's folder, in which ``{case}`` stands for the case id.
+
+    Attributes:
+        image: one pattern per channel.
+        label: pattern of the label maps.
+        instances: pattern of the instance maps, if the dataset has any.
+    """
 
     image: tuple[str, ...]
     label: str
     instances: str | None = None
 
     def paths(self, root: Path, case_id: str) -> dict[str, list[Path]]:
-        """The files of a case by role: "image" (one a channel), "label" and, where declared, "instances"."""
+        """Return the files of a case by role: "image" (one per channel), "label" and, if declared, "instances"."""
         files = {"image": [root / pattern.format(case=case_id) for pattern in self.image]}
         files["label"] = [root / self.label.format(case=case_id)]
         if self.instances is not None:
@@ -48,7 +67,7 @@ class FilePatterns:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files come from: an archive to download, a generator to run, or a page that says how to get them."""
+    """Origin of the files: an archive to download, a generator to run, or a web page that explains how to get them."""
 
     url: str | None = None
     md5: str | None = None
@@ -62,15 +81,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One data set.
+    """Description of one dataset.
 
     Attributes:
-        labels: name → value in the label maps as training sees them; the background is 0.
-        ignore_label: a value whose voxels count neither in the loss nor in the metrics.
-        file_values: value stored in the label files → label, where the two differ; None where they agree.
-        folds: number → case ids. Together they hold every case once, or there are none.
-        test_fold: the fold that neither training nor validation may see.
-        path: the file it was read from.
+        labels: value of each label in training, by name; the background is 0.
+        ignore_label: value of voxels that count neither in the loss nor in the metrics.
+        file_values: label value of each value in the label files; None if the files hold the label values themselves.
+        folds: validation cases of each fold. The folds contain every case exactly once, or there are none.
+        test_fold: number of the fold that is used neither for training nor for validation.
+        splits: training and validation cases of each fold, if the dataset lists both; `folds` is empty then.
+        path: the file that the manifest was read from.
     """
 
     name: str
@@ -88,41 +108,54 @@ class Manifest:
     licence: str
     citations: tuple[str, ...]
     path: Path | None = None
+    splits: Mapping[int, Split] = field(default_factory=dict)
 
     @property
     def case_ids(self) -> tuple[str, ...]:
-        """All case ids in the manifest's order."""
+        """All case ids, in the order of the manifest."""
         return tuple(case.id for case in self.cases)
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """One distinct name per channel: repeated names get a number, as in "rgb", "rgb 2", "rgb 3"."""
+        names = [channel.name for channel in self.channels]
+        counts = [names[: number + 1].count(name) for number, name in enumerate(names)]
+        return tuple(name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True))
+
+    @property
     def values_in_files(self) -> tuple[int, ...]:
-        """The values that a label file may hold, sorted."""
+        """Values that a label file may hold, sorted."""
         values = set(self.labels.values() if self.file_values is None else self.file_values)
         if self.ignore_label is not None and self.file_values is None:
             values.add(self.ignore_label)
         return tuple(sorted(values))
 
     def paths(self, root: Path | str, case_id: str) -> dict[str, list[Path]]:
-        """The files of a case below ``root`` by role, whether they exist or not.
+        """Return the files of a case below ``root`` by role, whether they exist or not.
 
         Raises:
-            ManifestError: no such case.
+            ManifestError: the manifest has no such case.
         """
         if case_id not in self.case_ids:
-            raise ManifestError(f"{self.name}: has no case {case_id!r}; its {len(self.cases)} ids are in {self.path}")
+            raise ManifestError(f"{self.name}: no case {case_id!r}; the {len(self.cases)} case ids are in {self.path}")
         return self.files.paths(Path(root), case_id)
 
 
-REQUIRED = ("schema_version", "name", "spatial_dims", "channels", "labels", "files", "cases")
-OPTIONAL = ("description", "ignore_label", "file_values", "folds", "test_fold", "source", "licence", "citations")
-SOURCE_KEYS = ("url", "md5", "size_mb", "archive", "page", "generator", "arguments")
+def shortened(names: Sequence[str]) -> str:
+    """Return the first five names and the number of the others, for an error message."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def parse_manifest(content: Any, path: Path) -> Manifest:
-    """Check plain data and build the record.
+    """Check the content of a manifest and build the record.
+
+    Args:
+        content: the parsed YAML or JSON.
+        path: the file it came from, for error messages.
 
     Raises:
-        ManifestError: the first rule it breaks.
+        ManifestError: the content breaks a rule. The message names the first one.
     """
     try:
         return _manifest(content, path)
@@ -132,27 +165,28 @@ def parse_manifest(content: Any, path: Path) -> Manifest:
 
 def _manifest(content: Any, path: Path) -> Manifest:
     if not isinstance(content, dict):
-        raise ManifestError(f"a manifest is a mapping of keys, found {type(content).__name__}")
+        raise ManifestError(f"a manifest must be a mapping of keys; found {type(content).__name__}")
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ManifestError(f"schema_version must be {SCHEMA_VERSION}, found {version!r}; use a medseg that reads it")
-    _check_keys(content, REQUIRED, OPTIONAL, "the manifest")
+        raise ManifestError(f"unknown schema_version; found {version!r}, expected {SCHEMA_VERSION}")
+    _check_keys(content, _REQUIRED, _OPTIONAL, "the manifest")
     channels = tuple(_channel(item, number) for number, item in enumerate(_list(content, "channels")))
-    _check_unique((channel.name for channel in channels), "channels: name")
     labels = _labels(content["labels"])
     ignore_label = _optional_int(content, "ignore_label")
     if ignore_label in labels.values():
-        raise ManifestError(f"ignore_label {ignore_label} is also a value of labels; choose another")
+        raise ManifestError(f"ignore_label {ignore_label} is also a value of labels; choose another value")
     cases = tuple(_case(item) for item in _list(content, "cases"))
     _check_unique((case.id for case in cases), "cases: id")
-    folds = _folds(content.get("folds") or {}, cases)
+    folds, splits = _folds(content.get("folds") or {}, cases), _splits(content.get("splits") or {}, cases)
+    if folds and splits:
+        raise ManifestError("folds and splits are both given; keep one of them")
     test_fold = _optional_int(content, "test_fold")
     if test_fold is not None and test_fold not in folds:
-        raise ManifestError(f"test_fold {test_fold} is none of the folds {sorted(folds)}")
+        raise ManifestError(f"test_fold {test_fold} does not exist; found folds {sorted(folds)}")
     return Manifest(
         name=_text(content, "name"),
         description=" ".join(str(content.get("description") or "").split()),
-        spatial_dims=_one_of(content["spatial_dims"], (2, 3), "spatial_dims"),
+        spatial_dims=_spatial_dims(content["spatial_dims"]),
         channels=channels,
         labels=labels,
         files=_patterns(content["files"], len(channels), "files"),
@@ -165,7 +199,14 @@ def _manifest(content: Any, path: Path) -> Manifest:
         licence=str(content.get("licence") or ""),
         citations=tuple(str(item) for item in content.get("citations") or ()),
         path=path,
+        splits=splits,
     )
+
+
+def _spatial_dims(value: Any) -> int:
+    if value not in (2, 3):
+        raise ManifestError(f"spatial_dims must be 2 or 3; found {value!r}")
+    return int(value)
 
 
 def _channel(item: Any, number: int) -> Channel:
@@ -176,25 +217,27 @@ def _channel(item: Any, number: int) -> Channel:
 
 def _labels(item: Any) -> dict[str, int]:
     if not isinstance(item, dict) or len(item) < 2:
-        raise ManifestError("labels must map names to values, the background and at least one more")
+        raise ManifestError(
+            f"labels must map names to values, with the background and at least one more; found {item!r}"
+        )
     for name, value in item.items():
-        if not isinstance(name, str) or not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ManifestError(f"labels: {name!r}: {value!r} must be a name and a whole number of 0 or more")
+        if not isinstance(name, str) or not _is_int(value) or value < 0:
+            raise ManifestError(f"labels: each name needs a whole number of 0 or more; found {name!r}: {value!r}")
     _check_unique(item.values(), "labels: value")
     if 0 not in item.values():
-        raise ManifestError("labels: no name has value 0; add `background: 0`")
+        raise ManifestError("labels: no name has the value 0; add `background: 0`")
     return dict(item)
 
 
 def _file_values(item: Any, labels: Mapping[str, int], ignore_label: int | None) -> dict[int, int] | None:
     if item is None:
         return None
-    allowed = {*labels.values()} | ({ignore_label} if ignore_label is not None else set())
     if not isinstance(item, dict) or not all(isinstance(value, int) for pair in item.items() for value in pair):
-        raise ManifestError("file_values must map whole numbers in the files to values of labels")
-    strangers = sorted(set(item.values()) - allowed)
-    if strangers:
-        raise ManifestError(f"file_values lead to {strangers}, which are no values of labels")
+        raise ManifestError(f"file_values must map whole numbers in the files to values of labels; found {item!r}")
+    allowed = {*labels.values()} | ({ignore_label} if ignore_label is not None else set())
+    unknown = sorted(set(item.values()) - allowed)
+    if unknown:
+        raise ManifestError(f"file_values map to {unknown}, which are not values of labels; expected {sorted(allowed)}")
     return dict(item)
 
 
@@ -204,36 +247,64 @@ def _case(item: Any) -> Case:
     case_id, patient = record["id"], record.get("patient", record["id"])
     for value in (case_id, patient):
         if not isinstance(value, str) or not value:
-            raise ManifestError(f"cases: {value!r} is not text; YAML reads 001 as a number, so write ids in quotes")
+            raise ManifestError(f"cases: {value!r} is not text; YAML reads 001 as a number, so put ids into quotes")
     if case_id != PurePosixPath(case_id).name or "\\" in case_id:
-        raise ManifestError(f"cases: id {case_id!r} would leave its folder; use a plain name")
+        raise ManifestError(f"cases: the id {case_id!r} leads to another folder; use a name without slashes")
     return Case(id=case_id, patient=patient)
 
 
 def _folds(item: Any, cases: tuple[Case, ...]) -> dict[int, tuple[str, ...]]:
-    rule = "folds must map numbers to lists of case ids, none of them empty"
     if not isinstance(item, dict):
-        raise ManifestError(f"{rule}, found {item!r}")
+        raise ManifestError(f"folds must map numbers to lists of case ids; found {item!r}")
     for number, ids in item.items():
-        if not (isinstance(number, int) and isinstance(ids, list) and ids):
-            raise ManifestError(f"{rule}, found {number!r}: {ids!r}; correct it or leave the fold out")
-    patients = {case.id: case.patient for case in cases}
+        if not (_is_int(number) and isinstance(ids, list) and ids):
+            raise ManifestError(f"folds: each number needs a list of at least one case id; found {number!r}: {ids!r}")
     _check_unique((case_id for ids in item.values() for case_id in ids), "folds: case")
     fold_of_patient: dict[str, int] = {}
     for number, ids in item.items():
-        for case_id in ids:
-            if case_id not in patients:
-                raise ManifestError(f"folds: fold {number} names {case_id!r}, which is not among the cases")
-            first = fold_of_patient.setdefault(patients[case_id], number)
+        for patient in _patients(ids, cases, f"folds: fold {number}"):
+            first = fold_of_patient.setdefault(patient, number)
             if first != number:
                 raise ManifestError(
-                    f"folds: patient {patients[case_id]!r} is in folds {first} and {number}, so training would "
-                    "see the patient it is validated on; put all cases of a patient into one fold"
+                    f"folds: patient {patient!r} is in folds {first} and {number}, so the network would be trained "
+                    "and validated on one patient; put all cases of a patient into one fold"
                 )
     left_out = [case.id for case in cases if item and not any(case.id in ids for ids in item.values())]
     if left_out:
-        raise ManifestError(f"folds: {_some(left_out)} in no fold; add them to one or remove them from cases")
+        raise ManifestError(f"folds: {shortened(left_out)} in no fold; add them to one or remove them from cases")
     return {number: tuple(item[number]) for number in sorted(item)}
+
+
+def _splits(item: Any, cases: tuple[Case, ...]) -> dict[int, Split]:
+    if not isinstance(item, dict):
+        raise ManifestError(f"splits must map numbers to training and validation cases; found {item!r}")
+    splits = {}
+    for number, parts in item.items():
+        where = f"splits: split {number}"
+        if not _is_int(number):
+            raise ManifestError(f"splits must be numbered; found {number!r}")
+        _check_keys(parts, ("training", "validation"), (), where)
+        for part in ("training", "validation"):
+            if not isinstance(parts[part], list):
+                raise ManifestError(f"{where}: {part} must be a list of case ids; found {parts[part]!r}")
+        if not parts["training"]:
+            raise ManifestError(f"{where}: no training cases; add at least one")
+        _check_unique([*parts["training"], *parts["validation"]], f"{where}: case")
+        seen = {*_patients(parts["training"], cases, where)}
+        shared = sorted(seen & {*_patients(parts["validation"], cases, where)})
+        if shared:
+            raise ManifestError(f"{where}: patient {shortened(shared)} in both training and validation; keep one")
+        splits[number] = Split(tuple(parts["training"]), tuple(parts["validation"]))
+    return dict(sorted(splits.items()))
+
+
+def _patients(ids: Iterable[str], cases: tuple[Case, ...], where: str) -> list[str]:
+    """Return the patient of each case id; refuse an id that is not among the cases."""
+    patients = {case.id: case.patient for case in cases}
+    for case_id in ids:
+        if case_id not in patients:
+            raise ManifestError(f"{where}: case {case_id!r} is not among the cases; correct the id or add the case")
+    return [patients[case_id] for case_id in ids]
 
 
 def _patterns(item: Any, num_channels: int, where: str) -> FilePatterns:
@@ -241,7 +312,7 @@ def _patterns(item: Any, num_channels: int, where: str) -> FilePatterns:
     images = item["image"] if isinstance(item["image"], list) else [item["image"]]
     if len(images) != num_channels:
         raise ManifestError(
-            f"{where}: image has {len(images)} patterns for {num_channels} channels; give one a channel"
+            f"{where}: image needs one pattern per channel; found {len(images)} patterns for {num_channels} channels"
         )
     for pattern in [*images, item["label"], *([item["instances"]] if "instances" in item else [])]:
         _check_pattern(pattern, where)
@@ -251,22 +322,24 @@ def _patterns(item: Any, num_channels: int, where: str) -> FilePatterns:
 
 def _check_pattern(pattern: Any, where: str) -> None:
     try:
-        is_good = isinstance(pattern, str) and pattern.format(case="A") != pattern.format(case="B")
+        has_case = isinstance(pattern, str) and pattern.format(case="A") != pattern.format(case="B")
     except (KeyError, IndexError, ValueError):
-        is_good = False
-    if not is_good:
-        raise ManifestError(f"{where}: pattern {pattern!r} must hold {{case}} and no other braces")
+        has_case = False
+    if not has_case:
+        raise ManifestError(f"{where}: pattern {pattern!r} must contain {{case}} and no other braces")
     if ".." in PurePosixPath(pattern).parts or PurePosixPath(pattern).is_absolute():
-        raise ManifestError(f"{where}: pattern {pattern!r} must stay below the data set's folder")
+        raise ManifestError(f"{where}: pattern {pattern!r} leads outside the dataset's folder; use a path below it")
 
 
 def _source(item: Any, num_channels: int) -> Source:
-    _check_keys(item, (), SOURCE_KEYS, "source")
+    _check_keys(item, (), _SOURCE_KEYS, "source")
     archive = item.get("archive") or {}
     _check_keys(archive, (), ("folder", "image", "label", "instances"), "source.archive")
     layout = {key: value for key, value in archive.items() if key != "folder"}
     if "url" in item and "md5" not in item:
-        raise ManifestError("source: a url needs the md5 of its archive, so that a damaged download is noticed")
+        raise ManifestError(
+            "source: url has no md5; add the md5 of the archive, so that a damaged download is detected"
+        )
     return Source(
         url=item.get("url"),
         md5=item.get("md5"),
@@ -281,48 +354,41 @@ def _source(item: Any, num_channels: int) -> Source:
 
 def _check_keys(item: Any, required: Iterable[str], optional: Iterable[str], where: str) -> None:
     if not isinstance(item, dict):
-        raise ManifestError(f"{where} must be a mapping of keys, found {item!r}")
+        raise ManifestError(f"{where} must be a mapping of keys; found {item!r}")
     known = [*required, *optional]
     for key in item:
         if key not in known:
-            hint = did_you_mean(str(key), known) or f"; known are {', '.join(known)}"
+            hint = did_you_mean(str(key), known) or f"; known keys are {', '.join(known)}"
             raise ManifestError(f"{where} has the unknown key {key!r}{hint}")
     absent = [key for key in required if item.get(key) is None]
     if absent:
         raise ManifestError(f"{where} lacks {', '.join(absent)}")
 
 
-def _check_unique(values: Iterable[Any], what: str) -> None:
-    twice = [str(value) for value, count in Counter(values).items() if count > 1]
-    if twice:
-        raise ManifestError(f"{what} given twice: {_some(twice)}")
+def _check_unique(values: Iterable[Any], subject: str) -> None:
+    repeated = [str(value) for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ManifestError(f"{subject} given twice: {shortened(repeated)}")
 
 
 def _list(content: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(content[key], list) or not content[key]:
-        raise ManifestError(f"{key} must be a list with at least one entry, found {content[key]!r}")
+        raise ManifestError(f"{key} must be a list with at least one entry; found {content[key]!r}")
     return content[key]
 
 
 def _text(content: Mapping[str, Any], key: str, where: str = "the manifest") -> str:
     if not isinstance(content[key], str):
-        raise ManifestError(f"{where}: {key} must be text, found {content[key]!r}")
+        raise ManifestError(f"{where}: {key} must be text; found {content[key]!r}")
     return content[key]
 
 
 def _optional_int(content: Mapping[str, Any], key: str) -> int | None:
     value = content.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ManifestError(f"{key} must be a whole number, found {value!r}")
+    if value is not None and not _is_int(value):
+        raise ManifestError(f"{key} must be a whole number; found {value!r}")
     return value
 
 
-def _one_of(value: Any, allowed: tuple[int, ...], key: str) -> int:
-    if value not in allowed:
-        raise ManifestError(f"{key} must be one of {', '.join(map(str, allowed))}, found {value!r}")
-    return int(value)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -68,8 +68,8 @@ def find_images(source: Source | None, references: Mapping[str, Path], manifest:
     Raises:
         EvaluationError: a source is given and nothing is there.
     """
-    names = tuple(channel.name for channel in manifest.channels) if manifest else ()
-    modalities = {channel.name: channel.modality for channel in manifest.channels} if manifest else {}
+    names = manifest.channel_names if manifest else ()
+    modalities = dict(zip(names, (channel.modality for channel in manifest.channels), strict=True)) if manifest else {}
     if manifest is not None and (source is None or isinstance(source, str | Path)):
         roots = [Path(source)] if isinstance(source, str | Path) else _roots(references, manifest)
         files = {case: _of_manifest(case, roots, names, manifest) for case in references}

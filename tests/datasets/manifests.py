@@ -1,4 +1,4 @@
-"""A small correct manifest, and data sets on disk that follow it, for tests to break one thing at a time."""
+"""A small correct manifest and datasets that match it, in which tests break one thing at a time."""
 
 from __future__ import annotations
 
@@ -32,8 +32,13 @@ AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """A copy of the content with top-level keys replaced."""
+    """Return a copy of the content with top-level keys replaced."""
     return copy.deepcopy(CONTENT) | changes
+
+
+def splits(training: Any, validation: Any) -> dict[str, Any]:
+    """Return content with one split instead of folds."""
+    return changed(folds={}, test_fold=None, splits={0: {"training": training, "validation": validation}})
 
 
 def write_manifest(folder: Path, content: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Phantoms: what they promise about touching, whole cells, geometry and repeatability."""
+"""Phantoms: touching cells in one piece, geometry and reproducibility."""
 
 import hashlib
 from pathlib import Path
@@ -49,8 +49,8 @@ def test_cells_touch_and_both_classes_are_common(cases: list[PhantomCase]) -> No
         assert shares[1:].min() > 0.04
 
 
-def test_the_classes_deserve_their_names(cases: list[PhantomCase]) -> None:
-    """Longest to middle principal extent of the uncut cells, in mm: larger for the elongated ones."""
+def test_elongated_cells_are_longer_than_round_ones(cases: list[PhantomCase]) -> None:
+    """Compare the ratio of the longest to the middle principal extent, in mm, of cells that the border does not cut."""
     ratios: dict[int, list[float]] = {1: [], 2: []}
     for case in cases:
         inner = case.instances[1:-1, 1:-1, 1:-1]
@@ -63,8 +63,8 @@ def test_the_classes_deserve_their_names(cases: list[PhantomCase]) -> None:
     assert np.median(ratios[LABELS["elongated"]]) > 1.5 > 1.3 > np.median(ratios[LABELS["round"]])
 
 
-def test_brightness_helps_but_does_not_decide(cases: list[PhantomCase]) -> None:
-    """The best threshold between the classes errs on more than a tenth of the voxels; chance errs on half."""
+def test_brightness_alone_does_not_separate_the_classes(cases: list[PhantomCase]) -> None:
+    """The best threshold between the classes is wrong for more than a tenth of the voxels; chance is wrong for half."""
     errors = []
     for case in cases:
         one, two = case.image[case.label == 1], case.image[case.label == 2]
@@ -73,7 +73,7 @@ def test_brightness_helps_but_does_not_decide(cases: list[PhantomCase]) -> None:
     assert 0.1 < np.mean(errors) < 0.45
 
 
-def test_geometry_differs_from_case_to_case(cases: list[PhantomCase]) -> None:
+def test_geometry_differs_between_cases(cases: list[PhantomCase]) -> None:
     assert len({case.grid.spacing for case in cases}) == 4
     assert len({case.grid.orientation for case in cases}) > 1
     for case in cases:
@@ -81,14 +81,14 @@ def test_geometry_differs_from_case_to_case(cases: list[PhantomCase]) -> None:
         assert case.grid.spacing[2] > 1.3 * case.grid.spacing[0]
 
 
-def test_bias_and_noise_are_there(cases: list[PhantomCase]) -> None:
+def test_images_contain_noise(cases: list[PhantomCase]) -> None:
     for case in cases:
         background = case.image[ndimage.binary_erosion(case.label == 0, iterations=3)].astype(float)
         assert background.std() > 20  # noise
-        assert (case.image > 0).mean() > 0.99  # not clipped away
+        assert (case.image > 0).mean() > 0.99  # not clipped
 
 
-def test_files_are_repeatable_case_by_case(tmp_path: Path) -> None:
+def test_files_are_reproducible_case_by_case(tmp_path: Path) -> None:
     size = (24, 24, 12)
     assert generate_phantoms(tmp_path / "a", num_cases=3, seed=1, shape=size) == [f"phantom_{n:03d}" for n in range(3)]
     generate_phantoms(tmp_path / "b", num_cases=1, seed=1, shape=size, first_case=2)
@@ -101,7 +101,7 @@ def test_files_are_repeatable_case_by_case(tmp_path: Path) -> None:
     assert not np.array_equal(read_volume(tmp_path / "a/images/phantom_002.nii.gz").array, other.image)
 
 
-def test_what_is_there_is_kept_and_what_is_missing_is_made(tmp_path: Path) -> None:
+def test_existing_files_are_kept_and_missing_ones_generated(tmp_path: Path) -> None:
     size = (24, 24, 12)
     generate_phantoms(tmp_path, num_cases=2, shape=size)
     kept, lost = tmp_path / "labels/phantom_000.nii.gz", tmp_path / "labels/phantom_001.nii.gz"
@@ -112,7 +112,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_label_map(lost).array, phantom_case(1, shape=size).label)
 
 
-def test_files_hold_the_case(tmp_path: Path) -> None:
+def test_files_contain_the_case(tmp_path: Path) -> None:
     case = phantom_case(0, shape=(24, 20, 12))
     generate_phantoms(tmp_path, num_cases=1, shape=(24, 20, 12))
     for folder, array in [("images", case.image), ("labels", case.label), ("instances", case.instances)]:

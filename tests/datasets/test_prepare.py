@@ -1,4 +1,4 @@
-"""Preparing: adopt, link, download, generate; again and again; nothing half-written, the source untouched."""
+"""Preparation: adopt, link, download and generate; repeated runs; atomic writing; the source stays unchanged."""
 
 import functools
 import hashlib
@@ -39,22 +39,21 @@ def manifest(tmp_path: Path) -> Path:
     return write_manifest(tmp_path, changed())
 
 
-def test_adopts_what_is_there_and_names_the_rest(tmp_path: Path, source: Path, manifest: Path) -> None:
+def test_existing_cases_are_adopted_and_missing_ones_named(tmp_path: Path, source: Path, manifest: Path) -> None:
     before = snapshot(source)
     report = prepare(manifest, tmp_path / "root", source)
     assert report.present == ("a1", "a2", "b1", "c1")
     assert report.absent == ("d1", "e1")
     assert (report.method, report.num_written, report.is_usable) == ("adopted", 8, True)
-    assert report.lines()[:2] == [
-        f"tiny: 4 of 6 cases adopted and verified under {tmp_path / 'root'}",
-        "absent (2): d1, e1",
-    ]
+    first, second = report.lines()[:2]
+    assert all(fact in first for fact in ("tiny", "4 of 6", "adopted", str(tmp_path / "root")))
+    assert "d1, e1" in second
     assert json.loads(json.dumps(report.to_dict()))["absent"] == ["d1", "e1"]
     assert snapshot(source) == before
     assert snapshot(tmp_path / "root") == before
 
 
-def test_second_run_writes_nothing_and_a_lost_file_comes_back(tmp_path: Path, source: Path, manifest: Path) -> None:
+def test_a_second_run_writes_only_lost_and_damaged_files(tmp_path: Path, source: Path, manifest: Path) -> None:
     root = tmp_path / "root"
     prepare(manifest, root, source)
     assert prepare(manifest, root, source).num_written == 0
@@ -75,14 +74,14 @@ def test_links(tmp_path: Path, source: Path, manifest: Path) -> None:
     assert (tmp_path / "root2/images/a1.nii.gz").exists()
 
 
-def test_in_place(tmp_path: Path, source: Path, manifest: Path) -> None:
+def test_files_are_verified_in_place(tmp_path: Path, source: Path, manifest: Path) -> None:
     before = snapshot(source)
     assert prepare(manifest, source, source).num_written == 0
     assert snapshot(source) == before
 
 
 @pytest.mark.parametrize("inner", ["", "Tiny"])
-def test_knows_the_layout_of_the_archive(tmp_path: Path, manifest: Path, inner: str) -> None:
+def test_the_layout_of_the_archive_is_found(tmp_path: Path, manifest: Path, inner: str) -> None:
     for case_id in IDS:
         write_case(tmp_path / "msd" / inner, case_id, folders=("imagesTr", "labelsTr"))
     report = prepare(manifest, tmp_path / "root", tmp_path / "msd")
@@ -90,7 +89,7 @@ def test_knows_the_layout_of_the_archive(tmp_path: Path, manifest: Path, inner: 
     assert (tmp_path / "root/images/e1.nii.gz").is_file()
 
 
-def test_a_bad_case_is_listed_and_not_put_in_place(tmp_path: Path, source: Path, manifest: Path) -> None:
+def test_a_bad_case_is_listed_and_not_copied(tmp_path: Path, source: Path, manifest: Path) -> None:
     bad = source / "images/a2.nii.gz"
     bad.write_bytes(bad.read_bytes()[:50])
     (source / "labels/b1.nii.gz").unlink()
@@ -104,24 +103,22 @@ def test_a_bad_case_is_listed_and_not_put_in_place(tmp_path: Path, source: Path,
     assert sorted(path.name for path in (tmp_path / "root").rglob("a2*")) == []
 
 
-def test_progress_is_told(tmp_path: Path, source: Path, manifest: Path) -> None:
+def test_progress_is_reported(tmp_path: Path, source: Path, manifest: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     prepare(manifest, tmp_path / "root", source, on_case=lambda *call: calls.append(call))
     assert calls == [(case_id, number, 6) for number, case_id in enumerate(IDS)]
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path, source: Path, manifest: Path) -> None:
-    with pytest.raises(ManifestError, match="no such folder to take tiny from"):
+    with pytest.raises(ManifestError, match=f"{tmp_path / 'absent'}.*tiny"):
         prepare(manifest, tmp_path / "root", tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        ManifestError, match=r"holds no case of tiny; looked for files such as .*images/a1\.nii\.gz, .*Tr"
-    ):
+    with pytest.raises(ManifestError, match=rf"{tmp_path / 'empty'}.*tiny.*images/a1\.nii\.gz, .*Tr"):
         prepare(manifest, tmp_path / "root", tmp_path / "empty")
-    with pytest.raises(ManifestError, match="cannot be downloaded; give a folder"):
+    with pytest.raises(ManifestError, match=r"tiny.*--from"):
         prepare(manifest, tmp_path / "root")
     (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match="file"):
+    with pytest.raises(OptionError, match=f"{tmp_path / 'file'}"):
         prepare(manifest, tmp_path / "file" / "root", source)
 
 
@@ -153,7 +150,9 @@ def publish(tmp_path: Path, url: str, md5: str | None = None) -> Path:
     return write_manifest(tmp_path, changed(source=source))
 
 
-def test_downloads_verifies_and_cleans_up(tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download_is_verified_and_its_archive_deleted(
+    tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest, root = publish(tmp_path, server), tmp_path / "root"
     report = prepare(manifest, root)
     assert report.present == tuple(IDS)
@@ -161,29 +160,29 @@ def test_downloads_verifies_and_cleans_up(tmp_path: Path, server: str, capsys: p
     assert sorted(path.name for path in root.iterdir()) == ["images", "labels"]
     assert capsys.readouterr().out == ""  # stdout belongs to the command's own output
     (tmp_path / "www/Tiny.tar").unlink()
-    assert prepare(manifest, root).method == "verified"  # asks nobody when everything is there
+    assert prepare(manifest, root).method == "verified"  # without a request, because no file is missing
 
 
-def test_goes_on_after_an_interruption(tmp_path: Path, server: str) -> None:
+def test_an_interrupted_download_is_repeated(tmp_path: Path, server: str) -> None:
     manifest, root = publish(tmp_path, server), tmp_path / "root"
     staging = root / ".download"
     (staging / "unpacked/Tiny/imagesTr").mkdir(parents=True)
-    (staging / "unpacked/Tiny/imagesTr/a1.nii.gz").write_bytes(b"half")  # MONAI alone would take this as done
+    (staging / "unpacked/Tiny/imagesTr/a1.nii.gz").write_bytes(b"half")  # MONAI alone would regard this as complete
     (staging / "Tiny.tar").write_bytes(b"half")
     assert prepare(manifest, root).present == tuple(IDS)
 
 
 def test_wrong_checksum_and_no_network(tmp_path: Path, server: str) -> None:
     manifest = publish(tmp_path, server, md5="0" * 32)
-    with pytest.raises(ManifestError, match=f"does not have the md5 {'0' * 32}"):
+    with pytest.raises(ManifestError, match=f"md5 {'0' * 32}"):
         prepare(manifest, tmp_path / "root")
     (tmp_path / "www/Tiny.tar").unlink()
-    with pytest.raises(ManifestError, match=r"could not be downloaded.*404.*--from") as caught:
+    with pytest.raises(ManifestError, match=r"404.*--from") as caught:
         prepare(manifest, tmp_path / "root")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "root/images").exists()
     write_case(tmp_path / "root", "a1")
-    with pytest.raises(ManifestError, match=r"\(1 of 6 cases are in place already\)"):
+    with pytest.raises(ManifestError, match="1 of 6 cases"):
         prepare(manifest, tmp_path / "root")
 
 
@@ -207,12 +206,12 @@ def test_generates_phantoms(tmp_path: Path) -> None:
     assert prepare(path, tmp_path / "root").method == "verified"
     (tmp_path / "root/labels/phantom_001.nii.gz").unlink()
     assert prepare(path, tmp_path / "root").present == ("phantom_000", "phantom_001")
-    for wrong, message in [
-        ({"generator": "cats"}, "is not phantom_cells"),
-        ({"generator": "phantom_cells", "arguments": {"colour": 1}}, "do not fit the generator"),
+    for wrong, facts in [
+        ({"generator": "cats"}, "'cats'.*phantom_cells"),
+        ({"generator": "phantom_cells", "arguments": {"colour": 1}}, "source.arguments.*colour"),
     ]:
         bad = write_manifest(tmp_path / "bad", changed(**content | {"source": wrong}))
-        with pytest.raises(ManifestError, match=message):
+        with pytest.raises(ManifestError, match=facts):
             prepare(bad, tmp_path / "other")
 
 

@@ -1,35 +1,111 @@
-"""medseg: medical volumetric segmentation on MONAI.
+"""Medical volumetric segmentation on MONAI.
 
-The public names below are imported when first used, so `import medseg` stays cheap.
+The names below are imported when they are first used, so that `import medseg` takes milliseconds. Type checkers and
+editors see the imports under `TYPE_CHECKING`.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medseg import (
+        bundle,
+        datasets,
+        errors,
+        evaluation,
+        figures,
+        inference,
+        losses,
+        networks,
+        plan,
+        reporting,
+        training,
+        transforms,
+        volumes,
+        weights,
+    )
+    from medseg.bundle import load, load_network
+    from medseg.datasets import Manifest, read_manifest
+    from medseg.errors import MedsegError
+    from medseg.evaluation import Evaluation, evaluate
+    from medseg.inference import CaseResult, Predictor, Segmentation, SlicePredictor, predict_files
+    from medseg.plan import Plan, read_plan
+    from medseg.reporting import WrittenReport, write_report
+    from medseg.volumes import Grid, Volume, read_label_map, read_volume, write_volume
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "load": "medseg.bundle",
-    "load_network": "medseg.bundle",
-    "read_plan": "medseg.plan",
-    "Plan": "medseg.plan",
-    "MedsegError": "medseg.errors",
-}
-_SUBPACKAGES = {
-    "bundle", "datasets", "errors", "evaluation", "figures", "inference", "losses", "networks", "plan", "training",
-    "transforms", "volumes", "weights",
-}  # fmt: skip
+__all__ = [
+    "CaseResult",
+    "Evaluation",
+    "Grid",
+    "Manifest",
+    "MedsegError",
+    "Plan",
+    "Predictor",
+    "Segmentation",
+    "SlicePredictor",
+    "Volume",
+    "WrittenReport",
+    "__version__",
+    "bundle",
+    "datasets",
+    "errors",
+    "evaluate",
+    "evaluation",
+    "figures",
+    "inference",
+    "load",
+    "load_network",
+    "losses",
+    "networks",
+    "plan",
+    "predict_files",
+    "read_label_map",
+    "read_manifest",
+    "read_plan",
+    "read_volume",
+    "reporting",
+    "training",
+    "transforms",
+    "volumes",
+    "weights",
+    "write_report",
+    "write_volume",
+]
 
-__all__ = [*_HOMES, "__version__"]
+_HOMES = {
+    "CaseResult": "inference",
+    "Evaluation": "evaluation",
+    "Grid": "volumes",
+    "Manifest": "datasets",
+    "MedsegError": "errors",
+    "Plan": "plan",
+    "Predictor": "inference",
+    "Segmentation": "inference",
+    "SlicePredictor": "inference",
+    "Volume": "volumes",
+    "WrittenReport": "reporting",
+    "evaluate": "evaluation",
+    "load": "bundle",
+    "load_network": "bundle",
+    "predict_files": "inference",
+    "read_label_map": "volumes",
+    "read_manifest": "datasets",
+    "read_plan": "plan",
+    "read_volume": "volumes",
+    "write_report": "reporting",
+    "write_volume": "volumes",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    if name in _SUBPACKAGES:
+        return getattr(import_module(f"medseg.{_HOMES[name]}"), name)
+    if name in __all__:
         return import_module(f"medseg.{name}")
     raise AttributeError(f"module 'medseg' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_SUBPACKAGES})
+    return list(__all__)

@@ -17,7 +17,7 @@ def test_nothing_heavy_is_imported_early(code):
     assert done.stdout.split() == []
 
 
-def test_public_names_are_there():
+def test_lazy_names_are_found():
     import medseg
 
     assert {"load", "load_network", "read_plan", "networks", "transforms"} <= set(dir(medseg))

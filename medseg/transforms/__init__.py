@@ -1,35 +1,122 @@
-"""Transforms MONAI lacks, or lacks in label-safe form: array and dictionary forms, each imported when first used."""
+"""Transforms that MONAI lacks, or lacks in a form that never invents labels.
+
+Each has an array form and a dictionary form (with the suffix `d`, also `D` and `Dict`, as in MONAI). The names are
+imported when they are first used, so that `import medseg.transforms` stays cheap.
+"""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medseg.transforms.boundary_weight import (
+        BoundaryWeightMap,
+        BoundaryWeightMapD,
+        BoundaryWeightMapd,
+        BoundaryWeightMapDict,
+        BoundaryWeights,
+        boundary_weight_map,
+    )
+    from medseg.transforms.crop_by_label import (
+        RandCropByLabel,
+        RandCropByLabelD,
+        RandCropByLabeld,
+        RandCropByLabelDict,
+    )
+    from medseg.transforms.elastic.deformation import Deformation
+    from medseg.transforms.elastic.transform import (
+        RandElasticDeformation,
+        RandElasticDeformationD,
+        RandElasticDeformationd,
+        RandElasticDeformationDict,
+    )
+    from medseg.transforms.intensity import (
+        NormalizeIntensityByModality,
+        NormalizeIntensityByModalityD,
+        NormalizeIntensityByModalityd,
+        NormalizeIntensityByModalityDict,
+    )
+    from medseg.transforms.labelled_slices import (
+        KeepLabelledSlices,
+        KeepLabelledSlicesD,
+        KeepLabelledSlicesd,
+        KeepLabelledSlicesDict,
+    )
+    from medseg.transforms.restore.native import (
+        RestoreToNative,
+        RestoreToNativeD,
+        RestoreToNatived,
+        RestoreToNativeDict,
+    )
+    from medseg.transforms.slice_spacing import SliceSpacing, SliceSpacingD, SliceSpacingd, SliceSpacingDict
+    from medseg.transforms.voxel_index import (
+        LabelVoxelIndex,
+        LabelVoxelIndexD,
+        LabelVoxelIndexd,
+        LabelVoxelIndexDict,
+        VoxelIndex,
+    )
+
+__all__ = [
+    "BoundaryWeightMap",
+    "BoundaryWeightMapD",
+    "BoundaryWeightMapDict",
+    "BoundaryWeightMapd",
+    "BoundaryWeights",
+    "Deformation",
+    "KeepLabelledSlices",
+    "KeepLabelledSlicesD",
+    "KeepLabelledSlicesDict",
+    "KeepLabelledSlicesd",
+    "LabelVoxelIndex",
+    "LabelVoxelIndexD",
+    "LabelVoxelIndexDict",
+    "LabelVoxelIndexd",
+    "NormalizeIntensityByModality",
+    "NormalizeIntensityByModalityD",
+    "NormalizeIntensityByModalityDict",
+    "NormalizeIntensityByModalityd",
+    "RandCropByLabel",
+    "RandCropByLabelD",
+    "RandCropByLabelDict",
+    "RandCropByLabeld",
+    "RandElasticDeformation",
+    "RandElasticDeformationD",
+    "RandElasticDeformationDict",
+    "RandElasticDeformationd",
+    "RestoreToNative",
+    "RestoreToNativeD",
+    "RestoreToNativeDict",
+    "RestoreToNatived",
+    "SliceSpacing",
+    "SliceSpacingD",
+    "SliceSpacingDict",
+    "SliceSpacingd",
+    "VoxelIndex",
+    "boundary_weight_map",
+]
 
 _MODULES = {
-    "intensity": "NormalizeIntensityByModality",
-    "crop_by_label": "RandCropByLabel",
-    "voxel_index": "LabelVoxelIndex",
-    "elastic.transform": "RandElasticDeformation",
-    "boundary_weight": "BoundaryWeightMap",
-    "restore.native": "RestoreToNative",
-    "labelled_slices": "KeepLabelledSlices",
-    "slice_spacing": "SliceSpacing",
-}
-
-_HOMES = {
-    f"{transform}{suffix}": module for module, transform in _MODULES.items() for suffix in ("", "d", "D", "Dict")
-} | {
-    "VoxelIndex": "voxel_index",
+    "BoundaryWeightMap": "boundary_weight",
+    "BoundaryWeights": "boundary_weight",
     "boundary_weight_map": "boundary_weight",
-    "normalization_for_modality": "intensity",
+    "RandCropByLabel": "crop_by_label",
+    "Deformation": "elastic.deformation",
+    "RandElasticDeformation": "elastic.transform",
+    "NormalizeIntensityByModality": "intensity",
+    "KeepLabelledSlices": "labelled_slices",
+    "RestoreToNative": "restore.native",
+    "SliceSpacing": "slice_spacing",
+    "LabelVoxelIndex": "voxel_index",
+    "VoxelIndex": "voxel_index",
 }
-
-__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in __all__:
+        array_form = name if name in _MODULES else name.removesuffix("Dict").removesuffix("d").removesuffix("D")
+        return getattr(import_module(f"{__name__}.{_MODULES[array_form]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])

@@ -18,7 +18,7 @@ from monai.transforms.traits import MultiSampleTrait
 from monai.utils import ImageMetaKey, MetaKeys
 
 from medseg.errors import ShapeError
-from medseg.transforms.case import case_name
+from medseg.transforms.meta_tensor import case_name
 from medseg.transforms.voxel_index import VoxelIndex
 
 Ratios = Sequence[float] | Mapping[Any, float] | None

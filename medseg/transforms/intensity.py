@@ -15,7 +15,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys, convert_to_tensor
 
 from medseg.errors import PlanError, ShapeError
-from medseg.transforms.case import case_name
+from medseg.transforms.meta_tensor import case_name
 
 # scheme → (required parameters, optional parameters with their defaults)
 _SCHEMES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -39,30 +39,6 @@ class ChannelScaling:
     lower: float = -math.inf
     upper: float = math.inf
     fill: float = 0.0
-
-
-def normalization_for_modality(modality: str, fingerprint: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The scheme a modality is normalised with when nobody says otherwise.
-
-    Args:
-        modality: `CT` (any case) takes the data set's values; `probability` and `mask` stay as they are; all else,
-            MR included, is z-scored image by image.
-        fingerprint: for CT, the data set's foreground `percentile_00_5`, `percentile_99_5`, `mean` and `std` in HU.
-
-    Raises:
-        PlanError: CT without these values.
-    """
-    if modality.strip().lower() in ("ct", "cbct"):
-        needed = {"lower": "percentile_00_5", "upper": "percentile_99_5", "mean": "mean", "std": "std"}
-        missing = [name for name in needed.values() if name not in (fingerprint or {})]
-        if fingerprint is None or missing:
-            raise PlanError(
-                f"CT is normalised with its data set's values, missing {missing}: compute a fingerprint first"
-            )
-        return {"scheme": "ct", **{ours: float(fingerprint[theirs]) for ours, theirs in needed.items()}}
-    if modality.strip().lower() in ("probability", "mask", "none"):
-        return {"scheme": "none"}
-    return {"scheme": "z_score"}
 
 
 def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
 from medseg.errors import ShapeError
-from medseg.transforms.case import case_name
+from medseg.transforms.meta_tensor import case_name
 
 
 class KeepLabelledSlices(Transform):

@@ -1,4 +1,4 @@
-"""The boundary weight map against a brute force written from its definition, and against closed forms."""
+"""Compare the boundary weight map with brute force written from its definition, and with closed forms."""
 
 import itertools
 import pickle
@@ -9,16 +9,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from transforms.touching_cells import touching_cells
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 
 from medseg.errors import ShapeError
-from medseg.transforms.boundary_weight import BoundaryWeightMap, BoundaryWeightMapd, boundary_weight_map
+from medseg.transforms.boundary_weight import (
+    BoundaryWeightMap,
+    BoundaryWeightMapd,
+    boundary_weight_map,
+    two_nearest_distances,
+)
 
 ONE_PIXEL_GAP = 10 * np.exp(-4 / 50)  # both distances are 1: 9.2312
 
 
+def touching_cells(shape, num_cells, radius=np.inf, seed=0):
+    """Make Voronoi cells of random points, cut off at `radius` voxels; int32 numbers from 1, 0 outside."""
+    points = np.random.default_rng(seed).uniform(0, 1, (num_cells, len(shape))) * np.array(shape)
+    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
+    distance, nearest = cKDTree(points).query(voxels)
+    return np.where(distance <= radius, nearest + 1, 0).astype(np.int32)
+
+
 def by_definition(label_map, instances, sampling, w0, sigma, ignore_label=None):
-    """Loops over voxels and neighbours, all pairs of voxels: slow, and nothing shared with the package."""
+    """Compute the map by loops over voxels, neighbours and all pairs of voxels, sharing nothing with the package."""
     instances = np.where((label_map == 0) | (label_map == ignore_label), 0, instances)
     ridge = np.zeros(label_map.shape, bool)
     for at in np.argwhere(instances > 0):
@@ -66,7 +81,7 @@ def test_equals_the_definition(shape, spacing, unit, cell_radius):
         label_map, spacing, w0=10, sigma=3, sigma_unit=unit, instance_map=instances, ignore_label=7
     )
     np.testing.assert_array_equal(target, expected_target)
-    np.testing.assert_allclose(weights, expected_weights, atol=2e-4)  # terms below 1e-4 are left out
+    np.testing.assert_allclose(weights, expected_weights, atol=2e-4)  # terms below 1e-5 * w0 are left out
     assert weights.dtype == np.float32
 
 
@@ -112,7 +127,7 @@ def test_connectivity_decides_whether_a_corner_joins(connectivity, touching):
 
 @given(seed=st.integers(0, 2**16), num_cells=st.integers(0, 12), ignored=st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_balance_and_subset_whatever_the_cells(seed, num_cells, ignored):
+def test_classes_are_balanced_and_no_label_is_added(seed, num_cells, ignored):
     rng = np.random.default_rng(seed)
     instances = touching_cells((24, 20), max(num_cells, 1), radius=rng.uniform(1, 8), seed=seed) * (num_cells > 0)
     label_map = np.where(instances > 0, 1 + instances % 3, 0)
@@ -125,7 +140,7 @@ def test_balance_and_subset_whatever_the_cells(seed, num_cells, ignored):
     if labelled.any():
         assert weights[labelled].mean() == pytest.approx(1, rel=1e-5)
         totals = [weights[labelled & (target == value)].sum() for value in np.unique(target[labelled])]
-        np.testing.assert_allclose(totals, totals[0], rtol=1e-5)  # every class weighs the same in all
+        np.testing.assert_allclose(totals, totals[0], rtol=1e-5)  # the weights of every class have the same sum
     higher = boundary_weight_map(label_map, instance_map=instances, ignore_label=-1).weights
     assert np.all(higher >= weights)
     np.testing.assert_array_equal(higher[target != 0], weights[target != 0])
@@ -159,15 +174,17 @@ def test_target_keeps_the_dtype_and_inputs_stay_as_they_are(dtype):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"label_map": np.array([[0.5]])}, "integers"),
-        ({"label_map": np.ones((4, 4), int), "instance_map": np.ones((4, 5), int)}, "shape"),
-        ({"label_map": np.ones((4, 4), int), "instance_map": -np.ones((4, 4), int)}, ">= 0"),
-        ({"label_map": np.ones((4, 4), int), "spacing": (1, 1, 1)}, "2 positive"),
-        ({"label_map": np.ones((4, 4), int), "sigma_unit": "mm"}, "needs the spacing"),
-        ({"label_map": np.ones((4, 4), int), "sigma": 0}, "sigma"),
+        ({"label_map": np.array([[0.5]])}, "label map"),
+        ({"label_map": np.ones((4, 4), int), "instance_map": np.ones((4, 5), int)}, r"\(4, 4\).*\(4, 5\)"),
+        ({"label_map": np.ones((4, 4), int), "instance_map": -np.ones((4, 4), int)}, "instance.*-1"),
+        ({"label_map": np.ones((4, 4), int), "spacing": (1, 1, 1)}, r"spacing.*\(1, 1, 1\)"),
+        ({"label_map": np.ones((4, 4), int), "sigma_unit": "mm"}, "spacing.*None"),
+        ({"label_map": np.ones((4, 4), int), "sigma_unit": "cm"}, "sigma_unit.*cm"),
+        ({"label_map": np.ones((4, 4), int), "sigma": 0}, "sigma=0"),
+        ({"label_map": np.ones((4, 4), int), "w0": -1}, "w0=-1"),
     ],
 )
-def test_bad_input_is_said_in_one_line(arguments, message):
+def test_invalid_input_raises_an_error_of_one_line(arguments, message):
     with pytest.raises((ShapeError, ValueError), match=message) as raised:
         boundary_weight_map(**arguments)
     assert "\n" not in str(raised.value)
@@ -209,7 +226,82 @@ def test_missing_keys():
 
 
 def test_array_form_refuses_one_hot_and_plain_arrays_with_affine_spacing():
-    with pytest.raises(ShapeError, match="one channel"):
+    with pytest.raises(ShapeError, match=r"label map.*\(2, 5, 5\)"):
         BoundaryWeightMap()(np.zeros((2, 5, 5), int))
-    with pytest.raises(ShapeError, match="MetaTensor"):
+    with pytest.raises(ShapeError, match="ndarray"):
         BoundaryWeightMap(spacing="affine")(np.zeros((1, 5, 5), int))
+
+
+def one_transform_per_instance(instances, sampling):
+    numbers = [k for k in np.unique(instances) if k]
+    distances = [ndimage.distance_transform_edt(instances != k, sampling=sampling) for k in numbers]
+    return np.sort([*distances, *np.full((2, *instances.shape), np.inf)], axis=0)[:2]
+
+
+def all_pairs(instances, sampling):
+    """Take the distance from every voxel to every instance voxel, then the minimum per instance."""
+    voxels, occupied = (np.argwhere(mask) * np.asarray(sampling) for mask in (instances >= 0, instances > 0))
+    numbers = instances[instances > 0]
+    distances = cdist(voxels, occupied) if len(occupied) else np.empty((len(voxels), 0))
+    nearest = [distances[:, numbers == k].min(axis=1) for k in np.unique(numbers)]
+    return np.sort([*nearest, *np.full((2, len(voxels)), np.inf)], axis=0)[:2].reshape(2, *instances.shape)
+
+
+def assert_exact_within_reach(instances, sampling, reach, oracle):
+    for found, expected in zip(
+        two_nearest_distances(instances, sampling, reach), oracle(instances, sampling), strict=True
+    ):
+        reachable = expected <= reach
+        np.testing.assert_allclose(found[reachable], expected[reachable], rtol=2e-6, atol=1e-5 * min(sampling))
+        assert np.all(found >= expected * (1 - 1e-5))  # beyond the reach it may be longer, never shorter
+
+
+@pytest.mark.parametrize(
+    ("shape", "sampling"),
+    [
+        ((50,), (1.0,)),
+        ((24, 31), (1.0, 1.0)),
+        ((20, 27), (2.5, 0.7)),
+        ((9, 11, 13), (1, 1, 1)),
+        ((7, 12, 11), (3, 1, 0.5)),
+    ],
+)
+@pytest.mark.parametrize("reach", [4.0, 1000.0])
+def test_two_nearest_distances_equal_all_pairs(shape, sampling, reach):
+    rng = np.random.default_rng(len(shape))
+    instances = np.where(rng.random(shape) < 0.1, rng.integers(1, 6, shape), 0)
+    assert_exact_within_reach(instances, sampling, reach, all_pairs)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_two_nearest_distances_equal_one_full_transform_per_instance(data):
+    ndim = data.draw(st.integers(1, 4))
+    shape = tuple(data.draw(st.lists(st.integers(1, {1: 60, 2: 24, 3: 10, 4: 6}[ndim]), min_size=ndim, max_size=ndim)))
+    sampling = data.draw(st.lists(st.sampled_from([1.0, 2.0, 0.7, 0.004]), min_size=ndim, max_size=ndim))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    density = data.draw(st.sampled_from([0.0, 0.02, 0.2, 0.9]))
+    instances = np.where(rng.random(shape) < density, rng.integers(1, data.draw(st.integers(1, 12)) + 1, shape), 0)
+    reach = data.draw(st.sampled_from([2.0, 7.5, 1000.0])) * min(sampling)
+    assert_exact_within_reach(instances, sampling, reach, one_transform_per_instance)
+
+
+@pytest.mark.parametrize("num_instances", [0, 1])
+def test_fewer_than_two_instances_add_no_border_term(num_instances):
+    instances = np.zeros((6, 7), int)
+    instances[2:4, 3] = num_instances
+    first, second = two_nearest_distances(instances, (1, 1), 50)
+    assert np.isinf(second).all()
+    assert np.isinf(first).all() == (num_instances == 0)
+    weights, _ = boundary_weight_map(instances, class_weights=None)
+    np.testing.assert_array_equal(weights, 1)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [(np.int32, 2**30), (np.int64, 2**60), (np.uint64, 2**60)])
+def test_instance_numbers_may_be_large(dtype, offset):
+    cells = touching_cells((60, 70), 30, radius=5)
+    expected = boundary_weight_map(cells > 0, instance_map=cells)
+    numbers = np.where(cells > 0, cells.astype(dtype) + dtype(offset), dtype(0))
+    found = boundary_weight_map(cells > 0, instance_map=numbers)
+    np.testing.assert_array_equal(found.weights, expected.weights)
+    np.testing.assert_array_equal(found.target, expected.target)

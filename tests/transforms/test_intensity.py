@@ -16,7 +16,6 @@ from medseg.transforms import (
     NormalizeIntensityByModalityD,
     NormalizeIntensityByModalityd,
     NormalizeIntensityByModalityDict,
-    normalization_for_modality,
 )
 
 CT = {"scheme": "ct", "lower": -160.0, "upper": 240.0, "mean": 40.0, "std": 80.0}
@@ -279,13 +278,3 @@ def test_aliases():
 def test_wrong_parameters_are_named(scheme, message):
     with pytest.raises(PlanError, match=message):
         NormalizeIntensityByModality([scheme])
-
-
-def test_scheme_of_a_modality():
-    fingerprint = {"percentile_00_5": -900, "percentile_99_5": 300, "mean": 10, "std": 200, "min": -1024}
-    scheme = normalization_for_modality("CT", fingerprint)
-    assert scheme == {"scheme": "ct", "lower": -900.0, "upper": 300.0, "mean": 10.0, "std": 200.0}
-    NormalizeIntensityByModality([scheme])
-    assert normalization_for_modality("MRI") == {"scheme": "z_score"}
-    with pytest.raises(PlanError, match="fingerprint"):
-        normalization_for_modality("ct", {"mean": 1})

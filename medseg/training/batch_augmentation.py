@@ -73,13 +73,14 @@ def _deform(transform: RandElasticDeformationd, batch: Batch, seeds: Sequence[in
     for item, seed in enumerate(seeds):
         transform.set_random_state(seed=seed)
         draws.append(transform.deformation.randomize(shape, spacings[item]))
-    chosen = [item for item, drawn in enumerate(draws) if drawn is not None]
+    drawn = {item: params for item, params in enumerate(draws) if params is not None}
+    chosen = list(drawn)
     if not chosen:
         return
     plain = {key: batch[key].as_subclass(torch.Tensor) for key, _ in found}
     requests = [Resampling(plain[key][chosen], *sampling) for key, sampling in found]
     for (key, _), request, deformed in zip(
-        found, requests, deform_together(requests, [draws[item] for item in chosen]), strict=True
+        found, requests, deform_together(requests, list(drawn.values())), strict=True
     ):
         out = plain[key].to(request.result_dtype, copy=True)
         out[chosen] = deformed

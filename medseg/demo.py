@@ -58,7 +58,7 @@ def run(out: str | Path, epochs: int | None = None) -> float:
     predict_files(load(bundle.path), [case["image"] for case in unseen], out / "predictions", overwrite=True)
     step("5/6  Evaluate")
     references = {case["case"]: case["label"] for case in unseen}
-    result = evaluate(out / "predictions", references, out=out / "evaluation", labels=manifest)
+    result = evaluate(out / "predictions", references, out_dir=out / "evaluation", labels=manifest)
     result.print(console)
     step("6/6  Draw and report")
     pictures = [picture for case in unseen[:SHOWN] for picture in _draw(case, manifest, out)]

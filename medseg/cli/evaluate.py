@@ -63,7 +63,7 @@ def evaluate(
             result = run(
                 predictions,
                 references,
-                out=out,
+                out_dir=out,
                 labels=meaning,
                 against=against,
                 allow_missing=allow_missing,

@@ -1,16 +1,16 @@
-"""Evaluation that cannot flatter: metrics a case and label, their statistics, and one policy for empty masks."""
+"""Compare predicted label maps with reference label maps: metrics, intervals, paired comparison, challenge scores."""
 
 from typing import TYPE_CHECKING, Any
 
-from medseg.evaluation.case import LabelScore, score_case
 from medseg.evaluation.challenges.brats import LesionwiseScore, brats_score
 from medseg.evaluation.challenges.em import EMScore, em_score, partition_scores
 from medseg.evaluation.comparison import PairedDifference, compare
-from medseg.evaluation.evaluation import Evaluation, evaluate
 from medseg.evaluation.instances import InstanceScore, connected_components, instance_score
-from medseg.evaluation.metrics import POLICY, Outcome
+from medseg.evaluation.metrics import EMPTY_MASK_POLICY, Metric, Outcome
 from medseg.evaluation.overlap import Confusion, case_dice, confusion
 from medseg.evaluation.pairs import Problem
+from medseg.evaluation.run import Evaluation, evaluate
+from medseg.evaluation.scoring import LabelScore, score_case
 from medseg.evaluation.statistics import ClusterBootstrap, Estimate, holm, median, signed_rank_p
 from medseg.evaluation.surface import SurfaceDistances, surface_distances
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medseg.evaluation.mean_case_dice import MeanCaseDice
 
 __all__ = [
-    "POLICY",
+    "EMPTY_MASK_POLICY",
     "ClusterBootstrap",
     "Confusion",
     "EMScore",
@@ -28,6 +28,7 @@ __all__ = [
     "LabelScore",
     "LesionwiseScore",
     "MeanCaseDice",
+    "Metric",
     "Outcome",
     "PairedDifference",
     "Problem",
@@ -50,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The metric of training, whose ignite brings torch along: comparing files needs neither."""
+    """Import the ignite metric on first use, because ignite imports torch, which comparing files does not need."""
     if name == "MeanCaseDice":
         from medseg.evaluation.mean_case_dice import MeanCaseDice
 

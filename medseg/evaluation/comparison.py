@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 
 from medseg.errors import EvaluationError
-from medseg.evaluation.case import LabelScore
-from medseg.evaluation.metrics import Metric
+from medseg.evaluation.metrics import ASSD, DICE, HD95, NSD, Metric
+from medseg.evaluation.scoring import LabelScore
 from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, holm, patient_means, signed_rank_p
 
-COMPARED = ("dice", "nsd", "hd95_mm", "assd_mm")
+COMPARED = (DICE.name, NSD.name, HD95.name, ASSD.name)
 CLASS_MEAN = "class mean"
 Verdict = Literal["this is better", "the other is better", "no winner"]
 # (case, label) → metric → counted value
@@ -25,18 +25,17 @@ Table = Mapping[tuple[str, str], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """One metric of one label, this evaluation minus the other.
+    """Paired difference of one metric of one structure, this evaluation minus the other.
 
     Args:
-        metric: its name.
-        label: the structure, or "class mean".
-        this, other: the means over the pairs that both sides count.
+        metric: name of the metric.
+        label: name of the structure, or "class mean".
+        this, other: means over the pairs that count on both sides.
         difference: mean of the differences with its interval, resampled by patient.
-        one_sided: pairs left out because only one side counts them: the other is a correct absence, so this one is a
-            false alarm.
-        p: two-sided Wilcoxon signed-rank over patients; 1 where no patient differs.
+        one_sided: number of pairs left out because only one side counts; the other is a correct absence.
+        p: two-sided p value of Wilcoxon's signed-rank test over patients; 1 if no patient differs.
         p_holm: the same, corrected for all comparisons of the table (Holm 1979).
-        verdict: a winner only where the interval leaves zero out and p_holm is below 5 %.
+        verdict: a winner only if the interval does not contain zero and p_holm is below 5 %.
     """
 
     metric: str
@@ -53,19 +52,19 @@ class PairedDifference:
 def compare(
     rows: Sequence[LabelScore], other: Table, metrics: Sequence[Metric], num_draws: int, seed: int
 ) -> list[PairedDifference]:
-    """Compare case by case, label by label, and over the unweighted class mean.
+    """Compare two evaluations case by case, for each structure and for the unweighted class mean.
 
     Args:
-        rows: this evaluation's.
-        other: the other's counted values by case and label.
-        metrics: those that may be compared; only Dice, NSD, HD95 and ASSD are, where both sides have them.
-        num_draws, seed: of the bootstrap.
+        rows: rows of this evaluation.
+        other: counted values of the other evaluation by (case, label) and metric.
+        metrics: metrics of this evaluation; Dice, NSD, HD95 and ASSD are compared if both sides have them.
+        num_draws, seed: number of bootstrap draws and their seed.
 
     Returns:
-        A difference a metric and label. Pairs of which either side is a correct absence do not enter (`one_sided`).
+        One difference per metric and structure. Pairs with a correct absence on either side do not enter.
 
     Raises:
-        EvaluationError: no case and label in common.
+        EvaluationError: the two have no case and label in common.
     """
     pairs = [row for row in rows if (row.case, row.label) in other]
     if not pairs:
@@ -107,7 +106,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs of one metric and label that both sides count."""
+    """The pairs of one metric and structure that count on both sides."""
 
     difference: np.ndarray
     cases: list[str]
@@ -118,7 +117,7 @@ class _Pairs:
 
     @classmethod
     def joined(cls, groups: Sequence[_Pairs]) -> _Pairs:
-        """All labels together; the means are the unweighted class means."""
+        """Join the pairs of all structures; the means become the unweighted class means."""
         return cls(
             difference=np.concatenate([group.difference for group in groups]),
             cases=[case for group in groups for case in group.cases],
@@ -144,7 +143,7 @@ def _pairs(rows: Sequence[LabelScore], other: Table, metric: str) -> _Pairs:
 
 
 def _signed_rank(groups: Sequence[_Pairs]) -> float:
-    """Wilcoxon's p over patients, each the mean of its labels' mean differences."""
+    """Return Wilcoxon's p value over patients, each the mean over structures of its mean difference."""
     of_patient: dict[str, list[float]] = {}
     for group in groups:
         for patient, mean in patient_means(group.difference, group.patients).items():
@@ -153,7 +152,7 @@ def _signed_rank(groups: Sequence[_Pairs]) -> float:
 
 
 def _verdict(metric: Metric, difference: Estimate, p_holm: float) -> Verdict:
-    excludes_zero = difference.low > 0 or difference.high < 0  # False where no interval can be given
+    excludes_zero = difference.low > 0 or difference.high < 0  # False for a NaN, that is without an interval
     if not excludes_zero or p_holm >= 1 - LEVEL:
         return "no winner"
     is_higher = difference.value > 0
@@ -161,23 +160,26 @@ def _verdict(metric: Metric, difference: Estimate, p_holm: float) -> Verdict:
 
 
 def read_metrics_csv(path: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """The counted values of an earlier metrics.csv, or of any CSV with the columns case, label and a metric.
+    """Read the counted values of an earlier metrics.csv, or of any CSV with the columns case, label and a metric.
 
     Raises:
-        EvaluationError: no such columns, or a value that is not a number.
+        EvaluationError: columns are missing, or a value is not a number.
     """
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         columns = [name for name in COMPARED if name in (reader.fieldnames or ())]
         if not columns or not {"case", "label"} <= set(reader.fieldnames or ()):
             raise EvaluationError(
-                f"{path}: needs the columns case, label and one of {', '.join(COMPARED)}, found {reader.fieldnames}"
+                f"{path}: needs the columns case, label and one of {', '.join(COMPARED)}, found {reader.fieldnames}; "
+                "add the missing columns"
             )
         table = {}
         for record in reader:
             try:
                 values = {name: float(record[name]) if record[name] else math.nan for name in columns}
             except ValueError as error:
-                raise EvaluationError(f"{path} line {reader.line_num}: {error}; write numbers or nothing") from error
+                raise EvaluationError(
+                    f"{path} line {reader.line_num}: {error}; write a number or leave the field empty"
+                ) from error
             table[record["case"], record["label"]] = values
     return table

@@ -1,4 +1,4 @@
-"""Metrics of objects (lesions, cells): which were found, which were invented, how well the found ones fit."""
+"""Metrics of objects (lesions, cells): detection, false positives, and overlap of matched objects."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from medseg.errors import EvaluationError
 
 @dataclass(frozen=True)
 class InstanceScore:
-    """Objects of one case.
+    """Detected and matched objects of one case.
 
     Args:
-        num_reference, num_predicted: how many objects there are.
-        num_found: reference objects that any prediction touches.
-        num_false_positive: predicted objects that touch no reference.
+        num_reference, num_predicted: number of objects.
+        num_found: reference objects that a prediction overlaps.
+        num_false_positive: predicted objects that overlap no reference object.
         num_matched: one-to-one pairs of IoU ≥ 0.5.
-        matched_iou: the sum of their IoU.
-        reference_voxels: size of each reference object, shape (num_reference,).
-        found: which of them a prediction touches, bool, the same shape.
+        matched_iou: sum of their IoU.
+        reference_voxels: size of each reference object in voxels, shape (num_reference,).
+        found: True for the reference objects that a prediction overlaps, the same shape.
     """
 
     num_reference: int
@@ -37,33 +37,33 @@ class InstanceScore:
 
     @property
     def sensitivity(self) -> float:
-        """Share of reference objects found at any overlap; NaN where there are none."""
+        """Share of reference objects found at any overlap; NaN if there are none."""
         return self.num_found / self.num_reference if self.num_reference else math.nan
 
     @property
     def f1_any(self) -> float:
-        """F1 = TP/(TP + ½(FP+FN)) at any overlap, TP the reference objects found; NaN where both sides have none."""
+        """F1 = TP/(TP + ½(FP+FN)) at any overlap, TP the reference objects found; NaN without objects."""
         missed = self.num_reference - self.num_found
         return _ratio(self.num_found, self.num_found + 0.5 * (self.num_false_positive + missed))
 
     @property
     def rq(self) -> float:
-        """Recognition quality (Kirillov et al. 2019, arXiv:1801.00868), the F1 at IoU ≥ 0.5; NaN where no object is."""
+        """Recognition quality (Kirillov et al. 2019, arXiv:1801.00868), the F1 at IoU ≥ 0.5; NaN without objects."""
         return _ratio(self.num_matched, 0.5 * (self.num_reference + self.num_predicted))
 
     @property
     def sq(self) -> float:
-        """Segmentation quality: mean IoU of the matched pairs; NaN where none matches."""
+        """Segmentation quality: mean IoU of the matched pairs; NaN if none matches."""
         return _ratio(self.matched_iou, self.num_matched)
 
     @property
     def pq(self) -> float:
-        """Panoptic quality, ΣIoU/(TP + ½FP + ½FN) = SQ·RQ; 0 where nothing matches, NaN where no object is."""
+        """Panoptic quality, ΣIoU/(TP + ½FP + ½FN) = SQ·RQ; 0 if nothing matches, NaN without objects."""
         return _ratio(self.matched_iou, 0.5 * (self.num_reference + self.num_predicted))
 
 
 def connected_components(mask: np.ndarray) -> np.ndarray:
-    """Objects of a mask as 1, 2, …; voxels that share a face, edge or corner are one object (26 in 3D, 8 in 2D)."""
+    """Number the objects of a mask 1, 2, …; neighbours by face, edge or corner (26 in 3D, 8 in 2D) belong together."""
     return ndimage.label(mask, structure=np.ones((3,) * mask.ndim, dtype=bool))[0]
 
 
@@ -71,10 +71,10 @@ def instance_score(prediction: np.ndarray, reference: np.ndarray, min_iou: float
     """Match the objects of two instance maps.
 
     Args:
-        prediction: integers, 0 background, every other value one object; any shape.
+        prediction: integers, 0 is background and every other value one object; any shape.
         reference: integers of the same shape.
-        min_iou: least IoU of a matched pair, inclusive. Pairs are one-to-one with the largest total IoU, which settles
-            the ties that IoU = 0.5 allows.
+        min_iou: smallest IoU of a matched pair, inclusive. Pairs are one-to-one with the largest total IoU, which
+            resolves the ties that are possible at IoU = 0.5.
 
     Raises:
         EvaluationError: the shapes differ.
@@ -89,8 +89,8 @@ def instance_score(prediction: np.ndarray, reference: np.ndarray, min_iou: float
     pairs, shared = np.unique(rows * len(predicted_ids) + columns, return_counts=True)
     rows, columns = np.divmod(pairs, max(len(predicted_ids), 1))
     iou = shared / (reference_sizes[rows] + predicted_sizes[columns] - shared)
-    good = iou >= min_iou
-    matched = _best_matching(rows[good], columns[good], iou[good])
+    is_candidate = iou >= min_iou
+    matched = _best_matching(rows[is_candidate], columns[is_candidate], iou[is_candidate])
     found = np.isin(np.arange(len(reference_ids)), rows)
     return InstanceScore(
         num_reference=len(reference_ids),
@@ -109,13 +109,13 @@ def _objects(instance_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _best_matching(rows: np.ndarray, columns: np.ndarray, iou: np.ndarray) -> np.ndarray:
-    """IoU of the pairs of a one-to-one matching; only objects with a good partner take part, so it stays small."""
+    """Return the IoU of the pairs of the best one-to-one matching of the candidate pairs."""
     if rows.size == 0:
         return np.zeros(0)
     row_ids, row_index = np.unique(rows, return_inverse=True)
     column_ids, column_index = np.unique(columns, return_inverse=True)
     if len(row_ids) == len(rows) and len(column_ids) == len(columns):
-        return iou  # already one-to-one, as it must be above IoU 0.5
+        return iou  # already one-to-one, as always above IoU 0.5
     table = np.zeros((len(row_ids), len(column_ids)))
     table[row_index, column_index] = iou
     chosen = table[linear_sum_assignment(table, maximize=True)]

@@ -1,4 +1,4 @@
-"""Validation Dice as an ignite metric: the number `medseg evaluate` would report for the same label maps."""
+"""Validation Dice as an ignite metric, equal to what `medseg evaluate` reports for the same label maps."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from medseg.evaluation.overlap import case_dice, label_regions
 
 
 class MeanCaseDice(Metric):
-    """Unweighted mean over classes of each class's mean Dice over cases, usable as an evaluator's key metric.
+    """Compute the unweighted mean over classes of each class's mean Dice over cases, as an evaluator's key metric.
 
-    Every case is scored by `case_dice`: both masks empty is a correct absence and not averaged, one empty is 0. Beside
-    the mean under the name it is attached as, `engine.state.metrics` holds `<name>_<label>` for each label and
-    `engine.state.metric_details[name]` the Dice of each case of this process, shape (cases, labels), NaN for absences.
+    Every case is scored by `case_dice`: a case with both masks empty is a correct absence and does not enter the mean,
+    a case with one empty mask has Dice 0. The metric writes its mean to `engine.state.metrics[name]`, the mean of each
+    label to `engine.state.metrics[f"{name}_{label}"]`, and the Dice of each case of this process to
+    `engine.state.metric_details[name]`, shape (cases, labels), NaN for correct absences.
 
     Args:
-        labels: each structure's name and class value (or the values whose union it is); 0 and its name may be
-            included and is left out, as background. A sequence of values names each by itself.
-        output_transform: engine output → (prediction, label); default takes them from MONAI's decollated or batched
-            dictionaries under "pred" and "label". Each is a list of (C, …) tensors or one (B, C, …) tensor; with C = 1
-            its integers are the classes, with more the largest channel is.
-        device: where the sums are kept for reduction over processes.
+        labels: class value of each structure by name, or the values whose union it is. Value 0 is background and left
+            out. A sequence of values names each structure by its value.
+        output_transform: engine output → (prediction, label); by default "pred" and "label" of MONAI's decollated or
+            batched dictionaries. Each is a list of (C, …) tensors or one (B, C, …) tensor. With C = 1 the integers are
+            the classes, with C > 1 the largest channel is the class.
+        device: device of the sums, for reduction over processes.
 
     Raises:
-        EvaluationError: no labels, or shapes that differ.
+        EvaluationError: there is no label above background, or shapes differ.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class MeanCaseDice(Metric):
             labels = {str(value): value for value in labels}
         self.labels = {name: values for name, values in label_regions(labels).items() if values != (0,)}
         if not self.labels:
-            raise EvaluationError(f"MeanCaseDice needs at least one label above background 0, found {dict(labels)}")
+            raise EvaluationError(
+                f"MeanCaseDice needs at least one label above background 0, found {dict(labels)}; add one"
+            )
         super().__init__(output_transform or prediction_and_label, device=device)
 
     @reinit__is_reduced
     def reset(self) -> None:
-        """Forget all cases."""
+        """Clear all cases."""
         self._sum = torch.zeros(len(self.labels), dtype=torch.float64, device=self._device)
         self._count = torch.zeros(len(self.labels), dtype=torch.float64, device=self._device)
         self._cases: list[np.ndarray] = []
@@ -65,19 +68,19 @@ class MeanCaseDice(Metric):
             self._count += torch.from_numpy(np.isfinite(scores)).to(self._count)
 
     def class_means(self) -> dict[str, float]:
-        """Mean Dice of each label over the cases that count; NaN where none does; of this process alone."""
+        """Return the mean Dice of each label over the cases of this process; NaN if no case counts."""
         means = (self._sum / self._count).tolist()
         return dict(zip(self.labels, means, strict=True))
 
     @sync_all_reduce("_sum", "_count")
     def compute(self) -> float:
-        """The class mean, over the labels that at least one case counts for.
+        """Return the mean over the labels that count in at least one case.
 
         Raises:
-            NotComputableError: no case has been seen, or every label was absent from every case on both sides.
+            NotComputableError: there was no case, or every label was absent from every case on both sides.
         """
         if not bool((self._count > 0).any()):
-            raise NotComputableError("MeanCaseDice: no case with a structure was seen; check the validation labels")
+            raise NotComputableError("MeanCaseDice: no case contains a structure; check the validation labels")
         self._reduced_means = self.class_means()
         return float(np.nanmean(list(self._reduced_means.values())))
 
@@ -92,7 +95,7 @@ class MeanCaseDice(Metric):
 
 
 def prediction_and_label(output: Any) -> tuple[Any, Any]:
-    """(prediction, label) of MONAI's output: a list of dictionaries, one dictionary, or already such a pair."""
+    """Return (prediction, label) of an engine's output: a list of dictionaries, one dictionary, or such a pair."""
     if isinstance(output, Mapping):
         return output["pred"], output["label"]
     if isinstance(output, list) and output and isinstance(output[0], Mapping):
@@ -101,7 +104,7 @@ def prediction_and_label(output: Any) -> tuple[Any, Any]:
 
 
 def classes(item: torch.Tensor) -> torch.Tensor:
-    """Class integers (…) of one channel-first tensor (C, …): its only channel, or the largest of several."""
+    """Return the class integers (…) of one channel-first tensor (C, …): the only channel, or the largest of several."""
     if item.shape[0] > 1:
         return item.argmax(dim=0)
     item = item[0]

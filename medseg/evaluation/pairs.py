@@ -1,4 +1,4 @@
-"""Which prediction belongs to which reference, and everything that is wrong with them."""
+"""Match predictions with references, read each pair on one grid, and collect everything that is wrong with them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from medseg.datasets import Manifest, read_manifest
 from medseg.errors import EvaluationError, MedsegError
@@ -14,116 +15,23 @@ from medseg.evaluation.overlap import label_regions, present_values
 from medseg.volumes import Grid, read_label_map, stem_of, suffix_of
 
 Labels = Mapping[str, int | Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Structures:
-    """The structures to evaluate.
-
-    Args:
-        regions: name → label values, background left out; None takes every value above 0 that occurs.
-        known: values that may occur, background included; None allows any.
-        patients: case id → patient.
-        file_values: value in a reference file → label, where the two differ.
-        ignored: label whose voxels in the reference do not count; None has none.
-    """
-
-    regions: dict[str, tuple[int, ...]] | None = None
-    known: frozenset[int] | None = None
-    patients: Mapping[str, str] = field(default_factory=dict)
-    file_values: Mapping[int, int] | None = None
-    ignored: int | None = None
-
-    def translated(self, label_map: np.ndarray, role: str) -> tuple[np.ndarray, list[int]]:
-        """A label map in the structures' values, and the values in it that are unknown.
-
-        References may hold the manifest's file values (as 255 for cells); predictions are expected in label values,
-        and either is accepted for the other when that is what all its values mean.
-        """
-        if self.known is None:
-            return label_map, []
-        values = {int(value) for value in present_values(label_map.ravel(order="K"))}
-        as_labels, as_file = values <= self.known, self.file_values is not None and values <= set(self.file_values)
-        if self.file_values is not None and as_file and (role == "reference" or not as_labels):
-            return _mapped(label_map, self.file_values), []
-        return label_map, sorted(values - self.known)
-
-    def without_ignored(self, prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both label maps with background wherever the reference says "ignore"."""
-        if self.ignored is None:
-            return prediction, reference
-        ignored = reference == self.ignored
-        if not ignored.any():
-            return prediction, reference
-        return np.where(ignored, 0, prediction).astype(prediction.dtype), np.where(ignored, 0, reference).astype(
-            reference.dtype
-        )
-
-
-def structures_of(labels: Labels | Manifest | str | Path | None) -> Structures:
-    """The structures of a mapping name → value or values, or of a manifest given as its name, path or object.
-
-    Raises:
-        EvaluationError: no structure above background.
-        ManifestError: the manifest cannot be read.
-    """
-    if labels is None:
-        return Structures()
-    if isinstance(labels, str | Path):
-        labels = read_manifest(labels)
-    if not isinstance(labels, Manifest):
-        regions = _foreground(labels)
-        return Structures(regions, _known(regions))
-    regions = _foreground(labels.labels)
-    ignored = labels.ignore_label
-    known = _known(regions) | ({ignored} if ignored is not None else set())
-    patients = {case.id: case.patient for case in labels.cases}
-    return Structures(regions, known, patients, labels.file_values, ignored)
-
-
-def manifest_references(manifest: Manifest, folder: Path) -> dict[str, Path]:
-    """Case id → label map for a folder laid out as the manifest says, below its root or all in one folder; else {}."""
-    ids = manifest.case_ids
-    below_root = {case: folder / manifest.files.label.format(case=case) for case in ids}
-    in_one_folder = {case: folder / path.name for case, path in below_root.items()}
-    for paths in (below_root, in_one_folder):
-        found = {case: path for case, path in paths.items() if path.exists()}
-        if found and len(set(found.values())) == len(found):
-            return found
-    return {}
-
-
-def _known(regions: Mapping[str, tuple[int, ...]]) -> frozenset[int]:
-    return frozenset({0}.union(*regions.values()))
-
-
-def _foreground(labels: Labels) -> dict[str, tuple[int, ...]]:
-    regions = {name: values for name, values in label_regions(labels).items() if values != (0,)}
-    if not regions:
-        raise EvaluationError(f"no label above background 0 to evaluate, found {dict(labels)}")
-    return regions
-
-
-def _mapped(label_map: np.ndarray, file_values: Mapping[int, int]) -> np.ndarray:
-    result = np.zeros_like(label_map, dtype=np.int32)
-    for stored, label in file_values.items():
-        result[label_map == stored] = label
-    return result
-
-
-MONAI_POSTFIXES = ("_seg", "_pred", "_trans")  # what SaveImage appends: in bundles, in tutorials, by default
 Source = str | Path | Mapping[str, str | Path] | Sequence[str | Path]
+
+# Postfixes that MONAI's SaveImage appends in bundles, in tutorials and by default.
+MONAI_POSTFIXES = ("_seg", "_pred", "_trans")
+# At most so many unknown label values of a file are listed.
+MAX_LISTED_VALUES = 5
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that keeps a case from being evaluated.
+    """One problem that keeps a case from being evaluated.
 
     Args:
-        case: its id.
-        rule: which rule is broken, in two or three words.
+        case: case id.
+        rule: the rule that is broken, in two or three words.
         found: the file and the value found.
-        way_out: what to do.
+        way_out: what to do about it.
     """
 
     case: str
@@ -132,14 +40,98 @@ class Problem:
     way_out: str
 
 
-def label_maps(source: Source, role: str) -> dict[str, Path]:
-    """Case id → path of the label maps that a folder, one file, several files or a mapping name.
+@dataclass(frozen=True)
+class Structures:
+    """The structures to evaluate and the meaning of label values.
 
-    The id is the file's name without its image suffix, or the mapping's key. In a folder, `<id>_entropy` and
-    `<id>_probability_<label>` beside `<id>` are its maps and no cases.
+    Args:
+        regions: structure → label values, without background; None evaluates every value above 0 that occurs.
+        known: values that may occur, background included; None allows any.
+        patients: case id → patient id.
+        file_values: value stored in a reference file → label value, if the two differ.
+        ignored: label value whose voxels in the reference do not count.
+    """
+
+    regions: dict[str, tuple[int, ...]] | None = None
+    known: frozenset[int] | None = None
+    patients: Mapping[str, str] = field(default_factory=dict)
+    file_values: Mapping[int, int] | None = None
+    ignored: int | None = None
+
+    def to_labels(self, label_map: np.ndarray, role: str) -> tuple[np.ndarray, list[int]]:
+        """Convert a label map to label values; also return the values in it that are unknown.
+
+        References may hold the manifest's file values (such as 255 for cells); predictions are expected to hold label
+        values. A prediction in file values is accepted too if its values cannot all be label values.
+
+        Args:
+            label_map: integers, any shape.
+            role: "prediction" or "reference".
+        """
+        if self.known is None:
+            return label_map, []
+        values = {int(value) for value in present_values(label_map.ravel(order="K"))}
+        are_file_values = self.file_values is not None and values <= set(self.file_values)
+        if self.file_values is not None and are_file_values and (role == "reference" or not values <= self.known):
+            converted = np.zeros_like(label_map, dtype=np.int32)
+            for stored, label in self.file_values.items():
+                converted[label_map == stored] = label
+            return converted, []
+        return label_map, sorted(values - self.known)
+
+    def clear_ignored(self, prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Set both label maps to background at the voxels that the reference ignores."""
+        if self.ignored is None:
+            return prediction, reference
+        is_ignored = reference == self.ignored
+        if not is_ignored.any():
+            return prediction, reference
+        prediction, reference = (
+            np.where(is_ignored, 0, array).astype(array.dtype) for array in (prediction, reference)
+        )
+        return prediction, reference
+
+
+def structures_of(labels: Labels | Manifest | str | Path | None) -> Structures:
+    """Return the structures of a mapping name → value or values, or of a manifest given by name, path or object.
 
     Raises:
-        EvaluationError: nothing is there, or two files have one id.
+        EvaluationError: there is no structure above background.
+        ManifestError: the manifest cannot be read.
+    """
+    if labels is None:
+        return Structures()
+    if isinstance(labels, str | Path):
+        labels = read_manifest(labels)
+    named = labels.labels if isinstance(labels, Manifest) else labels
+    regions = {name: values for name, values in label_regions(named).items() if values != (0,)}
+    if not regions:
+        raise EvaluationError(f"no label above background 0 to evaluate, found {dict(named)}; add a label above 0")
+    known = frozenset({0}.union(*regions.values()))
+    if not isinstance(labels, Manifest):
+        return Structures(regions, known)
+    ignored = labels.ignore_label
+    return Structures(
+        regions,
+        known if ignored is None else known | {ignored},
+        {case.id: case.patient for case in labels.cases},
+        labels.file_values,
+        ignored,
+    )
+
+
+def find_label_maps(source: Source, role: str) -> dict[str, Path]:
+    """Return case id → path for a folder, one file, several files or a mapping.
+
+    The id is the file name without its image suffix, or the key of the mapping. In a folder, `<id>_entropy` and
+    `<id>_probability_<label>` beside `<id>` are its maps and not cases.
+
+    Args:
+        source: the label maps.
+        role: "prediction", "reference" or "image", for messages.
+
+    Raises:
+        EvaluationError: there are none, or two files have one id.
     """
     if isinstance(source, Mapping):
         return {str(case): Path(path) for case, path in source.items()}
@@ -148,8 +140,7 @@ def label_maps(source: Source, role: str) -> dict[str, Path]:
         if not path.exists():
             raise EvaluationError(f"{path}: no such {role}; name a folder of label maps or one file")
         files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
-        files = [file for file in files if suffix_of(file) and not file.name.startswith(".")]
-        files = _without_maps(files)
+        files = _without_maps([file for file in files if suffix_of(file) and not file.name.startswith(".")])
     else:
         files = [Path(item) for item in source]
     found: dict[str, Path] = {}
@@ -161,12 +152,14 @@ def label_maps(source: Source, role: str) -> dict[str, Path]:
             )
         found[case] = file
     if not found:
-        raise EvaluationError(f"{source}: no {role} with an image suffix (.nii.gz, .nrrd, .mha, .png, …) inside")
+        raise EvaluationError(
+            f"{source}: no {role} with an image suffix (.nii.gz, .nrrd, .mha, .png, …) inside; check the path"
+        )
     return found
 
 
 def _without_maps(files: list[Path]) -> list[Path]:
-    """The files that are no entropy or probability map of another one, as a prediction saves them beside it."""
+    """Leave out the entropy and probability maps that a prediction saves beside its label map."""
     stems = {stem_of(file) for file in files}
 
     def is_map(stem: str) -> bool:
@@ -178,8 +171,23 @@ def _without_maps(files: list[Path]) -> list[Path]:
     return [file for file in files if not is_map(stem_of(file))]
 
 
-def named_like(references: Mapping[str, Path], predictions: Mapping[str, Path]) -> dict[str, Path]:
-    """The predictions under the references' ids where MONAI's SaveImage put a postfix behind them.
+def find_manifest_references(manifest: Manifest, folder: Path) -> dict[str, Path]:
+    """Return case id → label map for a folder laid out as the manifest says, or {} if it is not.
+
+    The label maps lie below the folder as the manifest's pattern says, or all in the folder itself.
+    """
+    ids = manifest.case_ids
+    below_root = {case: folder / manifest.files.label.format(case=case) for case in ids}
+    in_one_folder = {case: folder / path.name for case, path in below_root.items()}
+    for paths in (below_root, in_one_folder):
+        found = {case: path for case, path in paths.items() if path.exists()}
+        if found and len(set(found.values())) == len(found):
+            return found
+    return {}
+
+
+def drop_monai_postfixes(references: Mapping[str, Path], predictions: Mapping[str, Path]) -> dict[str, Path]:
+    """Rename predictions that carry a postfix of MONAI's SaveImage to the reference's id.
 
     An id that is a reference's stays, and so does one whose shorter id is taken.
     """
@@ -192,28 +200,32 @@ def named_like(references: Mapping[str, Path], predictions: Mapping[str, Path]) 
 
 
 def missing_problems(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> list[Problem]:
-    """The cases that only one side has."""
-    problems = []
-    for case in sorted(set(references) - set(predictions)):
-        problems.append(
-            Problem(case, "prediction missing", f"only the reference {references[case]}", "predict this case")
-        )
-    for case in sorted(set(predictions) - set(references)):
-        problems.append(
-            Problem(case, "reference missing", f"only the prediction {predictions[case]}", "add its reference")
-        )
-    return problems
+    """List the cases that only one side has."""
+    no_prediction = [
+        Problem(case, "prediction missing", f"only the reference {references[case]}", "predict this case")
+        for case in sorted(set(references) - set(predictions))
+    ]
+    no_reference = [
+        Problem(case, "reference missing", f"only the prediction {predictions[case]}", "add its reference")
+        for case in sorted(set(predictions) - set(references))
+    ]
+    return no_prediction + no_reference
 
 
 def read_pair(
     case: str, prediction: Path, reference: Path, structures: Structures
 ) -> tuple[tuple[np.ndarray, np.ndarray, Grid] | None, list[Problem]]:
-    """Both label maps of a case in the structures' values and their grid, or None and all that is wrong with them.
+    """Read both label maps of a case in label values on the reference's grid.
+
+    A prediction whose voxels are those of the reference in another axis order or direction is reordered without loss.
 
     Args:
-        case: its id.
+        case: case id.
         prediction, reference: the files.
-        structures: what their values mean.
+        structures: the meaning of their values.
+
+    Returns:
+        (prediction, reference, grid), or None if there is any problem, and the list of problems.
     """
     problems: list[Problem] = []
     arrays: list[np.ndarray] = []
@@ -222,45 +234,46 @@ def read_pair(
         try:
             volume = read_label_map(path)
         except MedsegError as error:
-            problems.append(_unreadable(case, path, error))
+            found, _, way_out = str(error).partition(";")
+            problems.append(Problem(case, "unreadable file", found, way_out.strip() or f"replace {path.name}"))
             continue
-        array, unknown = structures.translated(volume.array, role)
+        array, unknown = structures.to_labels(volume.array, role)
         if unknown:
             problems.append(_unknown_labels(case, path, array, unknown, structures))
         arrays.append(array)
         grids.append(volume.grid)
     if len(grids) == 2:
-        problems += _grid_problems(case, prediction, grids[0], grids[1])
+        reordered, grid = reorder(arrays[0], grids[0], grids[1])
+        if not grid.difference(grids[1]):
+            arrays[0] = reordered
+        else:
+            found, _, way_out = grids[0].difference(grids[1]).rpartition("; ")
+            problems.append(Problem(case, "different grid", f"{prediction}: {found}", way_out))
     if problems:
         return None, problems
-    return (*structures.without_ignored(arrays[0], arrays[1]), grids[1]), []
+    return (*structures.clear_ignored(arrays[0], arrays[1]), grids[1]), []
 
 
-def _unreadable(case: str, path: Path, error: MedsegError) -> Problem:
-    found, _, way_out = str(error).partition(";")
-    return Problem(case, "unreadable file", found, way_out.strip() or f"replace {path.name}")
+def reorder(array: np.ndarray, grid: Grid, target: Grid) -> tuple[np.ndarray, Grid]:
+    """Store an array in the axis order and directions of another grid, without interpolation.
 
+    Args:
+        array: shape of `grid`.
+        grid: grid of the array.
+        target: grid whose axes are taken over; 2D grids stay as they are.
 
-def _unknown_labels(
-    case: str, path: Path, label_map: np.ndarray, unknown: Sequence[int], structures: Structures
-) -> Problem:
-    voxels = [int(np.count_nonzero(label_map == value)) for value in unknown[:5]]
-    shown = ", ".join(f"{value} ({count} voxels)" for value, count in zip(unknown, voxels, strict=False))
-    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    way_out = f"known are {sorted(structures.known or ())}; correct the file or the labels"
-    return Problem(case, "unknown label", f"{path}: {shown}{more}", way_out)
-
-
-def _grid_problems(case: str, path: Path, prediction: Grid, reference: Grid) -> list[Problem]:
-    difference = prediction.difference(reference)
-    if not difference:
-        return []
-    found, _, way_out = difference.rpartition("; ")
-    return [Problem(case, "different grid", f"{path}: {found}", way_out)]
+    Returns:
+        The array, a view, and its grid. Every voxel keeps its place in mm.
+    """
+    if grid.spatial_dims != 3 or target.spatial_dims != 3:
+        return array, grid
+    turn = ornt_transform(io_orientation(grid.affine), io_orientation(target.affine))
+    turned = apply_orientation(array, turn)
+    return turned, Grid(turned.shape, grid.affine @ inv_ornt_aff(turn, grid.shape))
 
 
 def problem_text(problems: Sequence[Problem], num_cases: int) -> str:
-    """All problems as lines of plain text under a count of them."""
+    """Format all problems as lines of plain text, one per problem, below a line that counts them."""
     cases = len({problem.case for problem in problems})
     head = (
         f"{len(problems)} problem{'s' * (len(problems) != 1)} in {cases} of {num_cases} cases, nothing evaluated; "
@@ -269,3 +282,12 @@ def problem_text(problems: Sequence[Problem], num_cases: int) -> str:
     widths = [max((len(getattr(problem, column)) for problem in problems), default=0) for column in ("case", "rule")]
     lines = [f"  {p.case:<{widths[0]}}  {p.rule:<{widths[1]}}  {p.found}; {p.way_out}" for p in problems]
     return "\n".join([head, *lines])
+
+
+def _unknown_labels(
+    case: str, path: Path, label_map: np.ndarray, unknown: Sequence[int], structures: Structures
+) -> Problem:
+    listed = [f"{value} ({np.count_nonzero(label_map == value)} voxels)" for value in unknown[:MAX_LISTED_VALUES]]
+    more = f" and {len(unknown) - MAX_LISTED_VALUES} more" if len(unknown) > MAX_LISTED_VALUES else ""
+    way_out = f"known are {sorted(structures.known or ())}; correct the file or the labels"
+    return Problem(case, "unknown label", f"{path}: {', '.join(listed)}{more}", way_out)

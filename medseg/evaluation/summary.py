@@ -1,4 +1,4 @@
-"""summary.json: per case, then per class, then the unweighted class mean."""
+"""Statistics of summary.json: over cases per structure, then the unweighted mean over structures."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ from typing import Any
 
 import numpy as np
 
-from medseg.evaluation.case import LabelScore
 from medseg.evaluation.comparison import PairedDifference
-from medseg.evaluation.metrics import DICE, Metric, Outcome
+from medseg.evaluation.metrics import ASSD, DICE, HD95, Metric, Outcome
+from medseg.evaluation.scoring import LabelScore
 from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, median
 
 SCHEMA_VERSION = 1
-DISTANCES = ("hd95_mm", "assd_mm")
+# Their means hold the penalties of missed structures; a median over the detected cases is given as well.
+PENALISED_DISTANCES = (HD95.name, ASSD.name)
 PERCENTILES = (5, 25, 50, 75, 95)
-# Edges of the size bins of objects, in ml (3D) and mm² (2D).
+# Edges of the size bins of objects, by number of dimensions: in ml (3D) and mm² (2D).
 SIZE_EDGES = {3: (0.1, 1.0, 10.0), 2: (10.0, 100.0, 1000.0)}
 
 
 def summarise(rows: Sequence[LabelScore], metrics: Sequence[Metric], bootstrap: ClusterBootstrap) -> dict[str, Any]:
-    """The statistics part of summary.json: `labels`, `class_mean`, `outcomes`, `cases` and `percentile_cases`."""
+    """Compute the statistics part of summary.json.
+
+    Args:
+        rows: one per case and structure.
+        metrics: the columns of the rows.
+        bootstrap: of the rows' patients.
+
+    Returns:
+        Plain data: `metrics`, `interval_level`, `outcomes`, `class_mean`, `labels`, `cases` and `percentile_cases`.
+    """
     by_label: dict[str, list[LabelScore]] = {}
     for row in rows:
         by_label.setdefault(row.label, []).append(row)
@@ -43,19 +53,19 @@ def summarise(rows: Sequence[LabelScore], metrics: Sequence[Metric], bootstrap: 
 
 
 def class_mean(by_label: Mapping[str, Sequence[LabelScore]], metric: Metric, bootstrap: ClusterBootstrap) -> Estimate:
-    """Unweighted mean over labels of each label's mean over cases; n is the cases of which any label counts."""
+    """Return the unweighted mean over structures of their means over cases; n counts the cases that enter."""
     estimate = bootstrap.mean_of_means([columns(members, metric.name) for members in by_label.values()])
     rows = [row for members in by_label.values() for row in members]
     return replace(estimate, n=len({row.case for row in rows if math.isfinite(row.values[metric.name])}))
 
 
 def columns(rows: Sequence[LabelScore], metric: str) -> tuple[list[float], list[str]]:
-    """A metric's counted values and the patients they are of."""
+    """Return the counted values of a metric and their patients."""
     return [row.values[metric] for row in rows], [row.patient for row in rows]
 
 
 def outcome_counts(rows: Sequence[LabelScore]) -> dict[str, int]:
-    """How often each outcome occurred, zeros included."""
+    """Count how often each outcome occurred, zeros included."""
     counts = Counter(row.outcome for row in rows)
     return {outcome.value: counts[outcome] for outcome in Outcome}
 
@@ -70,7 +80,7 @@ def _label_summary(
             "mean": estimate_json(bootstrap.mean(values, patients)),
             "median": estimate_json(median(values, patients)),
         }
-        if metric.name in DISTANCES:
+        if metric.name in PENALISED_DISTANCES:
             detected = [row for row in rows if row.outcome in (Outcome.DETECTED, Outcome.DISJOINT)]
             summary[metric.name]["median_detected"] = estimate_json(median(*columns(detected, metric.name)))
     if any(row.objects is not None for row in rows):
@@ -80,9 +90,9 @@ def _label_summary(
 
 
 def sensitivity_by_size(rows: Sequence[LabelScore], spatial_dims: int) -> list[dict[str, Any]]:
-    """Objects of all cases by size, and how many of each size a prediction touches.
+    """Count the reference objects of all cases by size, and how many of each size a prediction overlaps.
 
-    Sizes are in ml (3D) or mm² (2D); a bin holds sizes from its lower edge up to, not including, its upper one.
+    Sizes are in ml (3D) or mm² (2D). A bin holds sizes from its lower edge up to, but not including, its upper edge.
     """
     scored = [row for row in rows if row.objects is not None and row.reference_voxels]
     voxel_sizes = [row.reference_size / row.reference_voxels for row in scored]
@@ -100,7 +110,7 @@ def sensitivity_by_size(rows: Sequence[LabelScore], spatial_dims: int) -> list[d
 
 
 def comparison_json(differences: Sequence[PairedDifference]) -> list[dict[str, Any]]:
-    """Paired differences as JSON."""
+    """Convert paired differences to JSON."""
     return [
         vars(d) | {"this": number(d.this), "other": number(d.other), "difference": estimate_json(d.difference)}
         for d in differences
@@ -108,7 +118,7 @@ def comparison_json(differences: Sequence[PairedDifference]) -> list[dict[str, A
 
 
 def estimate_json(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as JSON: null where there is no number."""
+    """Convert an estimate to JSON, with null for a value that does not exist."""
     return {
         "value": number(estimate.value),
         "low": number(estimate.low),
@@ -120,12 +130,12 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
 
 
 def number(value: float) -> float | None:
-    """A finite number as it is, anything else as null, which is what JSON has for it."""
+    """Return a finite number as it is and None for NaN and infinity, which JSON cannot hold."""
     return float(value) if math.isfinite(value) else None
 
 
 def case_dice_means(rows: Sequence[LabelScore]) -> dict[str, float]:
-    """Each case's mean Dice over its labels that count; NaN where all of them are correct absences."""
+    """Return the mean Dice of each case over its structures; NaN if all of them are correct absences."""
     grouped: dict[str, list[float]] = {}
     for row in rows:
         grouped.setdefault(row.case, []).append(row.values[DICE.name])
@@ -135,7 +145,7 @@ def case_dice_means(rows: Sequence[LabelScore]) -> dict[str, float]:
 
 
 def worst_first(rows: Sequence[LabelScore]) -> list[dict[str, Any]]:
-    """Every case with its mean Dice, misses and false alarms: cases with misses first, then by Dice, worst on top."""
+    """List every case with its mean Dice, missed and spurious structures: most misses first, then lowest Dice."""
     missed = Counter(row.case for row in rows if row.outcome in (Outcome.MISSED, Outcome.DISJOINT))
     spurious = Counter(row.case for row in rows if row.outcome is Outcome.SPURIOUS)
     patients = {row.case: row.patient for row in rows}
@@ -153,7 +163,7 @@ def worst_first(rows: Sequence[LabelScore]) -> list[dict[str, Any]]:
 
 
 def percentile_cases(rows: Sequence[LabelScore]) -> dict[str, str]:
-    """The cases that lie at the 5th, 25th, 50th, 75th and 95th percentile of mean Dice."""
+    """Return the cases at the 5th, 25th, 50th, 75th and 95th percentile of mean Dice."""
     ranked = sorted((mean, case) for case, mean in case_dice_means(rows).items() if math.isfinite(mean))
     if not ranked:
         return {}

@@ -1,31 +1,40 @@
-"""metrics.csv and the tables on the terminal."""
+"""metrics.csv as text, and the tables on the terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Table
 
-from medseg.evaluation.case import LabelScore
 from medseg.evaluation.comparison import PairedDifference
-from medseg.evaluation.metrics import BRATS_METRICS, COMPONENT_METRICS, EM_METRICS, Metric
+from medseg.evaluation.metrics import ASSD, DICE, HD95, NSD, OBJECT_METRICS, Metric
 from medseg.evaluation.pairs import Problem
-from medseg.evaluation.statistics import FEW
+from medseg.evaluation.scoring import LabelScore
+from medseg.evaluation.statistics import FEW_PATIENTS
 from medseg.evaluation.summary import estimate_json
 
-WORST_SHOWN = 10
-SHOWN_METRICS = ("dice", "nsd", "hd95_mm", "assd_mm")
-# In a table of their own where they were asked for.
-OBJECT_METRICS = tuple(metric.name for metric in (*COMPONENT_METRICS, *BRATS_METRICS, *EM_METRICS))
-MAX_COLUMNS = 4
+MAX_WORST_CASES = 10
+SHOWN_METRICS = (DICE.name, NSD.name, HD95.name, ASSD.name)
+MIN_LABEL_WIDTH = 8
+# Space and lines around the text of a column.
+COLUMN_FRAME = 3
 
 
 def metrics_csv(rows: Sequence[LabelScore], metrics: Sequence[Metric], size_unit: str) -> str:
-    """A row a case and label; `<metric>` is what counts, `<metric>_raw` what was computed before the empty policy."""
+    """Format one row per case and structure as CSV.
+
+    Column `<metric>` holds the counted value, `<metric>_raw` the value before the policy for empty masks.
+
+    Args:
+        rows: one per case and structure.
+        metrics: the metrics to write.
+        size_unit: "ml" or "mm2".
+    """
     names = [metric.name for metric in metrics]
     sizes = [f"reference_{size_unit}", f"predicted_{size_unit}"]
     head = ["case", "patient", "label", "outcome", "reason", "reference_voxels", "predicted_voxels", *sizes, *names]
@@ -43,107 +52,183 @@ def metrics_csv(rows: Sequence[LabelScore], metrics: Sequence[Metric], size_unit
             row.predicted_voxels,
         ]
         numbers = [row.reference_size, row.predicted_size, *(row.values[name] for name in names)]
-        writer.writerow(fixed + [cell(value) for value in [*numbers, *(row.raw[name] for name in names)]])
+        numbers += [row.raw[name] for name in names]
+        # An undefined value is an empty field, an infinite distance to an empty mask is "inf".
+        writer.writerow(fixed + ["" if math.isnan(value) else f"{value:.9g}" for value in numbers])
     return text.getvalue()
 
 
-def cell(value: float) -> str:
-    """Nine digits; nothing for a value that is not defined, "inf" for the distance to an empty mask."""
-    return "" if math.isnan(value) else f"{value:.9g}"
+def evaluation_tables(
+    summary: Mapping[str, Any], problems: Sequence[Problem], comparison: Sequence[PairedDifference], width: int
+) -> list[Table]:
+    """Build the tables that the terminal shows: problems, worst cases, metrics, paired comparison.
+
+    Args:
+        summary: content of summary.json.
+        problems: problems that kept cases out.
+        comparison: paired differences to other predictions.
+        width: columns of the terminal. Numbers are never cut; columns that do not fit go to a further table.
+    """
+    tables = [_problem_table(problems)] if problems else []
+    tables += [_worst_table(summary), *_metric_tables(summary, width)]
+    if comparison:
+        tables.append(_narrowed(_comparison_table(comparison), width, wide_columns=("label",)))
+    return tables
 
 
-def metric_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """A row a label and one for the class mean, each number with its interval and n; object metrics apart."""
+def _metric_tables(summary: Mapping[str, Any], width: int) -> list[Table]:
+    """One row per structure and one for the class mean; each number has its interval and n below it."""
     level = round(100 * summary["interval_level"])
-    caption = f"means with {level} % intervals, patients resampled; few: under {FEW} patients. {summary['policy']}"
-    tables = [_means(summary, [metric for metric in summary["metrics"] if metric["name"] in SHOWN_METRICS])]
-    objects = [metric for metric in summary["metrics"] if metric["name"] in OBJECT_METRICS]
-    tables += [_means(summary, objects[i : i + MAX_COLUMNS]) for i in range(0, len(objects), MAX_COLUMNS)]
+    caption = (
+        f"means with {level} % intervals, patients resampled; few: under {FEW_PATIENTS} patients. {summary['policy']}"
+    )
+    chosen = [
+        [metric for metric in summary["metrics"] if metric["name"] in names]
+        for names in (SHOWN_METRICS, OBJECT_METRICS)
+    ]
+    tables = [
+        _narrowed(_means_table(summary, part), width, wide_columns=("label",))
+        for metrics in chosen
+        for part in _split(summary, metrics, width)
+    ]
     tables[-1].caption, tables[-1].caption_justify = caption, "left"
     return tables
 
 
-def _means(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=_title(summary), show_lines=True)
-    table.add_column("label")
+def _split(
+    summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], width: int
+) -> Iterable[list[Mapping[str, Any]]]:
+    """Split metrics into groups whose columns fit the width beside the label and the counts."""
+    group: list[Mapping[str, Any]] = []
+    for metric in metrics:
+        if group and _least_width(_means_table(summary, [*group, metric]), ("label",)) > width:
+            yield group
+            group = []
+        group.append(metric)
+    if group:
+        yield group
+
+
+def _means_table(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Table:
+    left_out = f", {summary['num_left_out']} left out" if summary["num_left_out"] else ""
+    title = f"{_count(summary['num_cases'], 'case')} of {_count(summary['num_patients'], 'patient')}{left_out}"
+    table = Table(title=title, show_lines=True)
+    table.add_column("label", overflow="fold")
     for metric in metrics:
         unit = f" ({metric['unit']})" if metric["unit"] else ""
         table.add_column(f"{metric['title']}{unit}", justify="right")
     table.add_column("missed / spurious", justify="right")
-    for label, entry in summary["labels"].items():
-        means = [estimate_lines(entry[metric["name"]]["mean"], _digits(metric)) for metric in metrics]
-        table.add_row(label, *means, _counts(entry["outcomes"]))
-    means = [estimate_lines(summary["class_mean"][metric["name"]], _digits(metric)) for metric in metrics]
-    table.add_row("class mean", *means, _counts(summary["outcomes"]), style="bold")
+    entries = [(label, entry, {name: entry[name]["mean"] for name in _names(metrics)}, "")
+               for label, entry in summary["labels"].items()]  # fmt: skip
+    entries.append(("class mean", summary, summary["class_mean"], "bold"))
+    for label, entry, estimates, style in entries:
+        cells = [_estimate_lines(estimates[metric["name"]], 2 if metric["unit"] else 3) for metric in metrics]
+        outcomes = entry["outcomes"]
+        counts = f"{outcomes['missed'] + outcomes['disjoint']} / {outcomes['spurious']}"
+        table.add_row(label, *cells, counts, style=style)
     return table
 
 
-def worst_table(summary: Mapping[str, Any]) -> Table:
-    """The cases with misses, then those of lowest mean Dice."""
+def _worst_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title="worst cases first")
-    for column, justify in (("case", "left"), ("mean Dice", "right"), ("missed", "right"), ("spurious", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for case in summary["cases"][:WORST_SHOWN]:
+    table.add_column("case", overflow="fold")
+    for column in ("mean Dice", "missed", "spurious"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for case in summary["cases"][:MAX_WORST_CASES]:
         dice = "all absent" if case["dice"] is None else f"{case['dice']:.4f}"
         table.add_row(case["case"], dice, str(case["missed"]), str(case["spurious"]))
     return table
 
 
-def problem_table(problems: Sequence[Problem]) -> Table:
-    """Everything that is wrong with the input, one line a problem."""
-    table = Table(title=f"{len(problems)} problems")
-    for column in ("case", "rule", "found", "way out"):
+def _problem_table(problems: Sequence[Problem]) -> Table:
+    table = Table(title=_count(len(problems), "problem"))
+    for column in ("case", "rule", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for problem in problems:
         table.add_row(problem.case, problem.rule, problem.found, problem.way_out)
     return table
 
 
-def comparison_table(differences: Sequence[PairedDifference]) -> Table:
-    """Differences to the other predictions; a winner only where the interval leaves zero out."""
+def _comparison_table(differences: Sequence[PairedDifference]) -> Table:
     table = Table(title="paired comparison, this minus the other")
-    for column in ("label", "metric", "this", "other", "difference", "p (Holm)", "verdict"):
-        table.add_column(column, justify="left" if column in ("label", "metric", "verdict") else "right")
+    table.add_column("label", overflow="fold")
+    table.add_column("metric")
+    for column in ("this", "other", "difference", "p (Holm)"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
     for d in differences:
-        difference = difference_text(estimate_json(d.difference))
+        difference = _difference_text(estimate_json(d.difference))
         table.add_row(d.label, d.metric, f"{d.this:.4f}", f"{d.other:.4f}", difference, f"{d.p_holm:.3g}", d.verdict)
     return table
 
 
-def estimate_lines(estimate: Mapping[str, Any], digits: int) -> str:
-    """Value, interval and n on a line each ("0.893", "0.881–0.904", "n=52"; "few" below 20 patients)."""
+def _narrowed(table: Table, width: int, wide_columns: Sequence[str]) -> Table:
+    """Narrow the columns of a table that is wider than the terminal to their longest word.
+
+    Rich wraps a column at spaces as long as it is as wide as its longest word; below that it cuts words, and the end of
+    an interval with them.
+
+    Args:
+        table: the table.
+        width: columns of the terminal.
+        wide_columns: columns that share the rest of the width; their words may be folded.
+    """
+    natural = sum(max(_line_lengths(column)) + COLUMN_FRAME for column in table.columns) + 1
+    if natural > width:
+        least = _least_width(table, wide_columns)
+        for column in table.columns:
+            if column.header not in wide_columns:
+                column.width = _longest_word(column)
+            elif least > width:
+                column.width = MIN_LABEL_WIDTH
+    return table
+
+
+def _least_width(table: Table, wide_columns: Sequence[str]) -> int:
+    columns = [
+        min(_longest_word(column), MIN_LABEL_WIDTH) if column.header in wide_columns else _longest_word(column)
+        for column in table.columns
+    ]
+    return sum(columns) + COLUMN_FRAME * len(columns) + 1
+
+
+def _texts(column: Any) -> list[str]:
+    return [str(column.header), *map(str, column.cells)]
+
+
+def _line_lengths(column: Any) -> list[int]:
+    return [cell_len(line) for text in _texts(column) for line in text.splitlines()]
+
+
+def _longest_word(column: Any) -> int:
+    return max(cell_len(word) for text in _texts(column) for word in text.split())
+
+
+def _estimate_lines(estimate: Mapping[str, Any], digits: int) -> str:
+    """Format value, interval and n on one line each ("0.893", "0.881–0.904", "n=52 few")."""
     if estimate["value"] is None:
         return "–\n\nn=0"
     low, high = estimate["low"], estimate["high"]
     interval = "no interval" if low is None or high is None else f"{low:.{digits}f}–{high:.{digits}f}"
-    return f"{estimate['value']:.{digits}f}\n{interval}\n{_n(estimate)}"
+    return f"{estimate['value']:.{digits}f}\n{interval}\n{_sample_size(estimate)}"
 
 
-def difference_text(estimate: Mapping[str, Any]) -> str:
-    """ "+0.0120 [+0.0031, +0.0207] n=52"."""
+def _difference_text(estimate: Mapping[str, Any]) -> str:
+    """Format as "+0.0120 [+0.0031, +0.0207] n=52"."""
     if estimate["value"] is None:
         return "– n=0"
     low, high = estimate["low"], estimate["high"]
     interval = "no interval" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
-    return f"{estimate['value']:+.4f} {interval} {_n(estimate)}"
+    return f"{estimate['value']:+.4f} {interval} {_sample_size(estimate)}"
 
 
-def _n(estimate: Mapping[str, Any]) -> str:
+def _sample_size(estimate: Mapping[str, Any]) -> str:
     return f"n={estimate['n']}{' few' if estimate['few'] else ''}"
 
 
-def _digits(metric: Mapping[str, Any]) -> int:
-    return 2 if metric["unit"] else 3
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    left_out = f", {summary['num_left_out']} left out" if summary["num_left_out"] else ""
-    return f"{_count(summary['num_cases'], 'case')} of {_count(summary['num_patients'], 'patient')}{left_out}"
+def _names(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [metric["name"] for metric in metrics]
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _counts(outcomes: Mapping[str, int]) -> str:
-    return f"{outcomes['missed'] + outcomes['disjoint']} / {outcomes['spurious']}"

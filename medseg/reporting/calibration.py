@@ -12,7 +12,7 @@ from scipy import ndimage, stats
 
 from medseg.errors import MedsegError
 from medseg.evaluation.overlap import bounding_box, union
-from medseg.evaluation.pairs import Structures, read_pair
+from medseg.evaluation.pairs import Structures, read_pair, reorder
 from medseg.figures import CalibrationBins, calibration_bins, reliability_diagram
 from medseg.figures.canvas import inline_svg
 from medseg.inference.saving import map_path
@@ -102,20 +102,24 @@ def _add_case(
     for name, path in maps.items():
         inside = [np.isin(labels, label_values[name]) for labels in (prediction, reference)]
         near = _near(inside[0] | inside[1], grid.spacing)
-        probabilities = read_volume(path).array
-        if probabilities.shape != reference.shape:
-            raise ValueError(f"{path}: shape {probabilities.shape}, reference {reference.shape}")
+        probabilities = _read_on_grid(path, grid)
         bins = calibration_bins(probabilities[near], inside[1][near])
         found.bins[name] = found.bins[name] + bins if name in found.bins else bins
         found.num_cases[name] = found.num_cases.get(name, 0) + 1
     if entropy.is_file():
         known = [value for values in label_values.values() for value in values]
         near = _near(np.isin(prediction, known) | np.isin(reference, known), grid.spacing)
-        undecided = read_volume(entropy).array
-        if undecided.shape != reference.shape:
-            raise ValueError(f"{entropy}: shape {undecided.shape}, reference {reference.shape}")
+        undecided = _read_on_grid(entropy, grid)
         if near.any():
             found.doubt[case] = float(undecided[near].mean() / _UNDECIDED)
+
+
+def _read_on_grid(path: Path, grid: Grid) -> np.ndarray:
+    volume = read_volume(path)
+    array, own_grid = reorder(volume.array, volume.grid, grid)
+    if difference := own_grid.difference(grid):
+        raise ValueError(f"{path}: {difference}")
+    return array
 
 
 def _near(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from medseg.datasets import Manifest
 from medseg.errors import MedsegError
-from medseg.evaluation.pairs import Source, label_maps
+from medseg.evaluation.pairs import Source, find_label_maps, reorder
 from medseg.volumes import Grid, read_volume
 
 # nnU-Net's suffix of a channel.
@@ -78,7 +78,7 @@ def find_images(source: Source | None, references: Mapping[str, Path], manifest:
             return Images(files, names, modalities)
     if source is None:
         return Images({}, note="no images were given (`--images`): outlines are shown without the scan")
-    named = label_maps(source, "image")
+    named = find_label_maps(source, "image")
     files = {case: _of_names(case, named, names) for case in references}
     return Images({case: of for case, of in files.items() if of}, names, modalities)
 
@@ -89,9 +89,10 @@ def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
         volume = read_volume(path, allow_non_finite=True)
     except MedsegError as error:
         return None, f"image left out: {error}"
-    if difference := volume.grid.difference(grid, "the label map"):
+    image, image_grid = reorder(volume.array, volume.grid, grid)
+    if difference := image_grid.difference(grid, "the label map"):
         return None, f"image left out: {difference}"
-    return np.nan_to_num(volume.array, copy=False) if volume.array.dtype.kind == "f" else volume.array, ""
+    return np.nan_to_num(image, copy=False) if image.dtype.kind == "f" else image, ""
 
 
 def _of_manifest(case: str, roots: Sequence[Path], names: Sequence[str], manifest: Manifest) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-from medseg.evaluation.tables import OBJECT_METRICS
+from medseg.evaluation.metrics import OBJECT_METRICS
 from medseg.reporting.images import Images
 from medseg.reporting.page_data import NUM_WORST, Names
 from medseg.reporting.pictures import Pictures

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,14 +7,14 @@ from scipy.stats import wilcoxon
 
 from medseg.errors import EvaluationError
 from medseg.evaluation import LabelScore, Outcome, compare
-from medseg.evaluation.comparison import Table
+from medseg.evaluation.comparison import Table, read_metrics_csv
 from medseg.evaluation.metrics import DICE, HD95, Metric
 
 
-def rows_of(values: dict[str, np.ndarray], metric: str = "dice", cases_a_patient: int = 1) -> list[LabelScore]:
+def rows_of(values: dict[str, np.ndarray], metric: str = "dice", cases_per_patient: int = 1) -> list[LabelScore]:
     return [
         LabelScore(
-            f"c{i:03d}", f"p{i // cases_a_patient:03d}", label, Outcome.DETECTED, "", 1, 1, 1, 1, {metric: float(v)}
+            f"c{i:03d}", f"p{i // cases_per_patient:03d}", label, Outcome.DETECTED, "", 1, 1, 1, 1, {metric: float(v)}
         )
         for label, column in values.items()
         for i, v in enumerate(column)
@@ -28,7 +29,7 @@ def compared(this: dict[str, np.ndarray], other: dict[str, np.ndarray], metric: 
     return compare(rows_of(this, metric.name), table_of(other, metric.name), [metric], 2000, 0)
 
 
-def test_a_clear_gain_wins_and_its_numbers_are_right() -> None:
+def test_a_clear_improvement_wins() -> None:
     rng = np.random.default_rng(1)
     other = rng.uniform(0.7, 0.9, 40)
     this = other + rng.normal(0.03, 0.01, 40)
@@ -40,7 +41,7 @@ def test_a_clear_gain_wins_and_its_numbers_are_right() -> None:
     assert compared({"a": other}, {"a": this})[0].verdict == "the other is better"
 
 
-def test_for_distances_less_is_better() -> None:
+def test_smaller_distances_are_better() -> None:
     rng = np.random.default_rng(1)
     this = rng.uniform(2, 3, 40)
     assert compared({"a": this}, {"a": this + rng.uniform(0.5, 1, 40)}, HD95)[0].verdict == "this is better"
@@ -57,7 +58,7 @@ def test_no_winner_while_the_interval_contains_zero() -> None:
     assert (same.p, same.verdict) == (1.0, "no winner")
 
 
-def test_noise_seldom_wins() -> None:
+def test_noise_seldom_has_a_winner() -> None:
     rng = np.random.default_rng(3)
     wins = 0
     for _ in range(100):
@@ -70,7 +71,7 @@ def test_noise_seldom_wins() -> None:
 def test_one_patient_cannot_make_a_winner() -> None:
     """Forty cases of two patients are two independent differences."""
     this, other = np.full(40, 0.9), np.full(40, 0.8)
-    (result,) = compare(rows_of({"a": this}, cases_a_patient=20), table_of({"a": other}), [DICE], 2000, 0)
+    (result,) = compare(rows_of({"a": this}, cases_per_patient=20), table_of({"a": other}), [DICE], 2000, 0)
     assert (result.difference.n, result.difference.patients) == (40, 2)
     assert result.verdict == "no winner"
 
@@ -88,5 +89,19 @@ def test_class_mean_is_unweighted_and_absences_are_counted_apart() -> None:
 
 
 def test_nothing_in_common_is_refused() -> None:
-    with pytest.raises(EvaluationError, match="no case and label in common"):
+    with pytest.raises(EvaluationError, match="in common"):
         compare(rows_of({"a": np.ones(3)}), {("x", "a"): {"dice": 1.0}}, [DICE], 2000, 0)
+
+
+def test_an_earlier_table_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("case,label,dice,other\nc1,a,0.5,x\nc2,a,,y\n")
+    table = read_metrics_csv(path)
+    assert table["c1", "a"] == {"dice": 0.5}
+    assert math.isnan(table["c2", "a"]["dice"])
+    path.write_text("case,label,dice\nc1,a,good\n")
+    with pytest.raises(EvaluationError, match="line 2"):
+        read_metrics_csv(path)
+    path.write_text("name,dice\nc1,0.5\n")
+    with pytest.raises(EvaluationError, match="label"):
+        read_metrics_csv(path)

@@ -40,13 +40,13 @@ def test_scores_equal_brute_force(seed: int) -> None:
 
 
 def test_hand_drawn_objects() -> None:
-    """Found well, found badly, missed, invented."""
+    """One object matched, one only touched, one missed, one spurious."""
     reference = np.zeros((10, 30), bool)
     prediction = reference.copy()
     reference[1:5, 1:5] = prediction[1:5, 1:4] = True  # IoU 12/16
     reference[1:5, 8:12] = prediction[4:8, 8:12] = True  # IoU 4/28: touched, not matched
     reference[1:3, 15:17] = True  # missed
-    prediction[1:3, 20:22] = True  # invented
+    prediction[1:3, 20:22] = True  # spurious
     score = instance_score(connected_components(prediction), connected_components(reference))
     assert (score.num_reference, score.num_predicted, score.num_found, score.num_false_positive) == (3, 3, 2, 1)
     assert score.f1_any == 2 / (2 + 0.5 * (1 + 1))
@@ -57,7 +57,7 @@ def test_hand_drawn_objects() -> None:
 
 
 def test_ties_at_half_are_matched_once() -> None:
-    """Two predictions of IoU ½ with one object: one of them may have it, the other is left over."""
+    """Two predictions of IoU ½ with one object: one is matched, the other is not."""
     score = instance_score(np.array([1, 2]), np.array([5, 5]))
     assert (score.num_matched, score.matched_iou, score.num_false_positive) == (1, 0.5, 0)
     assert score.pq == 0.5 / 1.5
@@ -74,9 +74,9 @@ def test_empty_sides() -> None:
     none, some = np.zeros((3, 3), int), np.eye(3, dtype=int)
     absent = instance_score(none, none)
     assert all(math.isnan(value) for value in (absent.f1_any, absent.sensitivity, absent.rq, absent.sq, absent.pq))
-    missed, invented = instance_score(none, some), instance_score(some, none)
+    missed, spurious = instance_score(none, some), instance_score(some, none)
     assert (missed.f1_any, missed.sensitivity, missed.pq) == (0, 0, 0)
-    assert (invented.f1_any, invented.pq, invented.num_false_positive) == (0, 0, 1)
-    assert math.isnan(invented.sensitivity)
-    with pytest.raises(EvaluationError, match="one shape"):
+    assert (spurious.f1_any, spurious.pq, spurious.num_false_positive) == (0, 0, 1)
+    assert math.isnan(spurious.sensitivity)
+    with pytest.raises(EvaluationError, match=r"\(3, 3\).*\(3, 4\)"):
         instance_score(none, np.zeros((3, 4), int))

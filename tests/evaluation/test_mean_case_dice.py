@@ -19,7 +19,7 @@ def cases(count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(0)
     pairs = [(rng.integers(0, 3, (6, 6, 6)), rng.integers(0, 3, (6, 6, 6))) for _ in range(count)]
     pairs[1][0][pairs[1][0] == 2] = 0  # missed
-    pairs[2][1][pairs[2][1] == 1] = 0  # invented
+    pairs[2][1][pairs[2][1] == 1] = 0  # spurious
     pairs[3][0][pairs[3][0] == 1] = pairs[3][1][pairs[3][1] == 1] = 0  # absent
     return pairs
 
@@ -34,7 +34,7 @@ def expected_means() -> dict[str, float]:
     }
 
 
-def test_training_reports_what_evaluation_reports() -> None:
+def test_the_metric_equals_the_evaluation() -> None:
     metric = MeanCaseDice(LABELS)
     for prediction, reference in cases():
         batch = [{"pred": torch.from_numpy(prediction)[None], "label": torch.from_numpy(reference)[None].float()}]
@@ -44,8 +44,8 @@ def test_training_reports_what_evaluation_reports() -> None:
     assert metric.compute() == pytest.approx((expected["anterior"] + expected["posterior"]) / 2)
 
 
-def test_it_is_a_key_metric_of_monais_evaluator() -> None:
-    """A network that repeats its input: predictions are the images themselves, one-hot of three classes."""
+def test_the_metric_works_as_key_metric_of_monais_evaluator() -> None:
+    """With an identity network the predictions are the images themselves, one-hot of three classes."""
     data = []
     for prediction, reference in cases():
         onehot = np.eye(4)[prediction].transpose(3, 0, 1, 2).astype(np.float32)
@@ -77,7 +77,7 @@ def test_logits_are_compared_by_their_largest_channel() -> None:
     assert metric.class_means() == pytest.approx({row.label: row.values["dice"] for row in rows})
 
 
-def test_reset_forgets() -> None:
+def test_reset_clears_all_cases() -> None:
     metric = MeanCaseDice([1])
     wrong, right = torch.zeros(1, 1, 4, 4, dtype=torch.long), torch.ones(1, 1, 4, 4, dtype=torch.long)
     metric.update((wrong, right))
@@ -87,17 +87,17 @@ def test_reset_forgets() -> None:
     assert metric.compute() == 1
 
 
-def test_what_cannot_be_a_mean_is_refused() -> None:
+def test_invalid_inputs_are_refused() -> None:
     metric = MeanCaseDice([1])
     with pytest.raises(NotComputableError, match="no case"):
         metric.compute()
-    with pytest.raises(EvaluationError, match="class integers, found fractions"):
+    with pytest.raises(EvaluationError, match="fractions"):
         metric.update((torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, 1, 2, 2)))
-    with pytest.raises(EvaluationError, match="at least one label"):
+    with pytest.raises(EvaluationError, match="background"):
         MeanCaseDice({"background": 0})
 
 
-def test_attached_metric_starts_anew_each_epoch() -> None:
+def test_an_attached_metric_is_reset_each_epoch() -> None:
     engine = Engine(lambda _engine, batch: batch)
     MeanCaseDice([1]).attach(engine, "dice")
     right = torch.ones(1, 1, 4, 4, dtype=torch.long)

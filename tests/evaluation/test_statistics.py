@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import wilcoxon
 
-from medseg.evaluation import ClusterBootstrap, median
+from medseg.evaluation import ClusterBootstrap, holm, median, signed_rank_p
 from medseg.evaluation.statistics import patient_means
 
 
@@ -30,7 +31,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.90 <= np.mean(covered) <= 0.98
 
 
-def test_copies_of_a_patients_cases_add_no_certainty() -> None:
+def test_repeated_cases_of_a_patient_do_not_narrow_the_interval() -> None:
     """Each case ten times: the same interval when clustered by patient, a far narrower one when not."""
     values = np.random.default_rng(1).normal(size=25)
     once = ClusterBootstrap(names(25)).mean(values, names(25))
@@ -91,7 +92,48 @@ def test_median_has_no_interval_below_six_patients() -> None:
     assert median([], []).n == 0
 
 
-def test_patients_enter_the_median_once() -> None:
+def test_each_patient_enters_the_median_once() -> None:
     values, patients = [0.0, 0.0, 0.0, 0.0, 3.0, 5.0], ["a", "a", "a", "a", "b", "c"]
     assert median(values, patients).value == 3.0
     assert patient_means([1.0, 3.0, math.nan], ["a", "a", "b"]) == {"a": 2.0}
+
+
+@pytest.mark.parametrize("n", [3, 8, 13, 14, 30, 60])
+def test_p_equals_scipys_exact_test_without_ties(n: int) -> None:
+    differences = np.random.default_rng(n).normal(0.4, 1, n)
+    assert signed_rank_p(differences) == pytest.approx(wilcoxon(differences).pvalue)
+
+
+def test_ties_by_hand() -> None:
+    """Absolute values 1, 1, 2 have ranks 1.5, 1.5, 3; only two of the 8 sign patterns sum to 6 or -6."""
+    assert signed_rank_p([1, 1, 2]) == 2 / 8
+    assert signed_rank_p([1, -1, 2]) == 6 / 8  # sums of 3 or more: ±6, ±3 twice
+    assert signed_rank_p([0, 0, 1, 1, 2]) == 2 / 8
+
+
+def test_ties_equal_scipys_permutation_test() -> None:
+    differences = np.array([0.1, 0.1, 0.2, -0.1, 0.3, 0.2])
+    assert signed_rank_p(differences) == pytest.approx(wilcoxon(differences).pvalue)
+
+
+def test_without_differences_p_is_1() -> None:
+    assert signed_rank_p([0.0, 0.0]) == signed_rank_p([]) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    """m = 4: 0.01·4, 0.02·3, 0.03·2 raised to 0.06, 0.5·1."""
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_rejects_what_its_step_down_rule_rejects() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = rng.random(6) ** 3
+        rejected, order = set(), np.argsort(p)
+        for rank, position in enumerate(order):  # the rule as Holm states it
+            if p[position] > 0.05 / (6 - rank):
+                break
+            rejected.add(position)
+        assert {i for i, corrected in enumerate(holm(p)) if corrected <= 0.05} == rejected

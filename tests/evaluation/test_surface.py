@@ -8,7 +8,7 @@ from monai.metrics import SurfaceDiceMetric
 from scipy import ndimage
 
 from medseg.evaluation import surface_distances
-from medseg.evaluation.surface import neighbour_codes, surfel_areas
+from medseg.evaluation.surface import nearest_distances_mm, neighbour_codes, surfel_areas
 
 SPACINGS = [(1.0, 1.0, 1.0), (0.6, 1.5, 3.0)]
 
@@ -167,3 +167,34 @@ def test_empty_masks_have_the_documented_raw_values() -> None:
         assert (surfaces.nsd(5.0), surfaces.hausdorff(), surfaces.assd()) == (0.0, math.inf, math.inf)
     surfaces = surface_distances(empty, empty, (1, 1, 1))
     assert all(math.isnan(value) for value in (surfaces.nsd(1.0), surfaces.hausdorff(), surfaces.assd()))
+
+
+def random_points(shape: tuple[int, ...], share: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape) < share
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((20, 31), (0.7, 2.0)), ((13, 20, 9), (1.0, 0.5, 3.0))])
+@pytest.mark.parametrize(("target_share", "query_share"), [(0.002, 0.3), (0.05, 0.05), (0.3, 0.01)])
+def test_nearest_distances_equal_the_distance_transform(
+    shape: tuple[int, ...], spacing: tuple[float, ...], target_share: float, query_share: float
+) -> None:
+    queries, targets = random_points(shape, query_share, 0), random_points(shape, target_share, 1)
+    targets[tuple(size // 2 for size in shape)] = True
+    expected = ndimage.distance_transform_edt(~targets, sampling=spacing)[queries]
+    np.testing.assert_allclose(nearest_distances_mm(queries, targets, spacing), expected, rtol=1e-14)
+
+
+def test_a_surface_inside_another_is_measured_exactly() -> None:
+    """All targets are nearly equally far from each query, the slowest case for a tree."""
+    grid = np.ogrid[:64, :64, :64]
+    distance = np.sqrt(sum((axis - 32) ** 2 for axis in grid))
+    inner, outer = (np.abs(distance - radius) < 1 for radius in (12, 30))
+    expected = ndimage.distance_transform_edt(~outer)[inner]
+    np.testing.assert_allclose(nearest_distances_mm(inner, outer, (1, 1, 1)), expected)
+
+
+def test_no_targets_are_infinitely_far_and_no_queries_are_no_distances() -> None:
+    queries, none = random_points((6, 6), 0.5, 0), np.zeros((6, 6), bool)
+    assert np.isinf(nearest_distances_mm(queries, none, (1, 1))).all()
+    assert nearest_distances_mm(none, queries, (1, 1)).size == 0
+    assert not nearest_distances_mm(queries, queries, (1, 1)).any()

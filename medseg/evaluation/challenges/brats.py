@@ -1,4 +1,4 @@
-"""The lesion-wise scores of the BraTS 2023 challenge."""
+"""Lesion-wise scores of the BraTS 2023 challenge (https://github.com/rachitsaluja/BraTS-2023-Metrics)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PENALTY_MM = 374.0
 
 @dataclass(frozen=True)
 class LesionwiseScore:
-    """BraTS scores of one tissue of one case.
+    """Lesion-wise scores of one tissue of one case.
 
     Args:
         dice: Σ Dice of the reference lesions / (n_ref + n_fp).
         hd95_mm: (Σ HD95 + 374·n_fp) / (n_ref + n_fp).
         num_reference: reference lesions of more than 50 voxels.
-        num_missed: those of them that no prediction reaches.
+        num_missed: reference lesions of more than 50 voxels that no prediction reaches.
         num_false_positive: predicted lesions that reach no reference lesion of any size.
     """
 
@@ -46,27 +46,30 @@ def brats_score(
     smallest_voxels: int = SMALLEST_VOXELS,
     penalty_mm: float = PENALTY_MM,
 ) -> LesionwiseScore:
-    """Lesion-wise Dice and HD95 as the organisers of BraTS 2023 compute them (rachitsaluja/BraTS-2023-Metrics).
+    """Compute lesion-wise Dice and HD95 as the organisers of BraTS 2023 do.
 
-    Reference lesions are 26-connected; those that meet after three dilations with the 18-neighbourhood are one. A
-    lesion's prediction is every predicted lesion within its dilation, whole. Lesions of at most 50 voxels are dropped.
+    Reference lesions are 26-connected. Lesions that touch after three dilations with the 18-neighbourhood are merged.
+    The prediction of a lesion is the union of all predicted lesions that reach into its dilation. Reference lesions of
+    at most 50 voxels are dropped; predictions that find them are no false positives.
 
     Args:
         prediction: bool, shape (i, j, k), one tissue (whole tumour, tumour core, enhancing tumour).
         reference: bool, the same shape.
         spacing: voxel size along each axis, in mm.
         dilation_voxels: 3 for gliomas, 1 for meningiomas and metastases.
-        smallest_voxels: reference lesions of at most this size do not count (metastases: 2).
-        penalty_mm: HD95 of a missed and of an invented lesion, the diagonal of BraTS images.
+        smallest_voxels: reference lesions of at most this size are dropped (metastases: 2).
+        penalty_mm: HD95 of a missed or false-positive lesion; the diagonal of BraTS images.
 
     Returns:
-        The scores. Where neither a reference lesion nor a false positive is left, Dice is 1 and HD95 0, as in BraTS.
+        The scores. Without any reference lesion or false positive, Dice is 1 and HD95 0, as in BraTS.
 
     Raises:
         EvaluationError: the masks are not 3D or differ in shape.
     """
     if prediction.shape != reference.shape or reference.ndim != 3:
-        raise EvaluationError(f"BraTS scores need two 3D masks, found shapes {prediction.shape} and {reference.shape}")
+        raise EvaluationError(
+            f"BraTS scores need two 3D masks of one shape, found {prediction.shape} and {reference.shape}"
+        )
     neighbours = ndimage.generate_binary_structure(3, 2)
     predicted_lesions = connected_components(prediction)
     predicted_boxes = ndimage.find_objects(predicted_lesions)
@@ -102,7 +105,7 @@ def brats_score(
 
 
 def _dilated(mask: np.ndarray, neighbours: np.ndarray, times: int) -> np.ndarray:
-    # SciPy repeats until nothing changes when asked for 0 iterations.
+    # For 0 iterations SciPy dilates until nothing changes.
     return ndimage.binary_dilation(mask, neighbours, iterations=times) if times else mask
 
 

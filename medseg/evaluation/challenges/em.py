@@ -1,7 +1,7 @@
-"""The metrics of the ISBI 2012 electron-microscopy challenge for cells separated by membranes.
+"""Metrics of the ISBI 2012 electron-microscopy challenge for cells separated by membranes.
 
-Arganda-Carreras et al. 2015 (doi:10.3389/fnana.2015.00142): foreground-restricted Rand and information scores after the
-proposal's borders are thinned to one pixel, and the pixel error. All are computed slice by slice.
+Arganda-Carreras et al. 2015 (doi:10.3389/fnana.2015.00142): foreground-restricted Rand and information scores after
+thinning the borders of the proposal to one pixel, and the pixel error. All are computed slice by slice.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ THRESHOLDS = tuple(round(0.1 * step, 1) for step in range(10))
 
 @dataclass(frozen=True)
 class EMScore:
-    """Scores of a stack at the thresholds that serve each of them best.
+    """Scores of a stack, each at its best threshold.
 
     Args:
         v_rand: foreground-restricted Rand F-score, 1 is best.
         v_info: foreground-restricted information-theoretic F-score, 1 is best.
         pixel_f1: F-score of cell pixels.
-        v_rand_threshold, v_info_threshold, pixel_threshold: where each was reached.
+        v_rand_threshold, v_info_threshold, pixel_threshold: threshold of each score.
     """
 
     v_rand: float
@@ -51,19 +51,20 @@ class EMScore:
 def em_score(proposal: np.ndarray, reference: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> EMScore:
     """Score cell probabilities against a binary reference.
 
-    At each threshold t the pixels with proposal > t are cells; scores are averaged over the slices that have reference
-    cells, then the best threshold of the whole stack is taken.
+    At each threshold t the pixels with proposal > t are cells. Scores are averaged over the slices that have reference
+    cells; then the best threshold of the whole stack is taken for each score.
 
     Args:
-        proposal: probability of cell in [0, 1], shape (i, j) or (slices, i, j); a binary map scores alike at every t.
+        proposal: probability of cell in [0, 1], shape (i, j) or (slices, i, j). A binary map scores the same at
+            every t.
         reference: cells above 0, membranes 0, the same shape.
         thresholds: in [0, 1).
 
     Returns:
-        The scores, NaN where no slice has reference cells.
+        The scores; NaN if no slice has reference cells.
 
     Raises:
-        EvaluationError: shapes that differ, or a proposal outside [0, 1].
+        EvaluationError: the shapes differ or are not 2D or 3D, or the proposal is not within [0, 1].
     """
     if proposal.shape != reference.shape or reference.ndim not in (2, 3):
         raise EvaluationError(f"EM scores need 2D slices of one shape, found {proposal.shape} and {reference.shape}")
@@ -83,7 +84,7 @@ def em_score(proposal: np.ndarray, reference: np.ndarray, thresholds: Sequence[f
 
 
 def partition_scores(proposal: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """V_rand and V_info of two partitions of the reference's foreground (Arganda-Carreras et al. 2015, Eqs. 3 to 8).
+    """Compute V_rand and V_info of two partitions of the reference's foreground (Arganda-Carreras et al., Eqs. 3 to 8).
 
     With p_ij the share of foreground pixels in reference segment i and proposed segment j, a_i and b_j its sums, n the
     number of foreground pixels and a0 the share in proposed background, whose pixels are segments of one pixel each:
@@ -96,8 +97,8 @@ def partition_scores(proposal: np.ndarray, reference: np.ndarray) -> tuple[float
         reference: integers, 0 not scored, else the segment; the same shape.
 
     Returns:
-        (V_rand, V_info), each in [0, 1]; NaN where the reference has no foreground. Two partitions of one segment each
-        have no information to lose: V_info is 1.
+        (V_rand, V_info), each in [0, 1]; NaN if the reference has no foreground. V_info is 1 for two partitions of one
+        segment each, which hold no information.
     """
     foreground = reference > 0
     n = int(np.count_nonzero(foreground))
@@ -118,12 +119,12 @@ def partition_scores(proposal: np.ndarray, reference: np.ndarray) -> tuple[float
 
 
 def segments(cells: np.ndarray) -> np.ndarray:
-    """4-connected components of a binary slice as 1, 2, …; 0 elsewhere."""
+    """Number the 4-connected components of a binary slice 1, 2, …; 0 elsewhere."""
     return ndimage.label(cells)[0]
 
 
 def thinned(segment_map: np.ndarray) -> np.ndarray:
-    """Grow segments evenly into the background until a border of one pixel (0) parts them: a 4-connected watershed."""
+    """Grow segments into the background until borders of one pixel (0) separate them, by a 4-connected watershed."""
     if not segment_map.any():
         return segment_map
     markers = sitk.GetImageFromArray(segment_map.astype(np.int32))

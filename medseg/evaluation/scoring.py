@@ -1,4 +1,4 @@
-"""All metrics of one case, label by label."""
+"""All metrics of one case, one row per structure."""
 
 from __future__ import annotations
 
@@ -35,70 +35,25 @@ from medseg.evaluation.overlap import (
 )
 from medseg.evaluation.surface import surface_distances
 
-
-def object_values(
-    instances: Instances, prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
-) -> tuple[list[float], InstanceScore | None]:
-    """The values of one set of object metrics for two masks, and the objects behind them.
-
-    Args:
-        instances: "components": connected components matched by overlap; "brats": the challenge's lesion-wise scores
-            (3D); "em": partition scores of cells (2D).
-        prediction, reference: bool, one shape.
-        spacing: voxel size along each axis, in mm.
-
-    Raises:
-        EvaluationError: a set that the masks' dimension does not allow.
-    """
-    if instances == "components":
-        score = instance_score(connected_components(prediction), connected_components(reference))
-        return [
-            score.f1_any,
-            score.sensitivity,
-            float(score.num_false_positive),
-            score.rq,
-            score.sq,
-            score.pq,
-            float(score.num_reference),
-            float(score.num_predicted),
-        ], score
-    if instances == "brats":
-        brats = brats_score(prediction, reference, spacing)
-        return [
-            brats.dice,
-            brats.hd95_mm,
-            float(brats.num_reference),
-            float(brats.num_missed),
-            float(brats.num_false_positive),
-        ], None
-    if reference.ndim != 2:
-        raise EvaluationError(
-            f"EM metrics are of 2D slices, found shape {reference.shape}; evaluate each slice as a case"
-        )
-    if not reference.any():
-        return [math.nan] * len(EM_METRICS), None
-    em = em_score(prediction.astype(np.float32), reference, thresholds=(0.5,))
-    return [em.v_rand, em.v_info, em.rand_error, em.pixel_error], None
-
-
 DEFAULT_TOLERANCE_MM = 1.0
+Tolerance = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class LabelScore:
-    """The metrics of one structure of one case: a row of metrics.csv.
+    """Metrics of one structure of one case: a row of metrics.csv.
 
     Args:
-        case: its id.
-        patient: who it is of; cases of one patient are resampled together.
-        label: the structure's name.
+        case: case id.
+        patient: patient id; cases of one patient are resampled together.
+        label: name of the structure.
         outcome: detected, disjoint, missed, spurious or absent.
-        reason: why a value differs from the raw one, or does not count.
-        reference_voxels, predicted_voxels: sizes of the two masks.
+        reason: why a counted value differs from the raw one or does not count.
+        reference_voxels, predicted_voxels: sizes of the two masks in voxels.
         reference_size, predicted_size: the same in ml (3D) or mm² (2D).
-        values: what enters the means, by metric name; NaN where nothing does.
-        raw: as computed; infinite or NaN where an empty mask leaves it undefined.
-        objects: the objects found and missed, where they were asked for.
+        values: counted values by metric name, which enter the means; NaN does not enter.
+        raw: values as computed; infinite or NaN if an empty mask leaves them undefined.
+        objects: the matched objects if `instances` is "components".
     """
 
     case: str
@@ -123,35 +78,36 @@ def score_case(
     *,
     case: str = "",
     patient: str = "",
-    tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
+    tolerance_mm: Tolerance = DEFAULT_TOLERANCE_MM,
     instances: Instances | None = None,
     counts: Confusion | None = None,
 ) -> list[LabelScore]:
-    """Dice, NSD, HD95, ASSD, size difference, precision and recall of every label of one case.
+    """Compute Dice, NSD, HD95, ASSD, size difference, precision and recall of every structure of one case.
 
     Args:
-        prediction: integer label map, shape (i, j) or (i, j, k); one slice (i, j, 1) is measured in 2D.
+        prediction: integer label map, shape (i, j) or (i, j, k). A volume with exactly one axis of length 1 is one
+            slice and is measured in 2D.
         reference: integer label map of the same shape.
         spacing: voxel size along each axis, in mm.
-        labels: each structure's value, or the values whose union it is.
-        case, patient: written into the rows; patient defaults to the case.
-        tolerance_mm: of the NSD; one number, or one a label.
+        labels: the value of each structure, or the values whose union it is.
+        case, patient: ids written into the rows; the patient defaults to the case.
+        tolerance_mm: tolerance of the NSD in mm; one number, or one per structure.
         instances: a set of object metrics to add: "components" (F1, sensitivity, false positives, RQ, SQ, PQ),
             "brats" or "em".
-        counts: their confusion, where the caller has it already.
+        counts: `confusion(prediction, reference)`, if it is known already.
 
     Returns:
-        One row a label, in the order of `labels`. See `medseg.evaluation.metrics` for empty masks.
+        One row per structure, in the order of `labels`. `EMPTY_MASK_POLICY` says how empty masks count.
 
     Raises:
         EvaluationError: shapes, spacing, labels or tolerance that cannot be used.
     """
     regions = label_regions(labels)
-    tolerances = tolerance_of(tolerance_mm, regions)
+    tolerances = tolerance_per_label(tolerance_mm, regions)
     counts = counts or confusion(prediction, reference)
     prediction, reference, spacing = _squeezed(prediction, reference, spacing)
     metrics = metrics_for(reference.ndim, instances)
-    both_boxes = LabelBoxes(prediction), LabelBoxes(reference)
+    label_boxes = LabelBoxes(prediction), LabelBoxes(reference)
     diagonal_mm = image_diagonal_mm(reference.shape, spacing)
     voxel_size = math.prod(spacing) / (1000 if reference.ndim == 3 else 1)
     rows = []
@@ -161,7 +117,7 @@ def score_case(
         difference, percent = size_difference(reference_voxels, predicted_voxels, voxel_size)
         nsd, hd95, assd = math.nan, math.nan, math.nan
         if outcome in (Outcome.DETECTED, Outcome.DISJOINT):
-            box = union(reference.ndim, (boxes.region(values) for boxes in both_boxes))
+            box = union(reference.ndim, (boxes.region(values) for boxes in label_boxes))
             surfaces = surface_distances(_mask(prediction[box], values), _mask(reference[box], values), spacing)
             nsd, hd95, assd = surfaces.nsd(tolerances[name]), surfaces.hausdorff(95), surfaces.assd()
         elif outcome is not Outcome.ABSENT:
@@ -178,7 +134,7 @@ def score_case(
         ]
         objects = None
         if instances is not None:
-            extra, objects = object_values(instances, _mask(prediction, values), _mask(reference, values), spacing)
+            extra, objects = _object_values(instances, _mask(prediction, values), _mask(reference, values), spacing)
             computed += extra
         raw = dict(zip([metric.name for metric in metrics], computed, strict=True))
         rows.append(
@@ -200,21 +156,62 @@ def score_case(
     return rows
 
 
-def tolerance_of(
-    tolerance_mm: float | Mapping[str, float], names: Sequence[str] | Mapping[str, object]
-) -> dict[str, float]:
-    """Each label's NSD tolerance in mm.
+def measured_dims(shape: Sequence[int]) -> int:
+    """Return 2 for an image or a volume of one slice, else 3.
+
+    A volume with two or three axes of length 1 is no slice; its surfaces are measured in 3D.
+    """
+    return 2 if len(shape) == 2 or list(shape).count(1) == 1 else 3
+
+
+def tolerance_per_label(tolerance_mm: Tolerance, names: Sequence[str] | Mapping[str, object]) -> dict[str, float]:
+    """Return the NSD tolerance of each structure in mm.
 
     Raises:
-        EvaluationError: a label without one, or one that is not a finite number of at least 0.
+        EvaluationError: a structure without a tolerance, or one that is not a finite number of at least 0.
     """
     given = tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(names, tolerance_mm)
     for name in names:
         if name not in given:
-            raise EvaluationError(f"label {name!r}: no NSD tolerance given, found ones for {sorted(given)}; add its mm")
+            raise EvaluationError(
+                f"label {name!r}: no NSD tolerance; found tolerances for {sorted(given)}; add the label's in mm"
+            )
         if not (math.isfinite(given[name]) and given[name] >= 0):
-            raise EvaluationError(f"label {name!r}: the NSD tolerance must be at least 0 mm, found {given[name]}")
+            raise EvaluationError(
+                f"label {name!r}: the NSD tolerance must be at least 0 mm, found {given[name]}; give a distance in mm"
+            )
     return {name: float(given[name]) for name in names}
+
+
+def _object_values(
+    instances: Instances, prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
+) -> tuple[list[float], InstanceScore | None]:
+    """Compute one set of object metrics for two masks, in the order of `metrics_for`, and their matched objects."""
+    if instances == "components":
+        score = instance_score(connected_components(prediction), connected_components(reference))
+        values = [
+            score.f1_any,
+            score.sensitivity,
+            score.num_false_positive,
+            score.rq,
+            score.sq,
+            score.pq,
+            score.num_reference,
+            score.num_predicted,
+        ]
+        return [float(value) for value in values], score
+    if instances == "brats":
+        brats = brats_score(prediction, reference, spacing)
+        values = [brats.dice, brats.hd95_mm, brats.num_reference, brats.num_missed, brats.num_false_positive]
+        return [float(value) for value in values], None
+    if reference.ndim != 2:
+        raise EvaluationError(
+            f"EM metrics are defined for 2D slices, found shape {reference.shape}; evaluate each slice as a case"
+        )
+    if not reference.any():
+        return [math.nan] * len(EM_METRICS), None
+    em = em_score(prediction.astype(np.float32), reference, thresholds=(0.5,))
+    return [em.v_rand, em.v_info, em.rand_error, em.pixel_error], None
 
 
 def _mask(label_map: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
@@ -224,13 +221,13 @@ def _mask(label_map: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
 def _squeezed(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """Both arrays and their spacing in 2D or 3D, in C order, without the one axis of a single slice."""
+    """Return both arrays and their spacing in 2D or 3D, in C order, without the axis of a single slice."""
     shape, steps = reference.shape, tuple(float(step) for step in spacing)
     if len(shape) != len(steps) or len(shape) not in (2, 3):
         raise EvaluationError(f"a case needs 2 or 3 axes with a spacing each, found shape {shape} and spacing {steps}")
     if not all(math.isfinite(step) and step > 0 for step in steps):
         raise EvaluationError(f"spacing must be above 0 mm along each axis, found {steps}; correct the header")
-    if len(shape) == 3 and shape.count(1) == 1:
+    if measured_dims(shape) < len(shape):
         axis = shape.index(1)
         prediction, reference = prediction.squeeze(axis), reference.squeeze(axis)
         steps = steps[:axis] + steps[axis + 1 :]

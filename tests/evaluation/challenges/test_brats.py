@@ -51,7 +51,7 @@ def test_cropped_scores_equal_the_whole_volume_algorithm(seed: int, dilation: in
 
 
 def test_hand_drawn_lesions() -> None:
-    """One found exactly, one missed, one invented: Dice (1+0)/(2+1), HD95 (0+374+374)/3."""
+    """One lesion found exactly, one missed, one false positive: Dice (1+0)/(2+1), HD95 (0+374+374)/3."""
     reference = ball((10, 10, 10), 4) | ball((30, 30, 28), 3)
     prediction = ball((10, 10, 10), 4) | ball((40, 8, 8), 2)
     score = brats_score(prediction, reference, (1, 1, 1))
@@ -60,7 +60,7 @@ def test_hand_drawn_lesions() -> None:
     assert (score.num_reference, score.num_missed, score.num_false_positive) == (2, 1, 1)
 
 
-def test_lesions_up_to_50_voxels_do_not_count_but_excuse_what_finds_them() -> None:
+def test_lesions_up_to_50_voxels_are_dropped_with_their_predictions() -> None:
     small = np.zeros((20, 20, 20), bool)
     small[5:10, 5:10, 5:7] = True
     assert small.sum() == 50
@@ -70,18 +70,18 @@ def test_lesions_up_to_50_voxels_do_not_count_but_excuse_what_finds_them() -> No
     assert brats_score(np.zeros_like(small), small, (1, 1, 1)).dice == 0.0
 
 
-def test_lesions_whose_dilations_meet_are_one() -> None:
+def test_lesions_whose_dilations_touch_are_merged() -> None:
     reference = np.zeros((30, 20, 20), bool)
     reference[4:9, 6:12, 6:12] = reference[13:18, 6:12, 6:12] = True  # 4 voxels apart: 3 + 3 dilations meet
     assert brats_score(reference, reference, (1, 1, 1)).num_reference == 1
     assert brats_score(reference, reference, (1, 1, 1), dilation_voxels=1).num_reference == 2
 
 
-def test_empty_sides_follow_the_challenge() -> None:
+def test_empty_masks_follow_the_challenge() -> None:
     none, some = np.zeros((48, 40, 36), bool), ball((20, 20, 20), 5)
     assert (brats_score(none, none, (1, 1, 1)).dice, brats_score(none, none, (1, 1, 1)).hd95_mm) == (1.0, 0.0)
     for prediction, reference in ((none, some), (some, none)):
         score = brats_score(prediction, reference, (1, 1, 1))
         assert (score.dice, score.hd95_mm) == (0.0, 374.0)
-    with pytest.raises(EvaluationError, match="two 3D masks"):
+    with pytest.raises(EvaluationError, match=r"\(40, 36\)"):
         brats_score(none[0], none[0], (1, 1))

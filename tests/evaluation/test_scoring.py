@@ -63,7 +63,7 @@ def test_a_structure_in_the_wrong_place_is_disjoint_but_measured() -> None:
     assert row.values["hd95_mm"] == pytest.approx(6.0)
 
 
-def test_a_missed_structure_scores_no_better_than_the_worst_possible_guess() -> None:
+def test_a_missed_structure_scores_no_better_than_the_worst_prediction() -> None:
     reference = np.zeros((12, 10, 8), np.uint8)
     reference[0, 0, 0] = 1
     guess = np.zeros_like(reference)
@@ -99,14 +99,14 @@ def test_one_slice_is_measured_in_2d_whichever_axis_is_single() -> None:
     assert "volume_difference_ml" not in flat.values
 
 
-def test_tolerance_may_be_given_a_label() -> None:
+def test_tolerance_may_be_given_per_label() -> None:
     prediction, reference = cube(1, 2, 8), cube(1, 2, 6)
     wide = liver(prediction, reference, tolerance_mm={"liver": 2.0, "spleen": 0.0})
     narrow = liver(prediction, reference, tolerance_mm={"liver": 1.5, "spleen": 2.0})
     assert wide.values["nsd"] == 1.0 > narrow.values["nsd"]
-    with pytest.raises(EvaluationError, match="'spleen': no NSD tolerance"):
+    with pytest.raises(EvaluationError, match="spleen"):
         liver(prediction, reference, tolerance_mm={"liver": 2.0})
-    with pytest.raises(EvaluationError, match="at least 0 mm, found -1"):
+    with pytest.raises(EvaluationError, match="-1"):
         liver(prediction, reference, tolerance_mm=-1.0)
 
 
@@ -120,7 +120,7 @@ def test_object_metrics_join_the_row() -> None:
     assert liver(cube(1, 2, 8), cube(1, 2, 6), instances="brats").values["brats_dice"] == pytest.approx(0.8)
     flat = score_case(cube(1, 2, 6)[:, :, 3], cube(1, 2, 6)[:, :, 3], (1, 1), {"cell": 1}, instances="em")[0]
     assert (flat.values["v_rand"], flat.values["pixel_error"]) == (1.0, 0.0)
-    with pytest.raises(EvaluationError, match="2D slices"):
+    with pytest.raises(EvaluationError, match=r"\(12, 10, 8\)"):
         liver(cube(1, 2, 6), cube(1, 2, 6), instances="em")
 
 

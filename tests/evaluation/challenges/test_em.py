@@ -50,7 +50,7 @@ def test_hand_made_partitions() -> None:
     assert v_rand == pytest.approx(2 * 0.375 / 0.875)
 
 
-def test_one_segment_each_has_nothing_to_lose_and_no_foreground_has_no_score() -> None:
+def test_partitions_without_information_or_without_foreground() -> None:
     assert partition_scores(np.ones((3, 3), int), np.ones((3, 3), int)) == (1.0, 1.0)
     assert all(math.isnan(value) for value in partition_scores(np.ones((2, 2), int), np.zeros((2, 2), int)))
 
@@ -68,7 +68,7 @@ def test_thinning_leaves_one_pixel_in_the_middle() -> None:
     assert not thinned(np.zeros((4, 4), int)).any()
 
 
-def test_thinning_forgives_wide_borders_but_not_merged_cells() -> None:
+def test_thinning_tolerates_wide_borders_but_not_merged_cells() -> None:
     reference = np.ones((20, 21), bool)
     reference[:, 10] = False
     wide, merged = reference.copy(), reference.copy()
@@ -80,7 +80,7 @@ def test_thinning_forgives_wide_borders_but_not_merged_cells() -> None:
 
 
 def test_the_best_threshold_of_the_whole_stack_is_taken() -> None:
-    """Cells at 0.8, a membrane at 0.45: only thresholds from 0.5 to 0.7 part them."""
+    """Cells at 0.8, a membrane at 0.45: only thresholds from 0.5 to 0.7 separate the cells."""
     reference = np.ones((2, 12, 13), bool)
     reference[:, :, 6] = False
     proposal = np.where(reference, 0.8, 0.45)
@@ -90,13 +90,13 @@ def test_the_best_threshold_of_the_whole_stack_is_taken() -> None:
     assert em_score(proposal, reference, thresholds=(0.2,)).v_rand < 0.7
 
 
-def test_slices_without_cells_do_not_count_and_bad_proposals_are_named() -> None:
+def test_slices_without_cells_do_not_count_and_invalid_proposals_are_refused() -> None:
     reference = np.zeros((2, 6, 6), bool)
     reference[0, :3] = True
     proposal = np.ones((2, 6, 6))
     assert em_score(proposal, reference).v_rand == em_score(proposal[:1], reference[:1]).v_rand
     assert math.isnan(em_score(proposal, np.zeros_like(reference)).v_rand)
-    with pytest.raises(EvaluationError, match=r"\[0, 1\], found 255"):
+    with pytest.raises(EvaluationError, match="255"):
         em_score(proposal * 255, reference)
-    with pytest.raises(EvaluationError, match="one shape"):
+    with pytest.raises(EvaluationError, match=r"\(6, 6\)"):
         em_score(proposal[0], reference)

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -6,10 +7,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from rich.console import Console
 
 from medseg.errors import EvaluationError
 from medseg.evaluation import Evaluation, evaluate, score_case
+from medseg.evaluation.metrics import OBJECT_METRICS
+from medseg.evaluation.tables import SHOWN_METRICS
 
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
@@ -53,7 +57,7 @@ def printed(evaluation: Evaluation) -> str:
 
 
 def test_files_hold_what_the_cases_score(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    evaluation = evaluate(*folders, out=tmp_path / "out", labels=LABELS)
+    evaluation = evaluate(*folders, out_dir=tmp_path / "out", labels=LABELS)
     rows = rows_in(tmp_path / "out" / "metrics.csv")
     assert [(row["case"], row["label"]) for row in rows[:2]] == [("case_0", "anterior"), ("case_0", "posterior")]
     assert len(rows) == 20
@@ -67,7 +71,7 @@ def test_files_hold_what_the_cases_score(folders: tuple[Path, Path], tmp_path: P
     assert len(summary["inputs"]) == summary["num_cases"] == 10
 
 
-def test_a_miss_counts_and_comes_first(folders: tuple[Path, Path]) -> None:
+def test_a_missed_structure_counts_and_its_case_comes_first(folders: tuple[Path, Path]) -> None:
     evaluation = evaluate(*folders, labels=LABELS)
     dice_of_shift = [1.0, 0.75, 0.5]  # a box of 4 voxels moved by 0, 1, 2
     posterior = evaluation.summary["labels"]["posterior"]
@@ -89,7 +93,7 @@ def test_a_miss_counts_and_comes_first(folders: tuple[Path, Path]) -> None:
 
 
 def test_raw_value_and_reason_are_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    evaluate(*folders, out=tmp_path / "out", labels=LABELS)
+    evaluate(*folders, out_dir=tmp_path / "out", labels=LABELS)
     missed = next(row for row in rows_in(tmp_path / "out" / "metrics.csv") if row["outcome"] == "missed")
     assert missed["hd95_mm_raw"] == "inf"
     assert missed["precision_raw"] == ""
@@ -99,9 +103,9 @@ def test_raw_value_and_reason_are_kept(folders: tuple[Path, Path], tmp_path: Pat
 
 def test_without_labels_every_value_counts_in_every_case(folders: tuple[Path, Path]) -> None:
     predictions, _ = folders
-    invented = two_boxes()
-    invented[0, 0, 0] = 7
-    save(predictions / "case_0.nii.gz", invented)
+    spurious = two_boxes()
+    spurious[0, 0, 0] = 7
+    save(predictions / "case_0.nii.gz", spurious)
     evaluation = evaluate(*folders)
     assert list(evaluation.summary["labels"]) == ["1", "2", "7"]
     outcomes = evaluation.summary["labels"]["7"]["outcomes"]
@@ -125,7 +129,7 @@ def bad_folders(folders: tuple[Path, Path]) -> tuple[Path, Path]:
 
 def test_every_problem_is_listed_in_one_pass(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(EvaluationError) as caught:
-        evaluate(*bad_folders(folders), out=tmp_path / "out", labels=LABELS)
+        evaluate(*bad_folders(folders), out_dir=tmp_path / "out", labels=LABELS)
     head, *lines = str(caught.value).splitlines()
     assert head.startswith("7 problems in 7 of 10 cases")
     expected = {
@@ -142,7 +146,7 @@ def test_every_problem_is_listed_in_one_pass(folders: tuple[Path, Path], tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_allow_missing_leaves_bad_cases_out_and_says_so(folders: tuple[Path, Path]) -> None:
+def test_allow_missing_leaves_cases_with_problems_out_and_counts_them(folders: tuple[Path, Path]) -> None:
     evaluation = evaluate(*bad_folders(folders), labels=LABELS, allow_missing=True)
     assert evaluation.summary["num_cases"] == 3
     assert evaluation.summary["num_left_out"] == len(evaluation.problems) == 7
@@ -152,7 +156,7 @@ def test_allow_missing_leaves_bad_cases_out_and_says_so(folders: tuple[Path, Pat
     assert "7 left out" in text
 
 
-def test_maps_saved_beside_predictions_are_no_cases(folders: tuple[Path, Path]) -> None:
+def test_maps_beside_predictions_are_not_cases(folders: tuple[Path, Path]) -> None:
     predictions, _ = folders
     for name in ("case_3_entropy", "case_3_probability_anterior", "case_3_probability_posterior"):
         save(predictions / f"{name}.nii.gz", two_boxes())
@@ -170,16 +174,16 @@ def test_predictions_may_be_named_as_monai_saves_them(folders: tuple[Path, Path]
         (predictions / f"case_{number}.nii.gz").rename(predictions / f"case_{number}_seg.nii.gz")
     assert evaluate(predictions, references, labels=LABELS).summary["class_mean"] == plain["class_mean"]
     save(predictions / "case_0.nii.gz", two_boxes())  # now case_0 is there by its own name
-    with pytest.raises(EvaluationError, match=r"case_0_seg +reference missing"):
+    with pytest.raises(EvaluationError, match="case_0_seg"):
         evaluate(predictions, references, labels=LABELS)
 
 
-def test_a_log_holds_no_empty_line(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+def test_a_log_gets_no_progress_bar(folders: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
     evaluate(*folders, labels=LABELS, progress=True)
     assert capsys.readouterr().err == ""
 
 
-def test_one_case_is_called_one(folders: tuple[Path, Path]) -> None:
+def test_one_case_is_not_plural(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     evaluation = evaluate(predictions / "case_0.nii.gz", references / "case_0.nii.gz", labels=LABELS)
     assert "1 case of 1 patient" in printed(evaluation)
@@ -193,17 +197,17 @@ def test_a_shift_below_half_a_voxel_is_allowed(folders: tuple[Path, Path]) -> No
     assert evaluate(*folders, labels=LABELS).summary["num_cases"] == 10
 
 
-def test_nothing_to_evaluate_is_said(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+def test_inputs_without_a_pair_are_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EvaluationError, match="no prediction with an image suffix"):
+    with pytest.raises(EvaluationError, match="empty"):
         evaluate(tmp_path / "empty", folders[1])
-    with pytest.raises(EvaluationError, match="no such reference"):
+    with pytest.raises(EvaluationError, match="nowhere"):
         evaluate(folders[0], tmp_path / "nowhere")
     save(tmp_path / "other" / "x.nii.gz", two_boxes())
-    with pytest.raises(EvaluationError, match="11 problems in 11 of 11 cases"):
+    with pytest.raises(EvaluationError, match="11 problems"):
         evaluate(tmp_path / "other", folders[1], allow_missing=True)
     save(folders[0] / "case_0.nii", two_boxes())
-    with pytest.raises(EvaluationError, match="case case_0: two prediction files"):
+    with pytest.raises(EvaluationError, match=r"case_0.nii\b.*case_0.nii.gz"):
         evaluate(*folders)
 
 
@@ -252,8 +256,73 @@ def test_same_input_same_summary(folders: tuple[Path, Path]) -> None:
 def test_flat_images_are_evaluated_in_2d(tmp_path: Path) -> None:
     for name, shift in (("p", 1), ("r", 0)):
         save(tmp_path / name / "slice.nii.gz", two_boxes(shift)[:, :, 4:5])
-    evaluation = evaluate(tmp_path / "p", tmp_path / "r", labels=LABELS, instances="em", out=tmp_path / "out")
+    evaluation = evaluate(tmp_path / "p", tmp_path / "r", labels=LABELS, instances="em", out_dir=tmp_path / "out")
     assert evaluation.summary["spatial_dims"] == 2
     row = rows_in(tmp_path / "out" / "metrics.csv")[0]
     assert float(row["reference_mm2"]) == 5 * 6 * 1.5
     assert float(row["v_rand"]) == 1.0  # moved, but one cell in one piece
+
+
+def test_negative_values_are_not_structures(tmp_path: Path) -> None:
+    """Some tools mark a margin with -1; only values above 0 are structures (nnUNet#1007)."""
+    reference = two_boxes().astype(np.int16)
+    reference[:, :, -1] = -1
+    for name, array in (("predictions", two_boxes().astype(np.int16)), ("references", reference)):
+        (tmp_path / name).mkdir()
+        nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / name / "case.nii.gz")
+    evaluation = evaluate(tmp_path / "predictions", tmp_path / "references")
+    assert list(evaluation.summary["labels"]) == ["1", "2"]
+    assert evaluation.mean() == 1.0
+
+
+@pytest.mark.parametrize("shape", [(20, 1, 1), (1, 20, 1), (1, 1, 1)])
+def test_volumes_with_several_axes_of_length_1_are_measured(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    for name in ("predictions", "references"):
+        save(tmp_path / name / "case.nii.gz", np.ones(shape))
+    evaluation = evaluate(tmp_path / "predictions", tmp_path / "references", out_dir=tmp_path / "out")
+    assert evaluation.mean() == evaluation.mean("nsd") == 1.0
+    assert evaluation.summary["spatial_dims"] == 3
+    assert float(rows_in(tmp_path / "out" / "metrics.csv")[0]["reference_ml"]) == pytest.approx(max(shape) * 3 / 1000)
+
+
+@pytest.mark.parametrize("axcodes", ["LAS", "RAI", "PSR", "IRA"])
+@pytest.mark.parametrize("degrees", [0, 12])
+def test_a_prediction_in_another_axis_order_is_reordered(tmp_path: Path, axcodes: str, degrees: float) -> None:
+    """The same voxels at the same places in mm score the same however the file stores them."""
+    affine = AFFINE.copy()
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    affine[:3, :3] = [[c, -s, 0], [s, c, 0], [0, 0, 1]] @ affine[:3, :3]
+    save(tmp_path / "references" / "case.nii.gz", two_boxes(), affine)
+    save(tmp_path / "straight" / "case.nii.gz", two_boxes(1), affine)
+    stored = nib.Nifti1Image(two_boxes(1), affine)
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt(axcodes))
+    (tmp_path / "turned").mkdir()
+    nib.save(stored.as_reoriented(turn), tmp_path / "turned" / "case.nii.gz")
+    expected = evaluate(tmp_path / "straight", tmp_path / "references", labels=LABELS)
+    turned = evaluate(tmp_path / "turned", tmp_path / "references", labels=LABELS)
+    assert [row.values for row in turned.rows] == [row.values for row in expected.rows]
+    assert turned.mean() == pytest.approx((0.8 + 0.75) / 2)  # boxes of 5 and of 4 voxels, moved by one
+
+
+@pytest.mark.parametrize("width", [72, 80, 120])
+@pytest.mark.parametrize("instances", ["components", "brats"])
+def test_tables_fit_the_terminal_and_cut_no_number(
+    folders: tuple[Path, Path], tmp_path: Path, width: int, instances: str
+) -> None:
+    better = tmp_path / "better"
+    for number in range(10):
+        save(better / f"case_{number}.nii.gz", two_boxes())
+    evaluation = evaluate(*folders, labels=LABELS, instances=instances, against=better)
+    stream = io.StringIO()
+    evaluation.print(Console(width=width, file=stream))
+    text = stream.getvalue()
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "\x1b" not in text  # no colours in a file
+    for label, entry in evaluation.summary["labels"].items():
+        for metric in evaluation.metrics:
+            mean = entry[metric.name]["mean"]
+            if metric.name in (*SHOWN_METRICS, *OBJECT_METRICS) and mean["low"] is not None:
+                digits = 2 if metric.unit else 3
+                interval = f"{mean['low']:.{digits}f}–{mean['high']:.{digits}f}"
+                assert interval in text, (label, metric.name)

@@ -8,7 +8,7 @@ from medseg.plan import Plan, read_plan
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 PLANS = sorted(BUNDLES.glob("*/configs/plan.json"))
-PLAN = BUNDLES / "phantom_cells_segmentation" / "configs" / "plan.json"  # of three dimensions
+PLAN = BUNDLES / "phantom_cells_segmentation" / "configs" / "plan.json"  # three-dimensional
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.parents[1].name)
@@ -33,7 +33,7 @@ def test_values_survive_writing(tmp_path):
     assert again.digest == plan.digest
 
 
-def test_the_digest_sees_values_and_not_formatting(tmp_path):
+def test_the_digest_depends_on_values_and_not_on_formatting(tmp_path):
     plan = read_plan(PLAN)
     (tmp_path / "dense.json").write_text(json.dumps(plan.to_dict(), separators=(",", ":")))
     assert read_plan(tmp_path / "dense.json").digest == plan.digest
@@ -56,78 +56,79 @@ FLAT = {"spatial_dims": 2, "patch": [8, 8], "tile": [8, 8], "spacing": None, "mi
 def test_orientation_names_the_axes_of_a_slice(tmp_path, axis, orientation):
     plan = read_plan(changed(tmp_path, **FLAT, slice_axis=axis, orientation=orientation))
     assert plan.slice_axis == plan.to_dict()["slice_axis"] == axis
-    with pytest.raises(PlanError, match="orientation needs one letter of each of"):
+    with pytest.raises(PlanError, match="orientation"):
         read_plan(changed(tmp_path, **FLAT, slice_axis=axis, orientation=orientation[0] + axis))
-    with pytest.raises(PlanError, match="slice_axis must be R, A or S"):
+    with pytest.raises(PlanError, match=r"slice_axis.*'I'"):
         read_plan(changed(tmp_path, **FLAT, slice_axis="I", orientation=orientation))
 
 
-def test_an_unused_slice_axis_leaves_the_digest_as_it_was(tmp_path):
+def test_an_unused_slice_axis_does_not_change_the_digest(tmp_path):
     plan = read_plan(changed(tmp_path))
     assert "slice_axis" not in plan.to_dict()
     assert read_plan(changed(tmp_path, slice_axis=None)).digest == plan.digest
 
 
 @pytest.mark.parametrize(
-    ("values", "rule"),
+    ("values", "facts"),
     [
-        ({"schema_version": 99}, "schema_version must be 1, found 99"),
-        ({"spatial_dims": 4}, "spatial_dims must be 2 or 3, found 4"),
-        ({"labels": {"a": 1}}, "labels must contain background: 0"),
-        ({"labels": {"background": 0, "a": 1, "b": 1}}, r"distinct non-negative integers, found \[0, 1, 1\]"),
-        ({"overlap": 1.0}, r"overlap must be in \[0, 1\), found 1.0"),
-        ({"tile": [40, 40]}, r"tile needs 3 positive sizes, found \[40, 40\]"),
-        ({"spacing": [1, 1, 0]}, "spacing needs 3 positive values in mm"),
-        ({"normalization": []}, r"normalization needs one entry a channel \(1\), found 0"),
-        ({"crop_ratios": [0, 0, 0]}, "crop_ratios needs one ratio a label"),
-        ({"mirror_axes": [3]}, r"mirror_axes must lie in 0..2, found \[3\]"),
-        ({"blending": "linear"}, "blending must be gaussian or constant, found 'linear'"),
-        ({"labels": [0, 1]}, r"labels must be an object of name: value, found \[0, 1\]"),
-        ({"network": "unet"}, "network must be an object {name, arguments}, found 'unet'"),
-        ({"channels": ["T1"]}, "channels must be a list of {name, modality}"),
-        ({"channels": [{"name": "T1"}]}, "channels needs at least one {name, modality}"),
-        ({"patch": [40.5, 40, 40]}, "patch must be a list of whole numbers"),
-        ({"spacing": [1, 1, float("nan")]}, "spacing must be a list of finite numbers, or null"),
-        ({"orientation": "XYZ"}, "orientation needs one letter of each of LR PA IS, found 'XYZ'"),
-        ({"orientation": "RRS"}, "orientation needs one letter of each of LR PA IS, found 'RRS'"),
-        ({"orientation": "RA"}, "orientation needs one letter of each of LR PA IS, found 'RA'"),
-        ({"normalization": [{"schema": "z_score"}]}, "normalization: each entry needs a scheme"),
-        ({"overlap": "half"}, "overlap must be a number, found 'half'"),
-        ({"slice_axis": "S"}, "slice_axis must be R, A or S, and is for 2D networks only; found 'S'"),
-        ({"slice_axis": 2}, "slice_axis must be a text such as S, or null, found 2"),
-        ({"air_below": "-500 HU"}, "air_below must be a finite number, or null, found '-500 HU'"),
-        ({"extra": 1}, "unknown key 'extra'; valid keys are"),
+        ({"schema_version": 99}, ["schema_version", "1", "99"]),
+        ({"spatial_dims": 4}, ["spatial_dims", "4"]),
+        ({"labels": {"a": 1}}, ["labels", "background: 0"]),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, ["labels", "[0, 1, 1]"]),
+        ({"overlap": 1.0}, ["overlap", "[0, 1)", "1.0"]),
+        ({"tile": [40, 40]}, ["tile", "3", "[40, 40]"]),
+        ({"spacing": [1, 1, 0]}, ["spacing", "mm", "[1, 1, 0]"]),
+        ({"normalization": []}, ["normalization", "(1)", "0"]),
+        ({"crop_ratios": [0, 0, 0]}, ["crop_ratios", "[0, 0, 0]"]),
+        ({"mirror_axes": [3]}, ["mirror_axes", "0..2", "[3]"]),
+        ({"blending": "linear"}, ["blending", "gaussian", "'linear'"]),
+        ({"labels": [0, 1]}, ["labels", "[0, 1]"]),
+        ({"network": "unet"}, ["network", "'unet'"]),
+        ({"channels": ["T1"]}, ["channels", "{name, modality}", "['T1']"]),
+        ({"channels": [{"name": "T1"}]}, ["channels", "{name, modality}", "T1"]),
+        ({"patch": [40.5, 40, 40]}, ["patch", "40.5"]),
+        ({"spacing": [1, 1, float("nan")]}, ["spacing", "nan"]),
+        ({"orientation": "XYZ"}, ["orientation", "LR PA IS", "'XYZ'"]),
+        ({"orientation": "RRS"}, ["orientation", "LR PA IS", "'RRS'"]),
+        ({"orientation": "RA"}, ["orientation", "LR PA IS", "'RA'"]),
+        ({"normalization": [{"schema": "z_score"}]}, ["normalization", "scheme"]),
+        ({"overlap": "half"}, ["overlap", "'half'"]),
+        ({"slice_axis": "S"}, ["slice_axis", "2D", "'S'"]),
+        ({"slice_axis": 2}, ["slice_axis", "2"]),
+        ({"air_below": "-500 HU"}, ["air_below", "'-500 HU'"]),
+        ({"extra": 1}, ["'extra'"]),
+        ({"spacings": None}, ["'spacings'", "did you mean spacing?"]),
     ],
 )
-def test_a_broken_rule_is_one_line_with_the_file_and_the_value(tmp_path, values, rule):
+def test_a_broken_rule_is_one_line_with_the_file_and_the_value(tmp_path, values, facts):
     path = changed(tmp_path, **values)
-    with pytest.raises(PlanError, match=rule) as caught:
+    with pytest.raises(PlanError) as caught:
         read_plan(path)
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
 def test_a_missing_key_is_named(tmp_path):
     plan = json.loads(PLAN.read_text())
     del plan["network"]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(PlanError, match="missing 1 required positional argument: 'network'"):
+    with pytest.raises(PlanError, match="'network'"):
         read_plan(tmp_path / "plan.json")
 
 
-def test_files_that_are_no_plan(tmp_path):
-    with pytest.raises(PlanError, match=r"plan\.json: no such file.*--bundle_root"):
-        read_plan(tmp_path / "plan.json")
-    (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(PlanError, match="not valid JSON"):
-        read_plan(tmp_path / "plan.json")
-    with pytest.raises(PlanError, match="could not be read: Is a directory"):
+@pytest.mark.parametrize("text", [None, "{", "[1]", '{"name": "\ud800"}'])
+def test_files_that_are_not_a_plan(tmp_path, text):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(PlanError) as caught:
+        read_plan(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    with pytest.raises(PlanError, match="directory"):
         read_plan(tmp_path)
-    (tmp_path / "plan.json").write_text("[1]")
-    with pytest.raises(PlanError, match="a plan is a JSON object, found list"):
-        read_plan(tmp_path / "plan.json")
 
 
-def test_sequences_and_mappings_need_not_be_json_types():
+def test_sequences_and_mappings_of_any_type_are_accepted():
     values = read_plan(PLAN).to_dict()
     assert Plan(**{**values, "tile": tuple(values["tile"])}).digest == Plan(**values).digest

@@ -1,4 +1,4 @@
-"""The whole pipeline on generated data: what `make demo` and `medseg demo` run."""
+"""Run the whole pipeline on generated data, for `make demo` and `medseg demo`."""
 
 from __future__ import annotations
 
@@ -21,75 +21,81 @@ from medseg.reporting import write_report
 from medseg.volumes import read_label_map, read_volume
 
 BUNDLE = "phantom_cells_segmentation"
-MADE = (BUNDLE, "run", "predictions", "evaluation", "pictures")
-MARK = ".medseg-demo"
-SHOWN = 3
+_OUTPUTS = (BUNDLE, "run", "predictions", "evaluation", "pictures")
+_MARKER = ".medseg-demo"
+_NUM_PICTURES = 3
 
 
-def run(out: str | Path, epochs: int | None = None) -> float:
-    """Generate phantoms, train, promote, predict unseen scans, evaluate, draw.
+def run(out_dir: str | Path, epochs: int | None = None) -> float:
+    """Generate phantoms, train, promote the weights, predict unseen scans, evaluate and draw pictures.
 
     Args:
-        out: folder for everything; a second run there starts afresh but keeps the generated data.
-        epochs: epochs of training; None takes the bundle's own number.
+        out_dir: folder for all results. A second run in the same folder replaces the results and keeps the generated
+            data.
+        epochs: epochs of training; None uses the number of the bundle.
 
     Returns:
         The mean Dice of the unseen phantoms.
 
     Raises:
-        BundleError: `out` holds files of somebody else where the demo would write, or training failed.
+        BundleError: `out_dir` contains files that the demo did not write, or the training failed.
     """
-    out, console, started = Path(out).resolve(), Console(), time.monotonic()
-    _claim(out)
+    out_dir, console, start = Path(out_dir).resolve(), Console(), time.monotonic()
+    _reserve(out_dir)
 
-    def step(title: str) -> None:
-        console.print(f"[bold]{title}[/bold]  [dim]({time.monotonic() - started:.0f} s)[/dim]")
+    def print_step(title: str) -> None:
+        console.print(f"[bold]{title}[/bold]  [dim]({time.monotonic() - start:.0f} s)[/dim]")
 
     manifest = read_manifest("phantom_cells")
-    step("1/6  Generate phantom cells")
-    prepare("phantom_cells", out / "data")
-    bundle = _copy_bundle(out / BUNDLE)
-    step("2/6  Train with python -m monai.bundle run")
-    _train(bundle, out / "data", out / "run", epochs)
-    step("3/6  Promote the weights into the bundle")
-    promote(bundle.path, out / "run")
-    step("4/6  Predict unseen scans by sliding window")
-    unseen = case_files(manifest, out / "data", part="test")
-    predict_files(load(bundle.path), [case["image"] for case in unseen], out / "predictions", overwrite=True)
-    step("5/6  Evaluate")
+    print_step("1/6  Generate phantom cells")
+    prepare("phantom_cells", out_dir / "data")
+    bundle = _copy_bundle(out_dir / BUNDLE)
+    print_step("2/6  Train with python -m monai.bundle run")
+    _train(bundle, out_dir / "data", out_dir / "run", epochs)
+    print_step("3/6  Promote the weights into the bundle")
+    promote(bundle.path, out_dir / "run")
+    print_step("4/6  Predict unseen scans with a sliding window")
+    unseen = case_files(manifest, out_dir / "data", part="test")
+    predict_files(load(bundle.path), [case["image"] for case in unseen], out_dir / "predictions", overwrite=True)
+    print_step("5/6  Evaluate")
     references = {case["case"]: case["label"] for case in unseen}
-    result = evaluate(out / "predictions", references, out_dir=out / "evaluation", labels=manifest)
+    result = evaluate(out_dir / "predictions", references, out_dir=out_dir / "evaluation", labels=manifest)
     result.print(console)
-    step("6/6  Draw and report")
-    pictures = [picture for case in unseen[:SHOWN] for picture in _draw(case, manifest, out)]
-    scans = {case["case"]: case["image"] for case in unseen}
+    print_step("6/6  Draw pictures and write the report")
+    pictures = [picture for case in unseen[:_NUM_PICTURES] for picture in _draw(case, manifest, out_dir)]
     report = write_report(
-        result, out / "evaluation" / "report.html", images=scans, labels=manifest, title="Phantom cells: unseen scans"
+        result,
+        out_dir / "evaluation" / "report.html",
+        images={case["case"]: case["image"] for case in unseen},
+        labels=manifest,
+        title="Phantom cells: unseen scans",
     )
-    step("Done")
-    for what, where in (
+    print_step("Done")
+    for name, path in (
         ("bundle", bundle.path),
-        ("predictions", out / "predictions"),
-        ("metrics", out / "evaluation"),
+        ("predictions", out_dir / "predictions"),
+        ("metrics", out_dir / "evaluation"),
         ("report", report.path),
         *(("picture", picture) for picture in pictures),
     ):
-        console.print(f"  {what:12}{where}", soft_wrap=True, highlight=False)
+        console.print(f"  {name:12}{path}", soft_wrap=True, highlight=False)
     console.print(f"[bold]mean Dice of {len(unseen)} unseen phantoms: {result.mean():.3f}[/bold]")
     return result.mean()
 
 
-def _claim(out: Path) -> None:
-    """Mark the folder as the demo's, which replaces what it made before, and nobody else's files."""
-    foreign = [name for name in MADE if (out / name).exists()]
-    if foreign and not (out / MARK).is_file():
-        raise BundleError(f"{out}: {foreign[0]} is there and no demo made it; give an empty folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).touch()
+def _reserve(out_dir: Path) -> None:
+    """Mark the folder as written by the demo; refuse a folder with results that the demo did not write."""
+    existing = [name for name in _OUTPUTS if (out_dir / name).exists()]
+    if existing and not (out_dir / _MARKER).is_file():
+        raise BundleError(
+            f"{out_dir}: contains {existing[0]}, which the demo did not write; give an empty folder with --out"
+        )
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / _MARKER).touch()
 
 
 def _copy_bundle(target: Path) -> BundleFolder:
-    """A fresh copy of the shipped bundle without weights, so that the demo trains its own and changes nothing else."""
+    """Copy the shipped bundle without its weights, because the demo trains its own."""
     checkout = Path(__file__).parents[1] / "bundles" / BUNDLE
     shutil.rmtree(target, ignore_errors=True)
     if checkout.is_dir():
@@ -101,29 +107,32 @@ def _copy_bundle(target: Path) -> BundleFolder:
     return BundleFolder(target)
 
 
-def _train(bundle: BundleFolder, data: Path, run: Path, epochs: int | None) -> None:
-    shutil.rmtree(run, ignore_errors=True)
+def _train(bundle: BundleFolder, data: Path, run_dir: Path, epochs: int | None) -> None:
+    shutil.rmtree(run_dir, ignore_errors=True)
     command = [
         sys.executable, "-W", "ignore", "-m", "monai.bundle", "run",
         "--config_file", "configs/train.json", "--meta_file", "configs/metadata.json",
-        "--logging_file", "configs/logging.conf", "--dataset_dir", str(data), "--output_dir", str(run),
+        "--logging_file", "configs/logging.conf", "--dataset_dir", str(data), "--output_dir", str(run_dir),
     ]  # fmt: skip
     if epochs is not None:
         command += ["--max_epochs", str(epochs)]
     done = subprocess.run(command, cwd=bundle.path, check=False)
     if done.returncode != 0:
-        raise BundleError(f"{bundle.path}: training stopped with exit code {done.returncode}; its own message is above")
+        raise BundleError(f"{bundle.path}: training failed with exit code {done.returncode}; see its message above")
 
 
-def _draw(case: dict, manifest: Manifest, out: Path) -> list[Path]:
-    """The same three planes of a scan with its prediction and with its reference."""
+def _draw(case: dict, manifest: Manifest, out_dir: Path) -> list[Path]:
+    """Draw the same three planes of a scan with its prediction and with its reference."""
     scan = read_volume(case["image"])
-    middle = tuple(n // 2 for n in scan.array.shape)
+    centre = tuple(n // 2 for n in scan.array.shape)
     pictures = []
-    for what, file in (("prediction", out / "predictions" / Path(case["image"]).name), ("reference", case["label"])):
-        picture = out / "pictures" / f"{case['case']}_{what}.png"
+    for kind, file in (
+        ("prediction", out_dir / "predictions" / Path(case["image"]).name),
+        ("reference", case["label"]),
+    ):
+        picture = out_dir / "pictures" / f"{case['case']}_{kind}.png"
+        title = f"{case['case']}: {kind}"
         label_map = read_label_map(file).array
-        title = f"{case['case']}: {what}"
-        three_planes(scan.array, label_map, scan.grid.affine, manifest.labels, picture, title, center=middle)
+        three_planes(scan.array, label_map, scan.grid.affine, manifest.labels, picture, title, center=centre)
         pictures.append(picture)
     return pictures

@@ -1,4 +1,4 @@
-"""The `medseg` command: one thin function a command; each imports what it needs when it runs."""
+"""The `medseg` command line. Each command is a thin function that imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -13,36 +13,49 @@ from medseg.cli.evaluate import evaluate
 from medseg.cli.predict import predict
 from medseg.cli.running import run
 
-PLAIN: dict[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,
     "rich_markup_mode": None,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
+_BUNDLE = "bundles/hippocampus_unet3d_segmentation"
+
 app = typer.Typer(
     name="medseg",
-    help="Medical volumetric segmentation on MONAI. Research use only.",
+    help="Segment medical volumes with deep learning. For research use only.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    **PLAIN,
+    **_SETTINGS,
 )
-data = typer.Typer(help="Get or adopt a dataset and verify it.", **PLAIN)
-bundle = typer.Typer(help="Promote weights into a bundle, verify it, export its network.", **PLAIN)
+data = typer.Typer(help="Get a dataset and verify it.", **_SETTINGS)
+bundle = typer.Typer(help="Put weights into a bundle, verify it, export its network.", **_SETTINGS)
 
-BUNDLE = "bundles/hippocampus_unet3d_segmentation"
-app.command(epilog=f"Example: medseg predict {BUNDLE} scans/ --out predictions")(predict)
+app.command(epilog=f"Example: medseg predict {_BUNDLE} scans/ --out predictions")(predict)
 app.command(epilog="Example: medseg evaluate predictions references --out evaluation --labels hippocampus")(evaluate)
 app.command(epilog="Example: medseg demo --out demo")(demo)
 app.add_typer(data, name="data")
 app.add_typer(bundle, name="bundle")
 data.command("prepare", epilog="Example: medseg data prepare hippocampus --root data/hippocampus")(prepare)
 data.command("list", epilog="Example: medseg data list")(list_data)
-bundle.command("promote", epilog=f"Example: medseg bundle promote {BUNDLE} --from runs/a")(promote)
-bundle.command("verify", epilog=f"Example: medseg bundle verify {BUNDLE}")(verify)
-bundle.command("export", epilog=f"Example: medseg bundle export {BUNDLE} --format onnx --out net.onnx")(export)
+bundle.command("promote", epilog=f"Example: medseg bundle promote {_BUNDLE} --from runs/a")(promote)
+bundle.command("verify", epilog=f"Example: medseg bundle verify {_BUNDLE}")(verify)
+bundle.command("export", epilog=f"Example: medseg bundle export {_BUNDLE} --format onnx --out net.onnx")(export)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        arguments: the words of the command line; None takes those of this process.
+
+    Raises:
+        SystemExit: always; see `medseg.cli.running.run`.
+    """
+    run(app, arguments)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
         print(f"medseg {__version__}")
         raise typer.Exit
 
@@ -54,9 +67,4 @@ def _options(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass  # `one_line.run` reads --debug itself, so that it works behind a command as well
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: errors of the user's input become one line, exit code 1, or 2 for a misspelt command."""
-    run(app, arguments)
+    pass  # `run` reads --debug itself, so that the option also works after the name of a command

@@ -1,4 +1,4 @@
-"""`medseg bundle …`."""
+"""Commands of `medseg bundle`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from medseg.errors import MedsegError
 
 def promote(
     bundle: Bundle,
-    run: Annotated[Path, typer.Option("--from", help="output_dir of a finished training.")],
+    run: Annotated[Path, typer.Option("--from", help="The output_dir of a finished training run.")],
     as_json: Json = False,
 ) -> None:
-    """Make a run's weights the bundle's own."""
+    """Copy the weights of a training run into the bundle."""
     with errors_as_json(as_json):
         check_bundle(bundle)
         from medseg.bundle import promote as promote_run
@@ -31,7 +31,7 @@ def promote(
 
 
 def verify(bundle: Bundle, as_json: Json = False) -> None:
-    """Check a bundle's files against each other and run its network once."""
+    """Check that the files of a bundle agree and that its network runs."""
     with errors_as_json(as_json):
         check_bundle(bundle)
         from medseg.bundle import verify as verify_bundle
@@ -42,16 +42,17 @@ def verify(bundle: Bundle, as_json: Json = False) -> None:
     else:
         for check in checks:
             print(f"{'ok' if check.passed else 'FAILED':8}{check.name}: {check.message}")
-    if not all(check.passed for check in checks):
-        raise MedsegError(f"{bundle}: {sum(not c.passed for c in checks)} of {len(checks)} checks failed")
+    num_failed = sum(not check.passed for check in checks)
+    if num_failed:
+        raise MedsegError(f"{bundle}: {num_failed} of {len(checks)} checks failed")
 
 
 def export(
     bundle: Bundle,
-    format: Annotated[Literal["torchscript", "onnx", "safetensors"], typer.Option(help="What to write.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file; its ending must be the format's.")],
+    format: Annotated[Literal["torchscript", "onnx", "safetensors"], typer.Option(help="Format of the file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write, with the ending of the format.")],
 ) -> None:
-    """Write the network with its weights for other runtimes."""
+    """Write the network with its weights for another runtime."""
     check_bundle(bundle)
     from medseg.bundle import export as export_bundle
 

@@ -1,37 +1,41 @@
-"""`medseg data …`."""
+"""Commands of `medseg data`, and `medseg demo`."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medseg.cli.running import Json, check_folder, errors_as_json
+from medseg.cli.running import Json, check_out_dir, errors_as_json
 from medseg.errors import MedsegError
 
 
 def prepare(
     name: Annotated[
         str,
-        typer.Argument(help="Name of a shipped manifest, a manifest file, or a raw nnU-Net folder.", metavar="NAME"),
+        typer.Argument(help="A shipped manifest, a manifest file, or a raw nnU-Net folder.", metavar="NAME"),
     ],
     root: Annotated[
-        Path | None, typer.Option(help="Folder the dataset goes to; a raw nnU-Net folder is verified where it lies.")
+        Path | None, typer.Option(help="Folder for the dataset; a raw nnU-Net folder is verified in place.")
     ] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="Adopt this folder instead of downloading.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Take the files from this folder instead of downloading them.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Download, adopt or generate a dataset and verify every case."""
-    from medseg.datasets import prepare as run
-
     with errors_as_json(as_json):
-        report = run(name, root, source=source)
+        from medseg.datasets import prepare as prepare_dataset
+
+        report = prepare_dataset(name, root, source=source)
     print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
     if not report.is_usable:
-        broken = f"{len(report.problems)} problems above" if report.problems else "no case is there"
-        raise MedsegError(f"{name}: {broken}; {len(report.present)} cases are in place under {report.root}")
+        reason = f"{len(report.problems)} problems" if report.problems else "no case is present"
+        raise MedsegError(f"{name}: {reason}; {len(report.present)} cases are verified under {report.root}")
 
 
 def list_data(as_json: Json = False) -> None:
@@ -46,16 +50,18 @@ def list_data(as_json: Json = False) -> None:
         ]
         print(json.dumps(rows, indent=2))
         return
+    width = shutil.get_terminal_size().columns
     for manifest in manifests:
-        print(f"{manifest.name:16}{len(manifest.cases):5} cases  {manifest.description}")
+        head = f"{manifest.name:16}{len(manifest.cases):4} cases  "
+        print(textwrap.fill(head + manifest.description, width, subsequent_indent=" " * len(head)))
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all results of the demo.")] = Path("demo"),
     epochs: Annotated[int | None, typer.Option(help="Epochs of training; fewer are faster and worse.", min=1)] = None,
 ) -> None:
-    """Generate data, train, predict, evaluate: the whole pipeline on this machine."""
-    check_folder(out)
+    """Generate data, train, predict and evaluate on this machine."""
+    check_out_dir(out)
     from medseg.demo import run
 
     run(out, epochs=epochs)

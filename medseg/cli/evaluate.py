@@ -1,4 +1,4 @@
-"""`medseg evaluate`."""
+"""The command `medseg evaluate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from medseg.cli.running import Json, check_folder, errors_as_json
+from medseg.cli.running import Json, check_out_dir, errors_as_json
 from medseg.errors import EvaluationError, OptionError
 
 
@@ -24,47 +24,47 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for metrics.csv, summary.json and report.html.")],
     labels: Annotated[
         str | None,
-        typer.Option(help="What the values mean: a manifest, a raw nnU-Net folder or a bundle; else each value alone."),
+        typer.Option(help="Names of the labels: a manifest, a raw nnU-Net folder or a bundle. Default: the values."),
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="Other predictions to compare with: a folder, or an earlier metrics.csv.")
     ] = None,
     instances: Annotated[
-        Literal["components", "brats", "em"] | None, typer.Option(help="Add object metrics of this kind.")
+        Literal["components", "brats", "em"] | None, typer.Option(help="Add the object metrics of this kind.")
     ] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the NSD in mm.")] = 1.0,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws, at least 2000.", min=2000)] = 10000,
+    draws: Annotated[int, typer.Option(help="Number of bootstrap draws, at least 2000.", min=2000)] = 10000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out cases with a problem instead of stopping.")
     ] = False,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of the scans the report shows; by default as the manifest says."),
+        typer.Option(help="Folder of the scans that the report shows. Default: the images of the manifest."),
     ] = None,
     no_images: Annotated[
-        bool, typer.Option("--no-images", help="Numbers only in the report: no patient images.")
+        bool, typer.Option("--no-images", help="Write a report with numbers only, without patient images.")
     ] = False,
     anonymise_ids: Annotated[
-        bool, typer.Option("--anonymise-ids", help="Number cases in the report instead of naming them.")
+        bool, typer.Option("--anonymise-ids", help="Number the cases in the report instead of naming them.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare predictions with references and write a report."""
     with errors_as_json(as_json):
-        check_folder(out)
+        check_out_dir(out)
         if images is not None and not images.exists():
             raise OptionError(f"{images}: no such folder of scans; correct --images")
-        from medseg.evaluation import evaluate as run
+        from medseg.evaluation import evaluate as evaluate_files
 
-        meaning = _meaning(labels)
+        label_names = _label_names(labels)
         report = out / "report.html"
         try:
-            result = run(
+            result = evaluate_files(
                 predictions,
                 references,
                 out_dir=out,
-                labels=meaning,
+                labels=label_names,
                 against=against,
                 allow_missing=allow_missing,
                 tolerance_mm=tolerance_mm,
@@ -74,18 +74,19 @@ def evaluate(
                 progress=not as_json,
             )
         except EvaluationError as error:
-            if allow_missing:  # a run over many cases leaves a page that says why there is nothing to see
+            if allow_missing:  # scripts expect a report, so write one that gives the reason
                 from medseg.reporting import write_report
 
                 write_report(None, report, failure=str(error))
             raise
-        from medseg.reporting import write_report  # behind the comparison: it brings torch, whose import takes seconds
+        # Imported after the comparison, because it imports torch, which takes seconds.
+        from medseg.reporting import write_report
 
         written = write_report(
             result,
             report,
             images=images,
-            labels=meaning,
+            labels=label_names,
             with_images=not no_images,
             anonymise_ids=anonymise_ids,
             progress=not as_json,
@@ -99,12 +100,12 @@ def evaluate(
             print(f"medseg: report: {sentence}", file=sys.stderr)
 
 
-def _meaning(labels: str | None) -> Mapping[str, Any] | str | None:
-    """The labels of a bundle or its plan.json; anything else is a manifest for the evaluation to read."""
+def _label_names(labels: str | None) -> Mapping[str, Any] | str | None:
+    """Return the labels of a bundle or of its plan.json; anything else is a manifest, which the evaluation reads."""
     if labels is None:
         return None
-    plan_file = next((p for p in (Path(labels), Path(labels, "configs", "plan.json")) if p.name == "plan.json"), None)
-    if plan_file is None or not plan_file.is_file():
+    plan_file = Path(labels) if Path(labels).name == "plan.json" else Path(labels, "configs", "plan.json")
+    if not plan_file.is_file():
         return labels
     from medseg.plan import read_plan
 

@@ -1,4 +1,4 @@
-"""`medseg predict`."""
+"""The command `medseg predict`."""
 
 from __future__ import annotations
 
@@ -10,81 +10,73 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medseg.cli.running import Bundle, Json, check_bundle, check_file, check_folder, errors_as_json
+from medseg.cli.running import Bundle, Json, check_bundle, check_out_dir, check_out_file, errors_as_json
 from medseg.errors import MedsegError
 
 if TYPE_CHECKING:
     from medseg.inference import CaseResult, Predictor
 
-
-def write_volumes(results: Sequence[CaseResult], label_names: Sequence[str], path: Path) -> None:
-    """Write a row a case: `case`, `status`, a column `<label>_ml` a structure (empty where the case failed), `output`.
-
-    Args:
-        results: what became of the cases.
-        label_names: the structures, in the order of the columns; none for pictures, which have no volume.
-        path: the CSV file, replaced whole.
-    """
-    from medseg.volumes import replacing
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "status", *(f"{name}_ml" for name in label_names), "output"])
-    for result in results:
-        volumes = [result.volumes_ml.get(name, "") for name in label_names]
-        writer.writerow([result.case, result.status, *volumes, result.output])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+Format = Literal["same", "nifti", "nrrd", "mha", "png", "tiff", "dicom-seg"]
 
 
 def predict(
     bundle: Bundle,
-    inputs: Annotated[list[str], typer.Argument(help="Scans: files, folders, globs, DICOM series.", metavar="INPUT")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder the segmentations go to.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Scans: files, folders, patterns or DICOM series.", metavar="INPUT")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the segmentations.")],
     weights: Annotated[
         list[Path] | None,
-        typer.Option(help="Weights to use instead of the bundle's own; repeat the option for an ensemble."),
+        typer.Option(help="Weights file to use instead of the bundle's; repeat the option for an ensemble."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     backend: Annotated[
-        Literal["auto", "torch", "openvino"], typer.Option(help="What runs the network; openvino is an extra.")
+        Literal["auto", "torch", "openvino"],
+        typer.Option(help="Software that runs the network; openvino needs the extra of this name."),
     ] = "auto",
-    precision: Annotated[Literal["auto", "fp32", "bf16"], typer.Option(help="Arithmetic of the network.")] = "fp32",
-    max_ram: Annotated[str | None, typer.Option(help="Most memory to use, e.g. 4GB; refused if it cannot be.")] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="Floating-point precision of the network.")
+    ] = "fp32",
+    max_ram: Annotated[
+        str | None,
+        typer.Option(help="Memory limit, e.g. 4GB; the command exits before starting if it cannot be met."),
+    ] = None,
     tta: Annotated[
-        Literal["none", "flip"], typer.Option(help="Average over flips the network was trained on.")
+        Literal["none", "flip"],
+        typer.Option(help="Test-time augmentation: average over the flips used in training."),
     ] = "none",
-    overlap: Annotated[float | None, typer.Option(help="Overlap of tiles in [0, 1); the plan's by default.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Overlap of the tiles in [0, 1). Default: the value of the plan.")
+    ] = None,
     format: Annotated[
-        Literal["same", "nifti", "nrrd", "mha", "png", "tiff", "dicom-seg"],
-        typer.Option(help="Format of the segmentations; dicom-seg is an extra and needs DICOM series."),
+        Format,
+        typer.Option(help="Format of the segmentations; dicom-seg needs the dicom extra and DICOM series."),
     ] = "same",
     save_probabilities: Annotated[
-        bool, typer.Option("--save-probabilities", help="Save each class's probability map.")
+        bool, typer.Option("--save-probabilities", help="Save one probability map per class.")
     ] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Save an entropy map and volume intervals.")
+        bool, typer.Option("--uncertainty", help="Save an entropy map and intervals of the volumes.")
     ] = False,
     volumes: Annotated[
-        Path | None, typer.Option(help="CSV file to write with a row a case: the volume of each structure in ml.")
+        Path | None, typer.Option(help="CSV file to write: one row per case with the volume of each label in ml.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Predict again what is finished, and replace files of others.")
+        bool, typer.Option("--overwrite", help="Recompute finished cases and overwrite existing files.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Segment scans on their own grids."""
+    """Segment scans; each segmentation has the grid of its scan."""
     with errors_as_json(as_json):
         check_bundle(bundle)
-        if not out.is_dir():  # else it may hold all that is asked for, and need no writing
-            check_folder(out)
+        if not out.is_dir():  # an existing folder may contain all results already, so that nothing is written
+            check_out_dir(out)
         if volumes is not None:
-            check_file("--volumes", volumes)
+            check_out_file("--volumes", volumes)
         import medseg
 
         predictor = medseg.load(
@@ -99,24 +91,48 @@ def predict(
             save_probabilities=save_probabilities,
             uncertainty=uncertainty,
         )
-        # a picture has no thickness, hence no volume; a 2D network that takes volumes in slices has one
+        # 2D images have no thickness and therefore no volume, unless they are the slices of a scan.
         has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
         on_case = None if as_json else partial(_print_case, has_volumes)
-        results = _predict_with_progress(predictor, inputs, on_case, out_dir=out, format=format, overwrite=overwrite)
+        results = _predict_with_progress(predictor, inputs, out, format, overwrite, on_case)
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2))
     if volumes is not None:
-        from medseg.cli.predict import write_volumes
-
-        write_volumes(results, [name for name in predictor.plan.label_names[1:] if has_volumes], volumes)
+        write_volumes(results, predictor.plan.label_names[1:] if has_volumes else [], volumes)
     failed = sum(result.status == "failed" for result in results)
     if failed:
         rest = f"; the others are in {out}" if failed < len(results) else ""
         raise MedsegError(f"{failed} of {len(results)} scans failed{rest}")
 
 
+def write_volumes(results: Sequence[CaseResult], label_names: Sequence[str], path: Path) -> None:
+    """Write a CSV file with one row per case: `case`, `status`, one column `<label>_ml` per label, and `output`.
+
+    Args:
+        results: results of the cases. The volumes of a failed case are empty.
+        label_names: names of the labels, in the order of the columns; none for images without volumes.
+        path: the file. It is replaced atomically.
+    """
+    from medseg.volumes import replacing
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "status", *(f"{name}_ml" for name in label_names), "output"])
+    for result in results:
+        volumes = [result.volumes_ml.get(name, "") for name in label_names]
+        writer.writerow([result.case, result.status, *volumes, result.output])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
 def _predict_with_progress(
-    predictor: Predictor, inputs: list[str], on_case: Callable[[CaseResult], None] | None, **options: Any
+    predictor: Predictor,
+    inputs: list[str],
+    out_dir: Path,
+    format: Format,
+    overwrite: bool,
+    on_case: Callable[[CaseResult], None] | None,
 ) -> list[CaseResult]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -125,9 +141,9 @@ def _predict_with_progress(
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # In a log the lines of the cases are the progress. Rich would lead stdout to stderr, so only where both are seen.
-    both_seen = sys.stdout.isatty()
-    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=both_seen) as bar:
+    # Rich would redirect stdout to the terminal, which is wrong if stdout goes to a file.
+    is_terminal = sys.stdout.isatty()
+    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=is_terminal) as bar:
         scans, tiles = bar.add_task("scans", total=None), bar.add_task("tiles", total=None)
         predictor.on_tiles = lambda done, total: bar.update(tiles, completed=done, total=total)
 
@@ -136,11 +152,11 @@ def _predict_with_progress(
             if on_case is not None:
                 on_case(result)
 
-        return predict_files(predictor, inputs, on_case=show, **options)
+        return predict_files(predictor, inputs, out_dir, format=format, overwrite=overwrite, on_case=show)
 
 
 def _print_case(has_volumes: bool, result: CaseResult) -> None:
-    name = " ".join(result.case.split())  # a file's name may hold anything, a new line too
+    name = " ".join(result.case.split())  # the name of a file may contain a line break
     print(_line(replace(result, case=name), has_volumes), flush=True)
     for warning in result.warnings:
         print(f"medseg: {name}: warning: {warning}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Running an application so that everything a user can get wrong ends in one line on stderr."""
+"""Run a Typer application so that every error of the input is one line on stderr; parameters shared by the commands."""
 
 from __future__ import annotations
 
@@ -14,50 +14,94 @@ import typer
 
 from medseg.errors import BundleError, MedsegError, OptionError, did_you_mean, one_line
 
-INTERRUPTED = 130  # what shells report for Ctrl-C
-# Typer brings its own copy of click or uses the one installed; the base of its exported class is right for both.
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle.", metavar="BUNDLE")]
+
+INTERRUPTED = 130  # the exit code of shells after Ctrl-C
+# Typer contains a copy of click or uses the installed one; the base class of Typer's own exception fits both.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 
 def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
     """Run a Typer application.
 
+    Args:
+        app: the application.
+        arguments: the words of the command line; None takes those of this process.
+
     Raises:
-        SystemExit: always; 0, 1 for an error of the input, 2 for one of the command line, 130 after Ctrl-C.
-        Exception: as it was raised, with --debug or where it is a defect rather than an error of the input.
+        SystemExit: always, with code 0, 1 after an error of the input, 2 after an error of the command line, or 130
+            after Ctrl-C.
+        Exception: any other error; and, with --debug, an error of the input as well.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an ASCII terminal shows "?" for "×" instead of stopping the command
+            stream.reconfigure(errors="replace")  # an ASCII terminal prints "?" for "×" and the command continues
     given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
+    is_debug = "--debug" in given
     try:
-        code = app([a for a in given if a != "--debug"], prog_name="medseg", standalone_mode=False)
+        code = app([word for word in given if word != "--debug"], prog_name="medseg", standalone_mode=False)
     except _UsageError as error:
-        code = _say_usage(error)
+        code = _print_usage_error(error)
     except (MedsegError, OSError) as error:
-        if debug:
+        if is_debug:
             raise
-        print(f"medseg: {_line(error)}", file=sys.stderr)
+        print(f"medseg: {_message(error)}", file=sys.stderr)
         code = 1
     if code == INTERRUPTED:
-        print("medseg: interrupted; what is finished is kept", file=sys.stderr)
+        print("medseg: interrupted; finished results are kept", file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
 @contextmanager
 def errors_as_json(is_wanted: bool) -> Iterator[None]:
-    """Answer an error of the input on stdout as well, `{"error": line}`, so that what reads JSON there finds some."""
+    """Print an error of the input as `{"error": message}` on stdout as well, for programs that read JSON there."""
     try:
         yield
     except (MedsegError, OSError) as error:
         if is_wanted:
-            print(json.dumps({"error": _line(error)}))
+            print(json.dumps({"error": _message(error)}))
         raise
 
 
-def _say_usage(error: Any) -> int:
-    """Print what is wrong with the command line; the help itself where nothing was asked for."""
+def check_bundle(bundle: Path) -> None:
+    """Refuse a bundle folder that does not exist, before torch is imported to open it.
+
+    Raises:
+        BundleError: there is no such folder. The message proposes the folder with the most similar name.
+    """
+    if not bundle.is_dir():
+        folders = [path.name for path in bundle.parent.iterdir() if path.is_dir()] if bundle.parent.is_dir() else []
+        hint = did_you_mean(bundle.name, folders, prefix=f"{bundle.parent}/")
+        raise BundleError(
+            f"{bundle}: no such bundle folder{hint or '; give the folder that contains configs/plan.json'}"
+        )
+
+
+def check_out_dir(out_dir: Path) -> None:
+    """Refuse an output folder that cannot be written, before any work is done.
+
+    Raises:
+        OptionError: it is a file, is below a file, is a broken link, or is not writable.
+    """
+    from medseg.volumes import check_out_folder
+
+    check_out_folder(out_dir)
+
+
+def check_out_file(option: str, path: Path) -> None:
+    """Refuse an output file that cannot be written, before any work is done.
+
+    Raises:
+        OptionError: it is a folder, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise OptionError(f"{path}: is a folder, but {option} needs a file; add a file name")
+    check_out_dir(path.parent)
+
+
+def _print_usage_error(error: Any) -> int:
+    """Print what is wrong with the command line, or the help text if there were no arguments."""
     path = error.ctx.command_path if error.ctx is not None else "medseg"
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.ctx.get_help())
@@ -74,44 +118,6 @@ def _usage_message(error: Any) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     is_from_system = isinstance(error, OSError) and not isinstance(error, MedsegError) and error.filename
     return one_line(error) + ("; check the path and its permissions" if is_from_system else "")
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Bundle = Annotated[Path, typer.Argument(help="Folder of the bundle.", metavar="BUNDLE")]
-
-
-def check_bundle(bundle: Path) -> None:
-    """Answer a misspelt path at once, before torch is imported to open the bundle.
-
-    Raises:
-        BundleError: there is no such folder; its neighbours' nearest name is proposed.
-    """
-    if not bundle.is_dir():
-        beside = [path.name for path in bundle.parent.iterdir() if path.is_dir()] if bundle.parent.is_dir() else []
-        hint = did_you_mean(bundle.name, beside, prefix=f"{bundle.parent}/")
-        raise BundleError(f"{bundle}: no such bundle folder{hint or '; give the folder that holds configs/plan.json'}")
-
-
-def check_folder(out: Path) -> None:
-    """Refuse an --out that can be no folder before any work is done for it.
-
-    Raises:
-        OptionError: it is, or would lie in, a file, a link to nowhere, or a folder that may not be written to.
-    """
-    from medseg.volumes import check_out_folder
-
-    check_out_folder(out)
-
-
-def check_file(option: str, path: Path) -> None:
-    """Refuse a file to write that can be none before any work is done for it.
-
-    Raises:
-        OptionError: it is a folder, or its folder can be none.
-    """
-    if path.is_dir():
-        raise OptionError(f"{path}: a folder, but {option} names a file; add a file name")
-    check_folder(path.parent)

@@ -1,4 +1,4 @@
-"""Running commands in this process, and files for them to work on."""
+"""Run commands in this process, and write files for them."""
 
 from __future__ import annotations
 

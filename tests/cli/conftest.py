@@ -1,4 +1,4 @@
-"""A bundle that predicts at once."""
+"""A bundle with a tiny network, which predicts in milliseconds."""
 
 from __future__ import annotations
 

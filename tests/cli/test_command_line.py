@@ -1,4 +1,4 @@
-"""What is typed wrong is one line; what is typed right can be read by people and scripts."""
+"""The command line: one line per error, output for people and for programs."""
 
 from __future__ import annotations
 
@@ -21,33 +21,25 @@ from medseg.plan import read_plan
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    ("arguments", "facts"),
     [
-        (["predct"], "medseg: no such command 'predct'. Did you mean 'predict'? (see medseg --help)"),
-        (
-            ["predict", "b", "s", "--out", "o", "--precison", "fp32"],
-            "medseg predict: no such option --precison; did you mean --precision? (see medseg predict --help)",
-        ),
-        (["predict", "b", "s"], "medseg predict: missing option '--out' / '-o' (see medseg predict --help)"),
-        (
-            ["predict", "b", "s", "--out", "o", "--tta", "flips"],
-            "medseg predict: invalid value for '--tta': 'flips' is not one of 'none', 'flip' "
-            "(see medseg predict --help)",
-        ),
-        (
-            ["bundle", "verify"],
-            "medseg bundle verify: missing argument 'BUNDLE' (see medseg bundle verify --help)",
-        ),
+        (["predct"], ["'predct'", "'predict'", "medseg --help"]),
+        (["predict", "b", "s", "--out", "o", "--precison", "fp32"], ["--precison", "did you mean --precision?"]),
+        (["predict", "b", "s"], ["'--out'", "medseg predict --help"]),
+        (["predict", "b", "s", "--out", "o", "--tta", "flips"], ["'--tta'", "'flips'", "'none', 'flip'"]),
+        (["bundle", "verify"], ["'BUNDLE'", "medseg bundle verify --help"]),
     ],
 )
-def test_a_misspelt_command_is_one_line(capsys, arguments, line):
+def test_a_wrong_command_is_one_line(capsys, arguments, facts):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert err == line + "\n"
+    assert err.startswith("medseg")
+    assert err.count("\n") == 1
+    assert [fact for fact in facts if fact not in err] == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], [], ["data"], ["predict", "-h"]])
-def test_help_is_there_for_whoever_asks(capsys, arguments):
+def test_help_is_printed(capsys, arguments):
     code, out, err = run(capsys, *arguments)
     assert (code == 0) == bool({"-h", "--help"} & {*arguments})
     assert out.startswith("Usage: medseg")
@@ -59,7 +51,7 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("command", [["predict", "{bundle}", "scan", "-o", "o"], ["bundle", "verify", "{bundle}"]])
-def test_a_misspelt_bundle_is_answered_without_torch(tmp_path, command):
+def test_a_misspelt_bundle_is_reported_without_importing_torch(tmp_path, command):
     (tmp_path / "hippocampus_segmentation").mkdir()
     misspelt, expected = tmp_path / "hipocampus_segmentation", tmp_path / "hippocampus_segmentation"
     arguments = [word.format(bundle=misspelt) for word in command]
@@ -68,41 +60,42 @@ def test_a_misspelt_bundle_is_answered_without_torch(tmp_path, command):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "False\n")
-    assert done.stderr == f"medseg: {misspelt}: no such bundle folder; did you mean {expected}?\n"
+    assert done.stderr.startswith(f"medseg: {misspelt}: ")
+    assert done.stderr.endswith(f"did you mean {expected}?\n")
 
 
 @pytest.mark.parametrize("command", [["predict", ".", "scan"], ["evaluate", "a", "b"], ["demo"]])
-def test_a_file_where_a_folder_is_meant_stops_before_any_work(capsys, tmp_path, command):
+def test_an_output_folder_that_is_a_file_is_refused_first(capsys, tmp_path, command):
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         code, _, err = run(capsys, *command, "--out", out)
-        assert (code, err) == (
-            1,
-            f"medseg: {tmp_path / 'file'}: a file where the output folder should be; choose another folder\n",
-        )
+        assert code == 1
+        assert err.startswith(f"medseg: {tmp_path / 'file'}: ")
+        assert err.count("\n") == 1
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_stops_before_any_work(capsys, tmp_path):
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root can write everywhere")
+def test_an_output_folder_without_permission_is_refused_first(capsys, tmp_path):
     tmp_path.chmod(0o555)
     code, _, err = run(capsys, "predict", ".", "scan", "--out", tmp_path / "out")
     assert code == 1
-    assert err.startswith(f"medseg: {tmp_path}: may not be written to (Permission denied); ")
+    assert err.startswith(f"medseg: {tmp_path}: ")
+    assert "Permission denied" in err
 
 
-def test_an_error_of_the_system_is_one_line(capsys, tmp_path):
+def test_an_error_of_the_operating_system_is_one_line(capsys, tmp_path):
     app = typer.Typer()
 
     @app.command()
-    def reads() -> None:
+    def read() -> None:
         (tmp_path / "absent").read_text()
 
     with pytest.raises(SystemExit) as stop:
         run_application(app, [])
     assert stop.value.code == 1
-    assert capsys.readouterr().err == (
-        f"medseg: {tmp_path / 'absent'}: No such file or directory; check the path and its permissions\n"
-    )
+    err = capsys.readouterr().err
+    assert err.startswith(f"medseg: {tmp_path / 'absent'}: No such file or directory")
+    assert err.count("\n") == 1
     with pytest.raises(FileNotFoundError):
         run_application(app, ["--debug"])
 
@@ -111,16 +104,16 @@ def test_an_interrupt_is_one_line(capsys):
     app = typer.Typer()
 
     @app.command()
-    def waits() -> None:
+    def wait() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stop:
         run_application(app, [])
     assert stop.value.code == INTERRUPTED
-    assert capsys.readouterr().err == "medseg: interrupted; what is finished is kept\n"
+    assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_each_case_is_said_when_it_is_done_and_volumes_become_a_table(capsys, bundle, tmp_path):
+def test_each_case_is_printed_and_volumes_are_written_as_a_table(capsys, bundle, tmp_path):
     rng = np.random.default_rng(1)
     scans = [write(tmp_path / "scäns" / f"{name} 1.nii.gz", rng.normal(size=(9, 10, 11))) for name in "ab"]
     table = tmp_path / "tables" / "volumes.csv"
@@ -128,7 +121,9 @@ def test_each_case_is_said_when_it_is_done_and_volumes_become_a_table(capsys, bu
     code, out, err = run(capsys, "predict", bundle, *scans, missing, "-o", tmp_path / "out", "--volumes", table)
     assert code == 1
     assert [line.split()[:2] for line in out.splitlines()] == [["done", "a"], ["done", "b"], ["failed", "absent"]]
-    assert err == f"medseg: 1 of 3 scans failed; the others are in {tmp_path / 'out'}\n"
+    assert "1 of 3" in err
+    assert str(tmp_path / "out") in err
+    assert err.count("\n") == 1
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = read_plan(bundle / "configs" / "plan.json").label_names[1:]
@@ -139,11 +134,11 @@ def test_each_case_is_said_when_it_is_done_and_volumes_become_a_table(capsys, bu
     assert rows[2] == {"case": "absent", "status": "failed", "output": "", **{f"{name}_ml": "" for name in names}}
 
 
-def test_labels_may_be_those_of_a_bundle(capsys, bundle, tmp_path):
+def test_labels_can_be_those_of_a_bundle(capsys, bundle, tmp_path):
     labels = read_plan(bundle / "configs" / "plan.json").labels
-    map_of = np.zeros((6, 6, 6), np.uint8)
-    map_of[1:3], map_of[4:] = 1, 2
-    write(tmp_path / "maps" / "a.nii.gz", map_of)
+    label_map = np.zeros((6, 6, 6), np.uint8)
+    label_map[1:3], label_map[4:] = 1, 2
+    write(tmp_path / "maps" / "a.nii.gz", label_map)
     for given in (bundle, bundle / "configs" / "plan.json"):
         code, out, _ = run(
             capsys, "evaluate", tmp_path / "maps", tmp_path / "maps", "-o", tmp_path / "e", "--labels", given, "--json",
@@ -161,7 +156,7 @@ def test_shipped_manifests_are_listed(capsys):
     ]  # fmt: skip
 
 
-def test_a_closed_pipe_is_no_traceback():
+def test_a_closed_pipe_gives_no_traceback():
     program = "import sys; sys.path.insert(0, '.'); from medseg.cli import main; main(['predict', '--help'])"
     command = f'"{sys.executable}" -c "{program}" | true'
     root = Path(__file__).parents[2]
@@ -169,12 +164,29 @@ def test_a_closed_pipe_is_no_traceback():
     assert "Traceback" not in done.stderr
 
 
-def test_a_table_that_cannot_be_written_stops_before_any_work(capsys, tmp_path):
+def test_a_table_that_cannot_be_written_is_refused_first(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    for table, said in (
-        (tmp_path, f"{tmp_path}: a folder, but --volumes names a file; add a file name"),
-        (tmp_path / "file" / "v.csv", f"{tmp_path / 'file'}: a file where the output folder should be; choose another"),
-    ):
+    for table, wrong in ((tmp_path, tmp_path), (tmp_path / "file" / "v.csv", tmp_path / "file")):
         code, _, err = run(capsys, "predict", ".", "scan", "--out", tmp_path / "out", "--volumes", table)
         assert code == 1
-        assert err.startswith(f"medseg: {said}")
+        assert err.startswith(f"medseg: {wrong}: ")
+        assert err.count("\n") == 1
+
+
+def test_tables_fit_into_80_columns(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    rng = np.random.default_rng(2)
+    for case in "abc":
+        for folder in ("predictions", "references", "others"):
+            write(tmp_path / folder / f"a_long_case_name_{case}.nii.gz", rng.integers(0, 3, (6, 7, 8)).astype(np.uint8))
+    code, out, _ = run(
+        capsys, "evaluate", tmp_path / "predictions", tmp_path / "references", "-o", tmp_path / "e", "--draws", 2000,
+        "--against", tmp_path / "others", "--instances", "components", "--no-images",
+    )  # fmt: skip
+    assert code == 0
+    table = [line for line in out.splitlines() if "report.html" not in line]
+    assert max(map(len, table)) <= 80
+    assert "…" not in out
+    listed = run(capsys, "data", "list")[1]
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "phantom_cells" in listed

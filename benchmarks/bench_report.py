@@ -1,11 +1,11 @@
-"""The report: size of the page, how long writing and opening it take, with 20 and with 500 cases.
+"""Measure the report: size of the page and time to write and to open it, with 20 and with 500 cases.
 
     python benchmarks/bench_report.py [--cases 20 500] [--repeats 5] [--small]
 
-Generated cells of 64×64×32 voxels (with --small 24×20×16); cases beyond the twentieth repeat the files of the first
-twenty. Opening is measured in a headless Chromium without WebGL: from the start of loading to the first content on the
-screen and to the finished page, and from the click on a case to its planes drawn. Medians of fresh loads. Without
-Chromium only sizes and writing are measured.
+The cases are generated cells of 64×64×32 voxels (24×20×16 with --small); cases beyond the twentieth repeat the files of
+the first twenty. Opening is measured in a headless Chromium without WebGL: from the start of loading to the first
+content and to the finished page, and from the click on a case to its drawn planes. The times are medians of fresh
+loads. Without Chromium only sizes and writing are measured.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from medseg.volumes import Volume, read_label_map, write_volume
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from reporting.chromium import Chromium, missing
+from reporting.browser import Browser, missing_browser
 from reporting.evaluations import repeated
 from timing import machine
 
-WRITTEN = 20
+NUM_FILES = 20
 
 
 def evaluated(folder: Path, shape: tuple[int, int, int]) -> tuple[Evaluation, dict[str, Path]]:
-    """Twenty cases whose predictions are shifted by a voxel, one in five without its second class."""
-    cases = generate_phantoms(folder, WRITTEN, shape=shape)
+    """Evaluate twenty cases whose predictions are shifted by a voxel; one in five lacks its second class."""
+    cases = generate_phantoms(folder, NUM_FILES, shape=shape)
     for number, case in enumerate(cases):
         labels = read_label_map(folder / "labels" / f"{case}.nii.gz")
         moved = np.roll(labels.array, 1, axis=number % 3)
@@ -47,8 +47,8 @@ def evaluated(folder: Path, shape: tuple[int, int, int]) -> tuple[Evaluation, di
     return result, {case: folder / "images" / f"{case}.nii.gz" for case in cases}
 
 
-def opening_ms(browser: Chromium, page: Path, repeats: int) -> tuple[float, float, float]:
-    """Medians of first content, finished page, and a case opened, in ms."""
+def opening_ms(browser: Browser, page: Path, repeats: int) -> tuple[float, float, float]:
+    """Return the median times to first content, to the finished page and to an opened case, in ms."""
     first, ready, case = [], [], []
     for _ in range(repeats):
         browser.open(page)
@@ -71,13 +71,13 @@ def main() -> None:
     print(f"Machine: {machine()}\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        browser = None if missing() else Chromium(folder / "chromium")
+        browser = None if missing_browser() else Browser(folder / "chromium")
         result, images = evaluated(folder, shape)
         files = {entry["reference"]: images[entry["case"]] for entry in result.summary["inputs"]}
-        print("| cases | page MB | numbers only MB | writing s | first content ms | ready ms | a case ms |")
+        print("| cases | page MB | numbers only MB | writing s | first content ms | ready ms | case ms |")
         print("|---|---|---|---|---|---|---|")
         for num_cases in given.cases:
-            many = result if num_cases == WRITTEN else repeated(result, num_cases)
+            many = result if num_cases == NUM_FILES else repeated(result, num_cases)
             scans = {entry["case"]: files[entry["reference"]] for entry in many.summary["inputs"]}
             started = time.perf_counter()
             page = write_report(many, folder / "report.html", images=scans, labels=read_manifest("phantom_cells"))

@@ -1,4 +1,4 @@
-"""Draw the pictures of the report: generated cells, imperfect predictions, a headless Chromium.
+"""Take the screenshots of the report: generated cells, imperfect predictions, a headless Chromium.
 
 python docs/pictures/report_draw.py
 """
@@ -22,11 +22,11 @@ from medseg.volumes import Volume, read_label_map, write_volume
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
-from reporting.chromium import Chromium  # noqa: E402
+from reporting.browser import Browser  # noqa: E402
 
 NUM_CASES = 20
 DESKTOP, PHONE = (1280, 860), (390, 844)
-# name → window, colours, element at its top, case that is opened
+# name → window size, colour scheme, element to scroll to, case to open
 PICTURES = {
     "report_desktop_light": (DESKTOP, "light", "body", None),
     "report_viewer_dark": (DESKTOP, "dark", ".viewer", 3),
@@ -37,7 +37,7 @@ PICTURES = {
 
 
 def imperfect(labels: np.ndarray, cells: np.ndarray, number: int) -> np.ndarray:
-    """A prediction that errs at borders, loses small cells, swaps a few classes and once misses a class."""
+    """Make a prediction with wrong borders, lost cells, swapped classes and, in case 7, a missed class."""
     rng = np.random.default_rng(number)
     noise = ndimage.gaussian_filter(rng.normal(size=labels.shape), 3)
     noise /= noise.std()
@@ -52,7 +52,7 @@ def imperfect(labels: np.ndarray, cells: np.ndarray, number: int) -> np.ndarray:
 
 
 def make_page(folder: Path) -> Path:
-    """The report of 20 generated cases."""
+    """Write the report of 20 generated cases."""
     cases = generate_phantoms(folder, NUM_CASES)
     for number, case in enumerate(cases):
         labels = read_label_map(folder / "labels" / f"{case}.nii.gz")
@@ -67,7 +67,7 @@ def make_page(folder: Path) -> Path:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = make_page(Path(folder))
-        browser = Chromium(Path(folder) / "chromium")
+        browser = Browser(Path(folder) / "chromium")
         try:
             for name, ((width, height), colours, top, case) in PICTURES.items():
                 browser.devtools(
@@ -86,8 +86,8 @@ def main() -> None:
                     browser.wait("return document.querySelector('.viewer').dataset.ready !== 'no'")
                     browser.js("document.querySelector('[data-toggle=errors]').click()")
                 browser.js("document.querySelector(arguments[0]).scrollIntoView()", top)
-                browser.js_async("new Promise((done) => setTimeout(done, 300))")
-                screen = Image.fromarray(browser.picture())
+                browser.wait_until_drawn()
+                screen = Image.fromarray(browser.screenshot())
                 picture = screen.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
                 data = io.BytesIO()
                 picture.save(data, "PNG", optimize=True)

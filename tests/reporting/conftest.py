@@ -1,19 +1,13 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting.browsing import READY
-from reporting.chromium import Chromium, started
+from reporting.browser import READY, Browser, browser
 from reporting.evaluations import small_evaluation
 
 from medseg.reporting import write_report
 
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    """A headless Chromium without WebGL; tests that need it are skipped where there is none."""
-    yield from started(tmp_path_factory.mktemp("chromium"))
+__all__ = ["browser"]
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +19,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(browser: Chromium, page: Path) -> Chromium:
+def opened(browser: Browser, page: Path) -> Browser:
     """A browser with the worst case of that report open."""
     browser.open(page)
     browser.click("#choices button[data-case='0']")

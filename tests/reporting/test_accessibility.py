@@ -1,7 +1,7 @@
 """The page for those who do not see, do not point, or read on a phone."""
 
 import pytest
-from reporting.browsing import READY
+from reporting.browser import READY
 
 
 def test_pictures_have_numbers_for_those_who_do_not_see_them(opened):

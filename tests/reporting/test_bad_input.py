@@ -1,7 +1,7 @@
 """Runs that are not as they should be still give a page, which says what it lacks and why."""
 
 import numpy as np
-from reporting.browsing import READY, is_clean, settled
+from reporting.browser import READY, assert_clean
 from reporting.evaluations import small_evaluation, write_image
 
 from medseg.evaluation import evaluate
@@ -17,8 +17,8 @@ def test_one_case_of_sixty_structures_is_paged_and_all_can_be_chosen(browser, tm
     browser.wait(READY.format(0))
     assert browser.js("return document.querySelectorAll('#structure option').length") == 61
     browser.js("const s = document.getElementById('structure'); s.value = 59; s.dispatchEvent(new Event('change'))")
-    settled(browser)
-    is_clean(browser)
+    browser.wait_until_drawn()
+    assert_clean(browser)
 
 
 def test_a_page_cut_short_says_so(browser, page, tmp_path):
@@ -36,7 +36,7 @@ def test_a_page_cut_short_says_so(browser, page, tmp_path):
 def test_nothing_evaluated_still_opens(browser, tmp_path):
     browser.open(write_report(None, tmp_path / "report.html", failure="a: <b> is missing").path)
     assert "a: <b> is missing" in browser.js("return document.body.textContent")
-    is_clean(browser)
+    assert_clean(browser)
 
 
 def test_one_case_has_no_interval_and_no_percentiles(browser, tmp_path):
@@ -48,7 +48,7 @@ def test_one_case_has_no_interval_and_no_percentiles(browser, tmp_path):
     assert browser.js("return document.querySelectorAll('#choices .bar').length") == 1
     browser.js("medseg.open(0)")
     browser.wait(READY.format(0))
-    is_clean(browser)
+    assert_clean(browser)
 
 
 def test_cases_that_failed_come_first_on_the_page(browser, tmp_path):
@@ -64,7 +64,7 @@ def test_cases_that_failed_come_first_on_the_page(browser, tmp_path):
     tiles = browser.js("return [...document.querySelectorAll('.tiles li')].map((l) => l.textContent)")
     assert "1case left outsee below" in tiles
     assert browser.js("return document.querySelectorAll('#sheet li').length") == 2
-    is_clean(browser)
+    assert_clean(browser)
 
 
 def test_structures_that_occur_nowhere_are_no_mistake(browser, tmp_path):
@@ -76,7 +76,7 @@ def test_structures_that_occur_nowhere_are_no_mistake(browser, tmp_path):
     browser.js("medseg.open(0)")
     browser.wait(READY.format(0))
     assert browser.js("return document.getElementById('readout').textContent").endswith("prediction: background")
-    is_clean(browser)
+    assert_clean(browser)
 
 
 def test_a_page_too_small_for_pictures_still_answers_a_click(browser, tmp_path):
@@ -88,4 +88,4 @@ def test_a_page_too_small_for_pictures_still_answers_a_click(browser, tmp_path):
     browser.click("#sheet button")
     assert "no volume on this page" in browser.js("return document.getElementById('no-volume').textContent")
     assert browser.js("return document.querySelectorAll('#details tbody tr').length") == 2
-    is_clean(browser)
+    assert_clean(browser)

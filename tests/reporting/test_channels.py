@@ -7,8 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from reporting.browsing import READY, is_clean, settled
-from reporting.chromium import Chromium
+from reporting.browser import READY, Browser, assert_clean
 from reporting.evaluations import small_evaluation, write_image
 
 from medseg.reporting import write_report
@@ -31,7 +30,7 @@ def channels_of(folder: Path, images: dict[str, Path], noise: int = 500) -> dict
 
 
 @pytest.fixture
-def opened(browser: Chromium, tmp_path: Path) -> Chromium:
+def opened(browser: Browser, tmp_path: Path) -> Browser:
     result, images = small_evaluation(tmp_path, 3, shape=(16, 14, 12))
     written = write_report(result, tmp_path / "report.html", images=channels_of(tmp_path, images))
     assert written.left_out == ()
@@ -41,13 +40,13 @@ def opened(browser: Chromium, tmp_path: Path) -> Chromium:
     return browser
 
 
-def intensity(browser: Chromium) -> float:
-    settled(browser)
+def intensity(browser: Browser) -> float:
+    browser.wait_until_drawn()
     readout = browser.js("return document.getElementById('readout').textContent")
     return float(readout.split("intensity about ")[1].split("reference")[0])
 
 
-def test_a_key_and_a_list_choose_the_channel(opened: Chromium) -> None:
+def test_a_key_and_a_list_choose_the_channel(opened: Browser) -> None:
     names = "return [...document.querySelectorAll('#channel option')].map((o) => o.textContent)"
     assert opened.js(names) == ["channel 1", "channel 2", "channel 3"]
     assert opened.js("return document.getElementById('channel').labels[0].textContent").startswith("channel")
@@ -60,10 +59,10 @@ def test_a_key_and_a_list_choose_the_channel(opened: Chromium) -> None:
     opened.js("const s = document.getElementById('channel'); s.value = 2; s.dispatchEvent(new Event('change'))")
     opened.wait("return Number(document.getElementById('level').value) > 20000")
     assert LOWEST[2] <= intensity(opened) <= LOWEST[2] + 600
-    is_clean(opened)
+    assert_clean(opened)
 
 
-def test_the_next_case_opens_on_the_channel_and_each_keeps_its_window(opened: Chromium) -> None:
+def test_the_next_case_opens_on_the_channel_and_each_keeps_its_window(opened: Browser) -> None:
     opened.js("const w = document.getElementById('width'); w.value = 123; w.dispatchEvent(new Event('change'))")
     opened.js("document.querySelector('figure canvas').focus()")
     opened.press("m")

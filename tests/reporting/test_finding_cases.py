@@ -1,13 +1,14 @@
 """Search, order, pages and dots lead to a case."""
 
-from reporting.browsing import ENTER, READY, RIGHT, is_clean
+from reporting.browser import READY, assert_clean
 from reporting.evaluations import repeated, small_evaluation
+from selenium.webdriver import Keys
 
 from medseg.reporting import write_report
 
 
 def test_search_narrows_the_sheet_the_table_and_the_dots(opened):
-    opened.type("#search", "004")
+    opened.find("#search").send_keys("004")
     assert opened.js("return [...document.querySelectorAll('#sheet b')].map((b) => b.textContent)") == ["case_004"]
     assert opened.js("return document.getElementById('found').textContent") == "1 of 6 cases found"
     hits = opened.js(
@@ -32,15 +33,15 @@ def test_columns_sort_both_ways_and_say_so(opened):
     assert [float(text) for text in opened.js(column)] == sorted(up, reverse=True)
     sort = "return document.querySelector('[data-sort=dice]').closest('th').getAttribute('aria-sort')"
     assert opened.js(sort) == "descending"
-    opened.press(ENTER)  # the header keeps the focus
+    opened.press(Keys.ENTER)  # the header keeps the focus
     assert opened.js(sort) == "ascending"
 
 
 def test_dots_open_their_case_by_keyboard(opened):
     opened.js("document.querySelector('svg.dots').focus()")
-    opened.press(RIGHT)
+    opened.press(Keys.ARROW_RIGHT)
     said = opened.js("return document.querySelector('#distributions-place [aria-live]').textContent")
-    opened.press(ENTER)
+    opened.press(Keys.ENTER)
     name = opened.js("return document.getElementById('shown').textContent")
     number = opened.js("return document.querySelector('.dot.chosen').dataset.case")
     opened.wait(READY.format(opened.js("return Number(arguments[0])", number)))
@@ -64,4 +65,4 @@ def test_500_cases_open_in_pages_of_50(browser, tmp_path):
     browser.js("medseg.open(499)")  # neither among the worst nor at a percentile
     assert "no volume on this page" in browser.js("return document.getElementById('no-volume').textContent")
     assert browser.js("return document.querySelectorAll('#details tbody tr').length") == 2
-    is_clean(browser)
+    assert_clean(browser)

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from reporting.browsing import READY, is_clean, settled
+from reporting.browser import READY, assert_clean
 from reporting.test_report import block
 
 
@@ -14,8 +14,8 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, page):
         browser.wait(READY.format(case))
     for button in ("[data-view='table']", "#theme", "#files summary", "[data-copy]"):
         browser.click(button)
-    settled(browser)
-    is_clean(browser)
+    browser.wait_until_drawn()
+    assert_clean(browser)
     assert browser.js("return medseg.volumes.decodedNow()") == [3, 4, 5]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from figures.test_panels import rotation
-from reporting.browsing import BLUE, READY, is_clean, near, settled
+from reporting.browser import BLUE, READY, assert_clean, has_color
 
 from medseg.datasets import phantom_case
 from medseg.evaluation import evaluate
@@ -47,10 +47,10 @@ def test_a_marker_on_the_left_is_shown_on_the_side_the_letters_say(browser, tmp_
     for press in (False, True):
         if press:
             browser.js("document.querySelector('[data-toggle=mirrored]').click()")
-        settled(browser)
+        browser.wait_until_drawn()
         for number, (across, down) in enumerate(wanted.values(), start=1):
             figure = f"figure:nth-of-type({number})"
-            picture = browser.picture(f"{figure} canvas")[..., 0].astype(float)
+            picture = browser.screenshot(f"{figure} canvas")[..., 0].astype(float)
             # letters lie on the canvas; the marker fills an area that they cannot
             bright = picture > 200
             rows, columns = np.nonzero(bright)
@@ -65,7 +65,7 @@ def test_a_marker_on_the_left_is_shown_on_the_side_the_letters_say(browser, tmp_
         badge = browser.js("return document.querySelector('.viewer .badges').textContent")
         assert f"patient left is on image {'left' if press else 'right'}" in badge
         assert ("oblique" in badge) == (name == "oblique")
-    is_clean(browser)
+    assert_clean(browser)
 
 
 def test_a_picture_without_patient_has_one_plane_and_no_letters(browser, tmp_path):
@@ -86,8 +86,8 @@ def test_a_picture_without_patient_has_one_plane_and_no_letters(browser, tmp_pat
     badges = browser.js("return document.querySelector('.viewer .badges').textContent")
     assert "no patient orientation" in badges
     assert "pixels" in badges
-    blue = near(browser.picture("figure canvas"), BLUE)
+    blue = has_color(browser.screenshot("figure canvas"), BLUE)
     rows, columns = np.nonzero(blue)
     assert rows.mean() < blue.shape[0] / 2
     assert columns.mean() > blue.shape[1] / 2
-    is_clean(browser)
+    assert_clean(browser)

@@ -1,6 +1,7 @@
 """The viewer under the hands of its readers."""
 
-from reporting.browsing import BLUE, DOWN, HOME, ORANGE, READY, RIGHT, UP, near, settled
+from reporting.browser import BLUE, ORANGE, READY, has_color
+from selenium.webdriver import Keys
 
 
 def test_the_wheel_and_the_keys_change_slices(opened):
@@ -10,19 +11,19 @@ def test_the_wheel_and_the_keys_change_slices(opened):
     opened.wheel(axial, -100)
     opened.wait(f"return medseg.viewer.position()[2] === {min(start[2] + 1, 15)}")
     opened.js("document.querySelector(arguments[0]).focus()", axial)
-    opened.press(HOME)
+    opened.press(Keys.HOME)
     assert opened.js("return medseg.viewer.position()[2]") == 0
     for _ in range(3):
-        opened.press(UP)
-    opened.press(DOWN)
-    settled(opened)
+        opened.press(Keys.ARROW_UP)
+    opened.press(Keys.ARROW_DOWN)
+    opened.wait_until_drawn()
     assert opened.js("return medseg.viewer.position()") == [start[0], start[1], 2]
     canvas = "document.querySelector('figure canvas')"
     assert opened.js(f"return {canvas}.getAttribute('aria-valuetext')") == "slice 3 of 16"
     slider = "figure:nth-of-type(2) input"
     opened.js(f"document.querySelector('{slider}').focus()")
     before = opened.js("return medseg.viewer.position()[1]")
-    opened.press(RIGHT)
+    opened.press(Keys.ARROW_RIGHT)
     assert opened.js("return medseg.viewer.position()[1]") == min(before + 1, 19)
 
 
@@ -37,21 +38,21 @@ def test_a_click_moves_the_crosshair_to_that_place(opened):
 def test_toggles_show_and_hide_outlines_and_errors(opened):
     opened.js("document.querySelector('.viewer').scrollIntoView()")
     canvas = "figure:nth-of-type(1) canvas"
-    assert near(opened.picture(canvas), BLUE).any()
-    assert near(opened.picture(canvas), ORANGE).any()
+    assert has_color(opened.screenshot(canvas), BLUE).any()
+    assert has_color(opened.screenshot(canvas), ORANGE).any()
     opened.click("[data-toggle='reference']")
-    settled(opened)
-    assert not near(opened.picture(canvas), BLUE).any()
+    opened.wait_until_drawn()
+    assert not has_color(opened.screenshot(canvas), BLUE).any()
     opened.js("document.querySelector(arguments[0]).focus()", canvas)
     opened.press("p")
-    settled(opened)
-    assert not near(opened.picture(canvas), ORANGE).any()
+    opened.wait_until_drawn()
+    assert not has_color(opened.screenshot(canvas), ORANGE).any()
     assert (
         opened.js("return document.querySelector('[data-toggle=prediction]').getAttribute('aria-pressed')") == "false"
     )
-    quiet = opened.picture(canvas)
+    quiet = opened.screenshot(canvas)
     opened.press("e")
-    settled(opened)
-    assert (opened.picture(canvas) != quiet).any()
+    opened.wait_until_drawn()
+    assert (opened.screenshot(canvas) != quiet).any()
     opened.press("n")
     opened.wait(READY.format(1))

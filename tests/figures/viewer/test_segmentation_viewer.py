@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from reporting.chromium import Chromium
+from reporting.browser import Browser
 
 from medseg.errors import GeometryError
 from medseg.figures import segmentation_viewer
@@ -84,7 +84,7 @@ def test_odd_values_do_not_stop_it() -> None:
 
 
 @pytest.fixture
-def opened(browser: Chromium, tmp_path: Path) -> Chromium:
+def opened(browser: Browser, tmp_path: Path) -> Browser:
     """A segmentation's iframe inside a page, as a notebook shows it."""
     image = np.random.default_rng(0).normal(size=(24, 20, 16))
     labels = np.zeros(image.shape, int)
@@ -100,15 +100,15 @@ def opened(browser: Chromium, tmp_path: Path) -> Chromium:
     return browser
 
 
-def test_a_browser_draws_the_labels_in_their_colours(opened: Chromium) -> None:
+def test_a_browser_draws_the_labels_in_their_colours(opened: Browser) -> None:
     assert opened.js("return document.getElementById('shown').textContent") == "<a> & b.nii.gz"
     assert opened.js("return [...document.querySelectorAll('.legend li')].map((l) => l.textContent)") == [
         "front",
         "back",
     ]
     opened.js("document.querySelector('[data-toggle=cross]').click()")
-    opened.js_async("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    picture = opened.picture("figure canvas").astype(int)
+    opened.wait_until_drawn()
+    picture = opened.screenshot("figure canvas").astype(int)
     middles = [np.argwhere(np.abs(picture - rgb(color)).max(-1) <= 2).mean(0) for color in OKABE_ITO[:2]]
     # "front" lies at lower x, to the patient's left, hence on the right of the screen
     assert middles[0][1] > middles[1][1]
@@ -117,7 +117,7 @@ def test_a_browser_draws_the_labels_in_their_colours(opened: Chromium) -> None:
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
 
 
-def test_what_needs_a_reference_is_not_offered(opened: Chromium) -> None:
+def test_what_needs_a_reference_is_not_offered(opened: Browser) -> None:
     shown = opened.js(
         "return [...document.querySelectorAll('[data-toggle]')].filter((b) => !b.hidden).map((b) => b.textContent)"
     )

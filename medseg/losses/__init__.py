@@ -1,4 +1,4 @@
-"""Losses with a weight a voxel; for all others use `monai.losses`."""
+"""Losses with per-voxel weights, which MONAI lacks; for all others use `monai.losses`."""
 
 from medseg.losses.weighted import DeepSupervisionLoss, WeightedCrossEntropyLoss, WeightedDiceCELoss
 

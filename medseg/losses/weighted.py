@@ -1,4 +1,4 @@
-"""Cross entropy with a weight for every voxel."""
+"""Cross entropy and Dice losses with per-voxel weights, ignored labels and overlapping regions."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,83 +13,35 @@ from medseg.errors import ShapeError
 Regions = Sequence[Sequence[int]]
 
 
-def checked_label(logits: torch.Tensor, label: torch.Tensor, regions: Regions | None) -> torch.Tensor:
-    """The label as int64, so that comparisons mean what they say (uint8 255 == −1 holds in torch).
-
-    Raises:
-        ShapeError: logits (B, C, …), label (B, 1, …) and regions do not belong together.
-    """
-    expected = (logits.shape[0], 1, *logits.shape[2:])
-    if tuple(label.shape) != expected:
-        raise ShapeError(f"label must have shape {expected} for these logits, found {tuple(label.shape)}")
-    if regions is not None and len(regions) != logits.shape[1]:
-        raise ShapeError(f"{len(regions)} regions need as many channels of logits, found {logits.shape[1]}")
-    return plain(label).to(torch.int64)
-
-
-def voxel_weight(label: torch.Tensor, weight: torch.Tensor | None, ignore_label: int | None) -> torch.Tensor:
-    """(B, 1, …) float32 weights: `weight` or 1, and 0 where the label is `ignore_label`."""
-    out = torch.ones_like(label, dtype=torch.float32) if weight is None else plain(weight).to(torch.float32)
-    if out.shape != label.shape:
-        raise ShapeError(f"weight must have the label's shape {tuple(label.shape)}, found {tuple(out.shape)}")
-    return out if ignore_label is None else out * (label != ignore_label)
-
-
-def class_index(label: torch.Tensor, weights: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(B, 1, …) labels, 0 where the voxel's weight is 0: what an unlabelled voxel holds is nobody's business.
-
-    Raises:
-        ValueError: another label has no channel of logits. Not checked on a GPU, where it would wait for the device.
-    """
-    index = label.masked_fill(weights == 0, 0)
-    if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_classes:
-        unknown = sorted(set(index.unique().tolist()) - set(range(num_classes)))
-        raise ValueError(
-            f"labels must lie in 0..{num_classes - 1}, the channels of the logits, found {unknown}: remap them, "
-            "name one of them ignore_label, or give those voxels weight 0"
-        )
-    return index
-
-
-def membership(label: torch.Tensor, num_channels: int, regions: Regions | None) -> torch.Tensor:
-    """(B, channels, …) bool: is the voxel in the channel's class, or in the channel's region (a set of labels)?"""
-    if regions is None:
-        classes = torch.arange(num_channels, device=label.device).view(1, -1, *(1,) * (label.ndim - 2))
-        return label == classes
-    members = [torch.isin(label, torch.tensor(list(region), device=label.device)) for region in regions]
-    return torch.cat(members, dim=1)
-
-
-def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Without MONAI's meta data, whose bookkeeping at every operation slows a loss down."""
-    as_tensor = getattr(tensor, "as_tensor", None)
-    return as_tensor() if callable(as_tensor) else tensor
-
-
 class WeightedCrossEntropyLoss(nn.Module):
-    """Cross entropy with voxel weights, the mean over samples of each sample's weighted mean.
+    """Compute cross entropy with per-voxel weights: the mean over samples of each sample's weighted mean.
 
     L = 1/B Σ_b [ Σ_x w(x) c(l(x)) (−log p_l(x)(x)) / Σ_x w(x) c(l(x)) ]
 
-    with p the softmax of the logits, l the label, w the voxel weight and c the class weight: Eq. 1 of Ronneberger et
-    al. 2015 (arXiv:1505.04597) made a mean. With `regions` the sum also runs over the channels r, each a binary cross
-    entropy of sigmoid(logit) against "l is in region r" with c(r) in place of c(l).
+    Here p is the softmax of the logits, l the label, w the voxel weight and c the class weight. The sum is Eq. 1 of
+    Ronneberger et al. 2015 (arXiv:1505.04597), divided by the sum of the weights. With `regions` the sum also runs over
+    the channels r. Each channel is a binary cross entropy of sigmoid(logit) against "l is in region r", with c(r) in
+    place of c(l).
 
-    The denominator is a sample's own, so averaging the gradients of many processes with equal local batches equals one
-    process with the whole batch. `denominator="voxels"` divides by the sample's number of voxels (times regions)
-    instead: then a sparsely annotated sample weighs less, and the scale of w matters.
+    Each sample has its own denominator, so that averaging the gradients of several processes with equal local batches
+    equals one process with the whole batch. `denominator="voxels"` divides by the sample's number of voxels (times
+    regions) instead. A sparsely annotated sample then counts less, and the scale of w matters.
 
-    A sample without any weight contributes 0 and still counts in B; if no sample has any, the loss is 0 and has a
-    (zero) gradient. Computed in float32, also under autocast.
+    A sample without any weight contributes 0 and still counts in B. If no sample has any weight, the loss is 0 and its
+    gradient is zero. The loss is computed in float32, also under autocast.
 
     Args:
-        class_weight: c, one number ≥ 0 a channel of logits; None = 1.
-        ignore_label: label value of voxels to leave out; None = every voxel has a label.
-        regions: sets of label values, one a channel, which may overlap; None = exclusive classes (softmax).
-        denominator: `weights` or `voxels`.
+        class_weight: c, one number ≥ 0 per channel of logits; None is 1 for all.
+        ignore_label: label of voxels that are left out; None if every voxel has a label.
+        regions: one set of labels per channel, which may overlap (sigmoid); None for exclusive classes (softmax).
+        denominator: "weights" or "voxels".
 
     Shape:
-        logits (B, C, …), label (B, 1, …) integers in any type, weight (B, 1, …) ≥ 0 or None; returns a scalar.
+        logits (B, C, …), label (B, 1, …) integers of any type, weight (B, 1, …) ≥ 0 or None; returns a scalar.
+
+    Raises:
+        ValueError: a parameter is outside its range; (call) a label has no channel of logits.
+        ShapeError: (call) logits, label, weight, class weights and regions do not fit together.
     """
 
     class_weight: torch.Tensor | None
@@ -106,7 +58,7 @@ class WeightedCrossEntropyLoss(nn.Module):
             raise ValueError(f"denominator must be weights or voxels, found {denominator!r}")
         if class_weight is not None and (min(class_weight) < 0 or max(class_weight) <= 0):
             raise ValueError(f"class_weight must be non-negative and not all zero, found {list(class_weight)}")
-        # not persistent: a checkpoint's keys must not depend on the loss
+        # not persistent, because the keys of a checkpoint must not depend on the loss
         weights = None if class_weight is None else torch.tensor(list(class_weight), dtype=torch.float32)
         self.register_buffer("class_weight", weights, persistent=False)
         self.ignore_label = ignore_label
@@ -114,13 +66,13 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.denominator = denominator
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        logits, label = plain(logits), checked_label(logits, label, self.regions)
+        logits, label = _plain(logits), _checked_label(logits, label, self.regions)
         if self.class_weight is not None and len(self.class_weight) != logits.shape[1]:
             raise ShapeError(
-                f"class_weight has {len(self.class_weight)} numbers, logits have {logits.shape[1]} channels"
+                f"class_weight has {len(self.class_weight)} numbers but the logits have {logits.shape[1]} channels"
             )
         with torch.autocast(logits.device.type, enabled=False):
-            weights = voxel_weight(label, weight, self.ignore_label)
+            weights = _voxel_weight(label, weight, self.ignore_label)
             errors, weights = self._errors(logits.float(), label, weights)
             axes = tuple(range(1, errors.ndim))
             sums = (errors * weights).sum(axes)
@@ -132,37 +84,49 @@ class WeightedCrossEntropyLoss(nn.Module):
     def _errors(
         self, logits: torch.Tensor, label: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unweighted errors and their weights, of one shape: (B, …), or (B, regions, …)."""
+        """Return unweighted errors and their weights, both (B, …), or (B, regions, …) with regions."""
         per_class = None if self.class_weight is None else self.class_weight.to(logits.device)
         if self.regions is None:
-            index = class_index(label, weights, logits.shape[1])[:, 0]
+            index = _class_index(label, weights, logits.shape[1])[:, 0]
             weights = weights[:, 0] if per_class is None else weights[:, 0] * per_class[index]
             return F.cross_entropy(logits, index, reduction="none"), weights
-        target = membership(label, logits.shape[1], self.regions).to(logits.dtype)
+        target = _membership(label, logits.shape[1], self.regions).to(logits.dtype)
         if per_class is not None:
             weights = weights * per_class.view(1, -1, *(1,) * (logits.ndim - 2))
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none"), weights.expand_as(logits)
 
 
 class WeightedDiceCELoss(nn.Module):
-    """`dice_weight` · soft Dice loss + `ce_weight` · `WeightedCrossEntropyLoss`.
+    """Add the soft Dice loss and `WeightedCrossEntropyLoss`, each times its factor.
 
-    Dice = 1/(B K) Σ_b Σ_k [ 1 − (2 Σ_x m p_k g_k + ε) / (Σ_x m p_k + Σ_x m g_k + ε) ], ε = `smooth`
+    Dice = 1/(B K) Σ_b Σ_k [ 1 − (2 Σ_x m p_k g_k + ε) / (Σ_x m p_k + Σ_x m g_k + ε) ]
 
-    with p the softmax (with `regions`: the sigmoid) of the logits, g the reference and m = [voxel weight > 0 and label
-    not ignored]: voxels without annotation take no part, and voxel weights otherwise act on the cross entropy alone,
-    because Dice compares sizes. Each sample and class has its own ratio (no batch Dice), so many processes equal one.
-    It is `monai.losses.DiceLoss` where m = 1. A sample without an annotated voxel contributes 0.
+    Here p is the softmax of the logits (the sigmoid with `regions`), g the reference, ε is `smooth`, and m is 1 for
+    voxels with a positive weight and a label that is not ignored. The other voxels take no part in Dice. Weights
+    otherwise act on the cross entropy alone, because Dice compares sizes. With m = 1 everywhere the Dice term equals
+    `monai.losses.DiceLoss`.
+
+    Each sample and class has its own ratio, so that several processes equal one. A sample without an annotated voxel
+    contributes 0.
+
+    With `batch_dice` the sums Σ_x also run over the samples, which gives one ratio per class over the batch (`batch` of
+    `monai.losses.DiceLoss`). A class that one patch lacks then does not dominate the loss. But the ratio of a batch is
+    not the mean of its parts' ratios: with several processes each has the ratio of its local batch, and their averaged
+    gradients do not equal those of one process with the whole batch.
 
     Args:
         class_weight, ignore_label, regions, denominator: see `WeightedCrossEntropyLoss`; class weights act on the
             cross entropy alone.
-        include_background: whether Dice counts class 0; regions have no background.
-        dice_weight, ce_weight: the two terms' factors.
+        include_background: count class 0 in Dice. Regions have no background.
+        dice_weight, ce_weight: factors of the two terms.
         smooth: ε > 0, in voxels.
+        batch_dice: take one ratio per class over the batch instead of one per sample and class.
 
     Shape:
-        logits (B, C, …), label (B, 1, …) integers in any type, weight (B, 1, …) ≥ 0 or None; returns a scalar.
+        logits (B, C, …), label (B, 1, …) integers of any type, weight (B, 1, …) ≥ 0 or None; returns a scalar.
+
+    Raises:
+        ValueError, ShapeError: see `WeightedCrossEntropyLoss`; ValueError also if `smooth` is not positive.
     """
 
     def __init__(
@@ -175,47 +139,51 @@ class WeightedDiceCELoss(nn.Module):
         dice_weight: float = 1.0,
         ce_weight: float = 1.0,
         smooth: float = 1e-5,
+        batch_dice: bool = False,
     ) -> None:
         super().__init__()
         if smooth <= 0:
-            raise ValueError(f"smooth must be positive, found {smooth}: without it an empty sample would be 0/0")
+            raise ValueError(f"smooth must be positive, found {smooth}; otherwise an empty sample would be 0/0")
         self.cross_entropy = WeightedCrossEntropyLoss(class_weight, ignore_label, regions, denominator)
         self.include_background = include_background
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
         self.smooth = smooth
+        self.batch_dice = batch_dice
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         cross_entropy = self.cross_entropy(logits, label, weight)
         return self.dice_weight * self.dice(logits, label, weight) + self.ce_weight * cross_entropy
 
     def dice(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-        """The Dice term alone."""
+        """Compute the Dice term alone."""
         regions, ignore_label = self.cross_entropy.regions, self.cross_entropy.ignore_label
-        logits, label = plain(logits), checked_label(logits, label, regions)
+        logits, label = _plain(logits), _checked_label(logits, label, regions)
         with torch.autocast(logits.device.type, enabled=False):
-            weights = voxel_weight(label, weight, ignore_label)
+            weights = _voxel_weight(label, weight, ignore_label)
             mask = weights > 0
             if regions is None:
                 probabilities = logits.float().softmax(1)
-                label = class_index(label, weights, logits.shape[1])
+                label = _class_index(label, weights, logits.shape[1])
             else:
                 probabilities = logits.float().sigmoid()
-            target = (membership(label, logits.shape[1], regions) & mask).to(probabilities.dtype)
+            target = (_membership(label, logits.shape[1], regions) & mask).to(probabilities.dtype)
             probabilities = probabilities * mask
             if regions is None and not self.include_background and logits.shape[1] > 1:
                 probabilities, target = probabilities[:, 1:], target[:, 1:]
-            axes = tuple(range(2, logits.ndim))
+            axes = tuple(axis for axis in range(logits.ndim) if axis > 1 or (axis == 0 and self.batch_dice))
             overlap = (probabilities * target).sum(axes)
             sizes = probabilities.sum(axes) + target.sum(axes)
             return (1 - (2 * overlap + self.smooth) / (sizes + self.smooth)).mean()
 
 
 class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
-    """MONAI's `DeepSupervisionLoss` (same arguments, same level weights), which also hands voxel weights on.
+    """Sum a loss over several resolution levels, as MONAI's `DeepSupervisionLoss` does, with per-voxel weights.
 
-    L = Σ_i λ_i loss(logits_i, label_i, weight_i), level 0 first, with labels and weights brought to each level's grid
-    by nearest-neighbour sampling, so no label value is made up. One tensor of logits is level 0 alone with λ = 1.
+    L = Σ_i λ_i loss(logits_i, label_i, weight_i), level 0 first
+
+    The arguments and the level weights λ are MONAI's. Labels and weights are sampled at each level's grid by nearest
+    neighbour, so that no new label value appears. A single tensor of logits is level 0 with λ = 1.
     """
 
     def forward(
@@ -224,7 +192,13 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         target: torch.Tensor,
         weight: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss of one (B, C, …) or of several levels against label and weight (B, 1, …) on level 0's grid."""
+        """Compute the loss of one level (B, C, …) or a list of levels.
+
+        Args:
+            input: logits of one level, or of all levels with level 0, the finest, first.
+            target: label (B, 1, …) on level 0's grid.
+            weight: per-voxel weights (B, 1, …) on level 0's grid, or None.
+        """
         levels = [input] if isinstance(input, torch.Tensor) else list(input)
         factors = [1.0] if isinstance(input, torch.Tensor) else self.get_weights(len(levels))
         terms = [
@@ -234,7 +208,62 @@ class DeepSupervisionLoss(monai.losses.DeepSupervisionLoss):
         return torch.stack(terms).sum()
 
     def _at(self, volume: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        volume = plain(volume)
+        """Sample a label map or weights at the grid of a level's logits."""
+        volume = _plain(volume)
         if volume.shape[2:] == logits.shape[2:]:
             return volume
         return F.interpolate(volume.float(), size=logits.shape[2:], mode=self.interp_mode)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Drop MONAI's metadata, whose bookkeeping at every operation slows a loss down."""
+    as_tensor = getattr(tensor, "as_tensor", None)
+    return as_tensor() if callable(as_tensor) else tensor
+
+
+def _checked_label(logits: torch.Tensor, label: torch.Tensor, regions: Regions | None) -> torch.Tensor:
+    """Return the label as int64, because torch holds uint8 255 == -1 to be true.
+
+    Raises:
+        ShapeError: logits (B, C, …), label (B, 1, …) and regions do not fit together.
+    """
+    expected = (logits.shape[0], 1, *logits.shape[2:])
+    if tuple(label.shape) != expected:
+        raise ShapeError(f"label must have shape {expected} for these logits, found {tuple(label.shape)}")
+    if regions is not None and len(regions) != logits.shape[1]:
+        raise ShapeError(f"{len(regions)} regions need as many channels of logits, found {logits.shape[1]}")
+    return _plain(label).to(torch.int64)
+
+
+def _voxel_weight(label: torch.Tensor, weight: torch.Tensor | None, ignore_label: int | None) -> torch.Tensor:
+    """Return (B, 1, …) float32 weights: `weight` or 1, and 0 for voxels of `ignore_label`."""
+    out = torch.ones_like(label, dtype=torch.float32) if weight is None else _plain(weight).to(torch.float32)
+    if out.shape != label.shape:
+        raise ShapeError(f"weight must have the label's shape {tuple(label.shape)}, found {tuple(out.shape)}")
+    return out if ignore_label is None else out * (label != ignore_label)
+
+
+def _class_index(label: torch.Tensor, weights: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return (B, 1, …) class indices. Voxels with weight 0 may hold any label; theirs becomes 0.
+
+    Raises:
+        ValueError: another voxel's label has no channel of logits. A GPU is not checked, because the check would wait
+            for the device.
+    """
+    index = label.masked_fill(weights == 0, 0)
+    if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_classes:
+        unknown = sorted(set(index.unique().tolist()) - set(range(num_classes)))
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}, the channels of the logits, found {unknown}; remap them, "
+            "name one of them ignore_label, or give those voxels weight 0"
+        )
+    return index
+
+
+def _membership(label: torch.Tensor, num_channels: int, regions: Regions | None) -> torch.Tensor:
+    """Return (B, channels, …) bool: True where the voxel belongs to the channel's class or region."""
+    if regions is None:
+        classes = torch.arange(num_channels, device=label.device).view(1, -1, *(1,) * (label.ndim - 2))
+        return label == classes
+    members = [torch.isin(label, torch.tensor(list(region), device=label.device)) for region in regions]
+    return torch.cat(members, dim=1)

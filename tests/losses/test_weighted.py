@@ -1,4 +1,4 @@
-"""WeightedCrossEntropyLoss and WeightedDiceCELoss against PyTorch, MONAI and closed forms."""
+"""Compare the losses with PyTorch, MONAI, the formulas written out, and closed forms."""
 
 import math
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 
 from medseg.errors import ShapeError
-from medseg.losses import WeightedCrossEntropyLoss, WeightedDiceCELoss
+from medseg.losses import DeepSupervisionLoss, WeightedCrossEntropyLoss, WeightedDiceCELoss
 
 BOTH = [WeightedCrossEntropyLoss, WeightedDiceCELoss]
 
@@ -25,7 +25,7 @@ def example(batch=3, channels=4, shape=(5, 6, 7), seed=0):
 
 
 def brute_cross_entropy(logits, label, weight, class_weight=None, ignore_label=None):
-    """The documented formula, voxel by voxel from PyTorch's unreduced cross entropy."""
+    """Apply the documented formula to PyTorch's unreduced cross entropy."""
     means = []
     for x, target, w in zip(logits, label[:, 0], weight[:, 0], strict=True):
         keep = torch.ones_like(target, dtype=torch.bool) if ignore_label is None else target != ignore_label
@@ -53,7 +53,7 @@ def test_is_pytorchs_mean_for_one_sample():
 
 
 def test_closed_form_of_uniform_logits():
-    """Equal logits: −log(1/K) whatever the weights, and Dice 1 − 2 (n/K) / (N/K + n) a class."""
+    """Equal logits give −log(1/K) for any weights, and a Dice loss of 1 − 2 (n/K) / (N/K + n) per class."""
     label = torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8)
     label[..., :2] = 1
     logits = torch.zeros(1, 2, 4, 4, 4)
@@ -83,8 +83,46 @@ def test_dice_equals_monai(include_background):
     torch.testing.assert_close(factors(logits, label), 0.3 * theirs(logits, label) + 2.0 * cross_entropy)
 
 
-def test_dice_of_the_annotated_voxels_alone():
-    """Masking voxels equals not having them: the annotated slab cut out gives the same Dice and cross entropy."""
+@pytest.mark.parametrize("include_background", [True, False])
+@pytest.mark.parametrize("absent_class", [False, True])
+def test_batch_dice_equals_monai(include_background, absent_class):
+    logits, label, _ = example()
+    if absent_class:
+        label[1] = label[1].clamp(max=2)  # one sample lacks class 3, so the two kinds of Dice differ clearly
+    theirs = monai.losses.DiceLoss(
+        include_background, to_onehot_y=True, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=True
+    )(logits, label)
+    loss = WeightedDiceCELoss(include_background=include_background, batch_dice=True, ce_weight=2.0)
+    torch.testing.assert_close(loss.dice(logits, label), theirs)
+    torch.testing.assert_close(loss(logits, label), theirs + 2 * F.cross_entropy(logits, label[:, 0]))
+    assert not torch.allclose(WeightedDiceCELoss(include_background=include_background).dice(logits, label), theirs)
+
+
+def test_batch_dice_of_regions_equals_monai():
+    logits, label, _ = example(channels=2)
+    label = torch.randint(0, 3, label.shape, generator=torch.Generator().manual_seed(1))
+    target = torch.cat([label > 0, label == 2], dim=1)
+    theirs = monai.losses.DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=True)(logits, target.float())
+    loss = WeightedDiceCELoss(regions=[[1, 2], [2]], batch_dice=True)
+    torch.testing.assert_close(loss.dice(logits, label), theirs)
+
+
+def test_batch_dice_leaves_out_voxels_without_a_label():
+    """Ignored voxels and samples without annotation equal voxels and samples that are cut off."""
+    logits, label, weight = example(shape=(8, 6, 5))
+    weight[:, :, 4:] = 0
+    weight[2] = 0
+    label[:2, :, 3] = 255
+    loss = WeightedDiceCELoss(ignore_label=255, batch_dice=True)
+    torch.testing.assert_close(loss.dice(logits, label, weight), loss.dice(logits[:2, :, :3], label[:2, :, :3]))
+    logits.requires_grad_()
+    nothing = loss.dice(logits, label, weight * 0)
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert float(nothing.detach()) == pytest.approx(0.0, abs=1e-7)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_voxels_of_weight_zero_equal_voxels_that_are_cut_off():
     logits, label, weight = example(shape=(8, 6, 5))
     weight[:, :, 4:] = 0
     loss = WeightedDiceCELoss()
@@ -169,7 +207,7 @@ def test_two_processes_equal_one(loss_class, denominator):
     scale=st.floats(0.1, 100),
     dims=st.integers(1, 3),
 )
-def test_weights_have_no_scale_and_gradients_are_finite(seed, batch, channels, scale, dims):
+def test_the_scale_of_weights_does_not_matter_and_gradients_are_finite(seed, batch, channels, scale, dims):
     logits, label, weight = example(batch, channels, (4, 3, 5)[:dims], seed)
     weight[weight < 1] = 0
     logits.requires_grad_()
@@ -220,7 +258,7 @@ def test_label_types_and_meta_tensors_agree(dtype):
 
 
 def test_uint8_label_is_not_mistaken_for_a_negative_ignore_label():
-    """torch holds uint8 255 == −1 to be true; 255 is a wrong label here, not an ignored one."""
+    """In torch uint8 255 == −1 is true, but 255 is a wrong label here and not the ignored one."""
     logits, label, _ = example()
     label = label.to(torch.uint8)
     label[0, 0, 0, 0, 0] = 255
@@ -233,21 +271,75 @@ def test_class_weights_stay_out_of_checkpoints():
     assert WeightedDiceCELoss(class_weight=[1.0, 2.0]).state_dict() == {}
 
 
-def test_errors_name_rule_and_value():
+def test_errors_name_the_values_found_and_expected():
     logits, label, weight = example()
-    with pytest.raises(ShapeError, match=r"label must have shape \(3, 1, 5, 6, 7\).*found \(3, 5, 6, 7\)"):
+    with pytest.raises(ShapeError, match=r"label.*\(3, 1, 5, 6, 7\).*\(3, 5, 6, 7\)"):
         WeightedCrossEntropyLoss()(logits, label[:, 0])
-    with pytest.raises(ShapeError, match=r"weight must have"):
+    with pytest.raises(ShapeError, match=r"weight.*\(3, 1, 5, 6, 7\).*\(3, 1, 5, 6, 6\)"):
         WeightedDiceCELoss()(logits, label, weight[..., 1:])
-    with pytest.raises(ShapeError, match=r"class_weight has 2 numbers"):
+    with pytest.raises(ShapeError, match=r"class_weight.*2.*4"):
         WeightedCrossEntropyLoss([1, 2])(logits, label)
-    with pytest.raises(ShapeError, match=r"2 regions"):
+    with pytest.raises(ShapeError, match=r"2 regions.*4"):
         WeightedCrossEntropyLoss(regions=[[1], [2]])(logits, label)
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.3.*\[7\]"):
+    with pytest.raises(ValueError, match=r"0\.\.3.*\[7\]"):
         WeightedDiceCELoss()(logits, torch.where(label == 1, 7, label))
-    with pytest.raises(ValueError, match="non-negative"):
+    with pytest.raises(ValueError, match=r"class_weight.*-1"):
         WeightedCrossEntropyLoss([-1.0, 1.0])
-    with pytest.raises(ValueError, match="smooth"):
+    with pytest.raises(ValueError, match=r"smooth.*0"):
         WeightedDiceCELoss(smooth=0.0)
-    with pytest.raises(ValueError, match="denominator"):
+    with pytest.raises(ValueError, match=r"denominator.*batch"):
         WeightedDiceCELoss(denominator="batch")
+
+
+def levels(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(2, 3, *(8 // 2**i,) * 3, generator=generator) for i in range(3)]
+    label = torch.randint(0, 3, (2, 1, 8, 8, 8), generator=generator)
+    weight = torch.rand(2, 1, 8, 8, 8, generator=generator)
+    return logits, label, weight
+
+
+@pytest.mark.parametrize("weight_mode", ["exp", "same", "two"])
+def test_deep_supervision_equals_monai_without_voxel_weights(weight_mode):
+    logits, label, _ = levels()
+    theirs = monai.losses.DeepSupervisionLoss(WeightedDiceCELoss(), weight_mode=weight_mode)(logits, label.float())
+    ours = DeepSupervisionLoss(WeightedDiceCELoss(), weight_mode=weight_mode)(logits, label)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_deep_supervision_weights_every_level():
+    logits, label, weight = levels()
+    loss = WeightedCrossEntropyLoss(ignore_label=2)
+    # nearest-exact at a factor f takes voxel floor((i + 1/2) f)
+    expected = sum(
+        factor
+        * loss(x, label[..., f // 2 :: f, f // 2 :: f, f // 2 :: f], weight[..., f // 2 :: f, f // 2 :: f, f // 2 :: f])
+        for factor, f, x in zip((1.0, 0.5, 0.25), (1, 2, 4), logits, strict=True)
+    )
+    torch.testing.assert_close(DeepSupervisionLoss(loss)(logits, label, weight), expected)
+
+
+def test_deep_supervision_of_one_tensor_is_the_loss_itself():
+    logits, label, weight = levels()
+    loss = WeightedDiceCELoss()
+    torch.testing.assert_close(DeepSupervisionLoss(loss)(logits[0], label, weight), loss(logits[0], label, weight))
+
+
+def test_deep_supervision_samples_labels_without_mixing_them():
+    """A label map of 0 and 2 must not produce a 1 on a coarser level, so class 1 gets the gradient of absence."""
+    logits, _, _ = levels()
+    label = 2 * (torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(3)) > 0.5)
+    leaf = logits[1].clone().requires_grad_()
+    loss = DeepSupervisionLoss(WeightedCrossEntropyLoss())
+    (gradient,) = torch.autograd.grad(loss([logits[0], leaf, logits[2]], label), leaf)
+    sampled = label[:, 0, 1::2, 1::2, 1::2]
+    expected = 0.5 * (F.softmax(leaf, 1) - F.one_hot(sampled, 3).movedim(-1, 1)) / sampled.numel()
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+def test_deep_supervision_without_labels_has_a_zero_gradient_at_every_level():
+    logits, label, weight = levels()
+    leaves = [x.requires_grad_() for x in logits]
+    loss = DeepSupervisionLoss(WeightedDiceCELoss())(leaves, label, weight * 0)
+    gradients = torch.autograd.grad(loss, leaves)
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)

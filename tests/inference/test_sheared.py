@@ -44,7 +44,7 @@ def logits_by_monai(network: torch.nn.Module, plan: Any) -> np.ndarray:
 def test_labels_probabilities_and_entropy_are_those_of_the_whole_volume(
     features: int, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "CHUNK_VOXELS", 50)  # a few rows of a plane at a time
+    monkeypatch.setattr(native, "SHEARED_CHUNK_VOXELS", 50)  # a few rows of a plane at a time
     plan = small_plan(labels=LABELS, spacing=[1.4, 1.1, 1.3], activation=activation)
     network = thin_network(features, 4 - (activation == "sigmoid"))
     logits = logits_by_monai(network, plan)
@@ -81,7 +81,7 @@ def test_planes_larger_than_wanted_are_cut_into_rows(monkeypatch: pytest.MonkeyP
     plan = small_plan(labels=LABELS, spacing=None)
     whole = Predictor(thin_network(5, 4), plan, "cpu").predict(tilted_scan()).array
     for voxels in (1, 7, 230):
-        monkeypatch.setattr(native, "CHUNK_VOXELS", voxels)
+        monkeypatch.setattr(native, "SHEARED_CHUNK_VOXELS", voxels)
         regions = list(native._regions((14, 19, 11), native.voxels_at_once(5, 4)))
         covered = np.zeros((14, 19, 11), int)
         for region in regions:

@@ -1,0 +1,1 @@
+"""Deform patches elastically; read in this order: deformation, drawing, resampling, transform."""

@@ -1,4 +1,4 @@
-"""How two grids of one scan are related: axis by axis, each a scale and an offset."""
+"""Relate the voxel grids of a scan and of the model axis by axis, each by a scale and an offset."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SNAP_VOXELS = 1e-3
 
 @dataclass(frozen=True)
 class AxisMap:
-    """`position = scale · index + offset`: where a voxel of one native axis lies on its model axis.
+    """Map the voxels of one native axis to positions on its model axis: `position = scale · index + offset`.
 
     Args:
-        axis: the model axis this native axis runs along.
-        scale: model voxels a native voxel; negative where the axis is flipped, 0 for an axis one voxel thick.
+        axis: the model axis that this native axis runs along.
+        scale: model voxels per native voxel; negative for a flipped axis, 0 for an axis one voxel thick.
         offset: position of native voxel 0, in model voxels.
-        model_size: number of voxels of the model axis; positions outside are clamped to its first or last voxel.
+        model_size: number of voxels of the model axis. Positions outside are clamped to its first or last voxel.
         native_size: number of voxels of the native axis.
     """
 
@@ -33,21 +33,21 @@ class AxisMap:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every native voxel falls exactly on a model voxel, so that nothing is interpolated."""
+        """True if every native voxel falls exactly on a model voxel, so that nothing is interpolated."""
         return float(self.scale).is_integer() and float(self.offset).is_integer()
 
     def positions(self, start: int, stop: int) -> np.ndarray:
-        """Positions on the model axis of the native voxels start..stop-1, clamped to the model grid."""
+        """Return the positions on the model axis of native voxels start..stop-1, clamped to the model grid."""
         index = np.arange(start, stop, dtype=np.float64)
         return np.clip(self.scale * index + self.offset, 0.0, self.model_size - 1.0)
 
 
 @dataclass(frozen=True)
 class GridMap:
-    """From a native grid to the model grid made of it by reordering, flipping and rescaling axes.
+    """Map a native grid to a model grid that was made from it by reordering, flipping and rescaling axes.
 
     Args:
-        axes: one `AxisMap` a native axis.
+        axes: one `AxisMap` per native axis.
     """
 
     axes: tuple[AxisMap, ...]
@@ -65,17 +65,17 @@ class GridMap:
 
     @property
     def native_axis_of(self) -> tuple[int, ...]:
-        """For each model axis the native axis that runs along it."""
+        """The native axis that runs along each model axis."""
         return tuple(int(i) for i in np.argsort([a.axis for a in self.axes]))
 
 
 def composed_affine(model_affine: Any, native_affine: Any, spatial_dims: int) -> np.ndarray:
-    """The affine that takes a native voxel index to a model voxel position: inverse(model) · native.
+    """Compute the affine from native voxel index to model voxel position: inverse(model) · native.
 
     Args:
         model_affine: (4, 4) or (d+1, d+1), voxel index to mm.
         native_affine: likewise.
-        spatial_dims: 2 or 3; larger affines lose the axes beyond.
+        spatial_dims: 2 or 3; axes of a larger affine are left out.
 
     Raises:
         GeometryError: an affine is singular or not finite.
@@ -90,7 +90,7 @@ def composed_affine(model_affine: Any, native_affine: Any, spatial_dims: int) ->
 def map_grids(
     model_affine: Any, model_shape: Sequence[int], native_affine: Any, native_shape: Sequence[int]
 ) -> GridMap | None:
-    """Relate two grids axis by axis; None where they are related by a rotation or a shear.
+    """Relate two grids axis by axis.
 
     Positions within 0.001 voxel of a whole-voxel map are snapped to it, so that rounding in a file's float32 affine
     does not blur a scan that was never resampled.
@@ -100,10 +100,16 @@ def map_grids(
         model_shape: its shape in voxels.
         native_affine: voxel index to mm of the native grid.
         native_shape: its shape in voxels.
+
+    Returns:
+        The map, or None if a rotation or a shear lies between the grids.
+
+    Raises:
+        GeometryError: an affine is singular or not finite.
     """
     dims = len(model_shape)
     composed = composed_affine(model_affine, native_affine, dims)
-    # An axis one voxel thick moves nothing: its column decides the axis but never displaces a voxel.
+    # The column of an axis one voxel thick decides the axis order but never displaces a voxel.
     reach = np.maximum(np.asarray(native_shape) - 1, 0)
     order = _axis_order(composed[:dims, :dims])
     axes = []
@@ -119,14 +125,14 @@ def map_grids(
 
 
 def _leading(affine: Any, spatial_dims: int) -> np.ndarray:
-    """The affine of the first `spatial_dims` axes."""
+    """Return the affine of the first `spatial_dims` axes."""
     full = np.asarray(affine, dtype=np.float64)
     keep = [*range(spatial_dims), full.shape[0] - 1]
     return full[np.ix_(keep, keep)]
 
 
 def _axis_order(linear: np.ndarray) -> list[int]:
-    """The model axis each native axis runs along, the clearest pairs first so that each is used once."""
+    """Assign a model axis to each native axis, best aligned pairs first, so that each is used once."""
     strength = np.abs(linear) / np.linalg.norm(linear, axis=0, keepdims=True)
     order = [-1] * len(linear)
     for flat in np.argsort(-strength, axis=None, kind="stable"):
@@ -137,7 +143,7 @@ def _axis_order(linear: np.ndarray) -> list[int]:
 
 
 def _snap(scale: float, offset: float, size: int) -> tuple[float, float]:
-    """Round to whole voxels where no voxel of the axis moves by more than the tolerance."""
+    """Round scale and offset to whole voxels if no voxel of the axis moves by more than `SNAP_VOXELS`."""
     whole_scale, whole_offset = float(np.round(scale)), float(np.round(offset))
     if size == 1:
         return 0.0, whole_offset if abs(offset - whole_offset) <= SNAP_VOXELS else float(offset)

@@ -1,4 +1,4 @@
-"""The tail of a prediction: resample, apply the head, decide the label, a slab at a time."""
+"""Decide the labels of native voxels slab by slab: resample, apply the network's head, take the best class."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from medseg.transforms.restore.resample import SeparableResampler, memory_order
 
 
 class LabelDecision:
-    """Turns logits into label values without ever holding classes × voxels.
+    """Turn logits into label values one class at a time, without holding classes × voxels.
 
-    softmax: the label of the largest logit, the first of equals. sigmoid: the label of the last region whose logit is
-    positive (probability above one half), background elsewhere; regions come in the order of the labels.
+    softmax: the label of the largest logit; of equal logits the first label. sigmoid: the label of the last region
+    whose logit is positive (a probability above one half), and background elsewhere. Regions have the order of the
+    labels.
 
     Args:
         label_values: value of each label in label maps, background first.
-        activation: "softmax" (one logit a label) or "sigmoid" (one logit a label but the background).
+        activation: "softmax" (one logit per label) or "sigmoid" (one logit per label except the background).
     """
 
     def __init__(self, label_values: Sequence[int], activation: Literal["softmax", "sigmoid"] = "softmax") -> None:
@@ -34,11 +35,11 @@ class LabelDecision:
 
     @property
     def num_channels(self) -> int:
-        """How many logits a voxel the decision needs."""
+        """The number of logits per voxel that the decision needs."""
         return len(self.label_values) - (self.activation == "sigmoid")
 
     def check(self, num_channels: int) -> None:
-        """Raise ShapeError where the network has another number of channels."""
+        """Raise ShapeError if the network has another number of channels."""
         if num_channels != self.num_channels:
             raise ShapeError(
                 f"{len(self.label_values)} label values with {self.activation} need {self.num_channels} channel(s) of "
@@ -46,17 +47,17 @@ class LabelDecision:
             )
 
     def update(self, channel: int, logits: torch.Tensor, winner: torch.Tensor, best: torch.Tensor) -> None:
-        """Take one class's logits into account; call it for the channels in order, from 0.
+        """Take the logits of one class into account; call it for the channels in order, from 0.
 
-        Everything is done in the logits' own floating type: vectorised, where comparing to booleans and filling by
-        them is five to ten times slower.
+        All steps use the floating type of the logits, because comparing into booleans and filling by mask is five to
+        ten times slower.
 
         Args:
-            channel: which class.
+            channel: index of the class.
             logits: its logits, any shape.
-            winner: number of the label so far (see `labels_of`), same shape and type; changed in place, overwritten by
-                channel 0.
-            best: the largest logit so far, same shape and type; changed in place, overwritten by channel 0.
+            winner: index of the best label so far, of the logits' shape and type. Changed in place; channel 0
+                overwrites it.
+            best: largest logit so far, of the logits' shape and type. Changed in place; channel 0 overwrites it.
         """
         if self.activation == "sigmoid":
             if channel == 0:
@@ -72,7 +73,7 @@ class LabelDecision:
             torch.maximum(best, logits, out=best)
 
     def labels_of(self, winner: torch.Tensor) -> torch.Tensor:
-        """Label values of the label numbers that `update` has found."""
+        """Return the label values of the indices in `winner`."""
         if self.label_values == list(range(len(self.label_values))):
             return winner.to(self.dtype)
         table = torch.tensor(self.label_values, dtype=self.dtype, device=winner.device)
@@ -84,40 +85,40 @@ def _number(value: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def smallest_label_dtype(largest: int) -> torch.dtype:
-    """The smallest integer type that holds labels up to `largest`."""
+    """Return the smallest integer type that holds labels up to `largest`."""
     return torch.uint8 if largest < 2**8 else torch.int16 if largest < 2**15 else torch.int32
 
 
-# Voxels decided at once: large enough to hide the cost of a call, small enough to stay in a core's cache.
+# Voxels decided together: enough to hide the cost of a call, few enough to stay in a core's cache.
 CHUNK_VOXELS = 1 << 18
-# Logits held at once where a head must see every feature of a voxel.
+# Logits computed together where the head needs every feature of a voxel.
 CHUNK_VALUES = 1 << 22
-# Native planes that share one resampling within the plane, and the most values that may take.
+# Native planes that are resampled together within the plane, and the largest number of values in them.
 SLAB_PLANES = 16
 SLAB_VALUES = 1 << 25
 
 
 class Observer(Protocol):
-    """Something that wants more than the label of each native voxel."""
+    """Receives the logits of every native voxel, for example to compute probabilities or volumes."""
 
     def observe(self, logits: torch.Tensor, region: Sequence[slice], native_axes: Sequence[int]) -> None:
-        """Look at the logits (C, *region); axis n of the region is native axis native_axes[n]."""
+        """Receive the logits (C, *region), where axis n of the region is native axis native_axes[n]."""
         ...
 
 
 class LabelRestorer:
-    """Labels of a native region from blended logits, or from blended features and the network's 1×1×1 head.
+    """Restore the labels of a native region from blended logits, or from blended features and the network's head.
 
-    A pointwise head commutes with blending and with linear resampling, both weighted means with weights of sum 1:
+    The 1×1×1 head may be applied after blending and linear resampling, because both are weighted means:
     Σ w (W f + b) / Σ w = W (Σ w f / Σ w) + b.
 
     Args:
         resampler: from the model grid to the native grid.
         decision: from logits to label values.
-        head_weight: (classes, features) of the head; None where the values are logits already.
+        head_weight: (classes, features) of the head; None if the values are logits.
         head_bias: (classes,) of the head.
-        observers: see all logits of every native voxel.
-        slab_values: values that the planes resampled at once may take.
+        observers: receive the logits of every native voxel.
+        slab_values: largest number of values in the planes that are resampled together.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class LabelRestorer:
         self.slab_values = slab_values
 
     def __call__(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice], out: torch.Tensor) -> None:
-        """Write the labels of a region into `out`.
+        """Write the labels of a region to `out`.
 
         Args:
             block: (K, …) values on the model grid, axes in the resampler's streaming order.
@@ -152,7 +153,7 @@ class LabelRestorer:
         if self.head_weight is None:
             self.decision.check(block.shape[0])
         target = out.permute(*self.resampler.native_axes)
-        # Logits are resampled a class at a time; features, and logits that someone observes, all at once.
+        # Logits are resampled class by class. Features, and logits for observers, are resampled all together.
         is_single = self.head_weight is None and not self.observers
         decide = self._from_logits if is_single else self._from_features
         together = 1 if is_single else block.shape[0]
@@ -189,14 +190,14 @@ class LabelRestorer:
 
 
 def _blank(region: Sequence[slice], block: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A voxel for each of a region, in the memory order of the block's axes."""
+    """Allocate one value per voxel of a region, in the memory order of the block's axes."""
     shape = [part.stop - part.start for part in region]
     order = [axis - 1 for axis in memory_order(block) if axis]
     return torch.empty_permuted(shape, order, dtype=dtype or block.dtype, device=block.device)
 
 
 def apply_head(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Logits (C, …) of features (K, …): a 1×1×1 convolution as one matrix product, axes in memory as they were."""
+    """Apply a 1×1×1 convolution to features (K, …) as one matrix product; the axes keep their order in memory."""
     order = [axis for axis in memory_order(values) if axis]
     ordered = values.permute(0, *order)
     logits = weight @ ordered.reshape(values.shape[0], -1)
@@ -207,7 +208,7 @@ def apply_head(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
 
 def _parts(whole: slice, step: int) -> Iterator[tuple[int, slice]]:
-    """Cut a slice into steps: how far each lies into the whole, and the slice itself."""
+    """Cut a slice into steps; yield the offset of each from the start, and the step."""
     for start in range(whole.start, whole.stop, step):
         yield start - whole.start, slice(start, min(start + step, whole.stop))
 

@@ -1,7 +1,7 @@
-"""Resample a part of a volume from the model grid onto a region of the native grid.
+"""Resample a part of a volume from the model grid to a region of the native grid, one axis after the other.
 
-One pass an axis. Each voxel's value depends on its own taps alone, operation by operation, so results do not depend on
-how a volume is cut into blocks and slabs.
+The value of a voxel depends on its own taps alone, in every floating-point operation. The result therefore does not
+depend on how a volume is cut into blocks and slabs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ INTERPOLATIONS = ("linear", "cubic")
 
 
 def longest_first(shape: Sequence[int]) -> tuple[int, ...]:
-    """Axes from the longest to the shortest, the first of equals first: the order volumes are streamed in."""
+    """Order axes from the longest to the shortest, the first of equals first. Volumes are streamed in this order."""
     return tuple(sorted(range(len(shape)), key=lambda axis: (-int(shape[axis]), axis)))
 
 
 class SeparableResampler:
-    """Linear or cubic interpolation one axis after the other, the longest model axis last.
+    """Interpolate linearly or cubically, one axis after the other and the longest model axis last.
 
     Args:
-        grid_map: how the native grid is related to the model grid.
+        grid_map: relation of the native grid to the model grid.
         interpolation: "linear" or "cubic" (Catmull–Rom kernel, a = −1/2; Keys 1981, doi:10.1109/TASSP.1981.1163711).
     """
 
@@ -36,7 +36,7 @@ class SeparableResampler:
         self.interpolation = interpolation
         self.axis_order = longest_first(grid_map.model_shape)
         native_axis_of = grid_map.native_axis_of
-        # From here on axes are counted in streaming order: 0 is the longest model axis.
+        # From here on axes are in streaming order: axis 0 is the longest model axis.
         self.native_axes = tuple(native_axis_of[axis] for axis in self.axis_order)
         self.axes = tuple(grid_map.axes[native] for native in self.native_axes)
         self.native_shape = grid_map.native_shape
@@ -46,27 +46,27 @@ class SeparableResampler:
 
     @property
     def halos(self) -> tuple[int, ...]:
-        """For each axis how many voxels before a position its value may depend on."""
+        """The number of voxels before a position that its value may depend on, per axis."""
         return tuple(len(taps) - 1 for taps in self.taps)
 
     def ready(self, axis: int, begin: int, end: int) -> slice:
-        """Native voxels that need model voxels up to `end`, but not only those before `begin`."""
+        """Return the native voxels whose last tap lies in begin..end-1 of the model axis."""
         furthest = self.taps[axis].max(axis=0)
         index = np.flatnonzero((furthest >= begin) & (furthest < end))
         return slice(int(index[0]), int(index[-1]) + 1) if len(index) else slice(0, 0)
 
     def needed(self, axis: int, part: slice) -> slice:
-        """Model voxels along one axis that the native voxels of `part` are interpolated from."""
+        """Return the model voxels along one axis that the native voxels of `part` are interpolated from."""
         taps = self.taps[axis][:, part]
         return slice(int(taps.min()), int(taps.max()) + 1)
 
     def across(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
-        """Interpolate along every axis but the first; the first is cut to what `along` will need.
+        """Interpolate along every axis except the first, which is cut to the planes that `along` needs.
 
         Args:
             block: (C, …) part of the model grid, axes in streaming order.
-            origin: model index of its first voxel.
-            region: native voxels wanted along each axis, in streaming order.
+            origin: model index of the block's first voxel.
+            region: wanted native voxels along each axis, in streaming order.
         """
         need = self.needed(0, region[0])
         values = block.narrow(1, need.start - origin[0], need.stop - need.start)
@@ -82,13 +82,9 @@ class SeparableResampler:
         first = self.needed(0, region[0]).start
         return _interpolate(planes, 1, self.taps[0][:, part] - first, self.weights[0][:, part])
 
-    def to_native(self, values: torch.Tensor) -> torch.Tensor:
-        """A view of values (no channel axis) with the axes in native order."""
-        return values.permute(*np.argsort(self.native_axes).tolist())
-
 
 def _taps(axis_map: AxisMap, part: slice, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Model indices (taps, n) and their weights (taps, n) of the native voxels of one axis."""
+    """Return the model indices (taps, n) of the native voxels of one axis, and their weights (taps, n)."""
     positions = axis_map.positions(part.start, part.stop)
     if axis_map.is_whole:
         return positions.astype(np.int64)[None], np.ones((1, len(positions)))
@@ -104,14 +100,14 @@ def _taps(axis_map: AxisMap, part: slice, interpolation: str) -> tuple[np.ndarra
 
 
 def _interpolate(values: torch.Tensor, axis: int, taps: np.ndarray, weights: np.ndarray) -> torch.Tensor:
-    """One pass along one axis: Σ weight · values[tap]. The axes keep their order in memory."""
+    """Compute Σ weight · values[tap] along one axis. The axes keep their order in memory."""
     order = memory_order(values)
     back = [order.index(n) for n in range(values.ndim)]
     return _interpolate_in_order(values.permute(order), order.index(axis), taps, weights).permute(back)
 
 
 def memory_order(values: torch.Tensor) -> list[int]:
-    """Axes from the one that lies furthest apart in memory to the one whose voxels are neighbours."""
+    """Order axes by their stride in memory, from the largest to the smallest."""
     strides = values.stride()
     return sorted(range(values.ndim), key=lambda axis: (-strides[axis], axis))
 
@@ -129,8 +125,8 @@ def _interpolate_in_order(values: torch.Tensor, axis: int, taps: np.ndarray, wei
     factor = torch.from_numpy(weights).to(values.dtype).to(values.device).view(len(weights), *shape)
     start = _pick(values, axis, index[0])
     if len(taps) == 2:
-        # start + t · (end − start): a constant stays exactly constant. Three operations, none fused, so that a voxel's
-        # rounding does not depend on where it lies in a vector.
+        # start + t · (end − start) keeps a constant exactly constant. Three separate operations, because a fused one
+        # would round a voxel differently depending on its place in a SIMD vector.
         return _pick(values, axis, index[1]).sub_(start).mul_(factor[1]).add_(start)
     total = start.mul_(factor[0])
     for tap, weight in zip(index[1:], factor[1:], strict=True):
@@ -139,7 +135,7 @@ def _interpolate_in_order(values: torch.Tensor, axis: int, taps: np.ndarray, wei
 
 
 def _pick(values: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
-    """values.index_select(axis, index); along the last axis gather is twice as fast."""
+    """Return values.index_select(axis, index); along the last axis gather is twice as fast."""
     if axis < values.ndim - 1:
         return values.index_select(axis, index)
     return values.gather(axis, index.expand(*values.shape[:-1], -1))

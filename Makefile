@@ -1,26 +1,26 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes the environment it needs in .venv.
+# Two commands for a new machine: `make demo` and `make test`. Each creates the environment that it needs in .venv.
 #
-#   PYTHON=python3.12        another interpreter
-#   VENV=/tmp/env            another place for the environment
-#   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   CPU-only torch where the index serves CUDA builds
+#   PYTHON=python3.12        use another interpreter
+#   VENV=/tmp/env            create the environment elsewhere
+#   TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"   install torch for the CPU only
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 BIN = $(VENV)/bin
-# setuptools remarks at length that folders of data files could be packages
+# setuptools prints long warnings about folders of data files
 INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# without their dependencies: some of them ask for torchvision, which would replace torch
+# Installed without their dependencies, because some of them require torchvision, which would replace torch.
 PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wrapt humanize jaxtyping wadler_lindig pandas six \
 	nnunetv2 acvl_utils dynamic-network-architectures threadpoolctl blosc2 numexpr msgpack ndindex httpx idna scikit-image \
 	lazy_loader tifffile
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/medseg demo --out demo
 
-# Three processes: the thread pools of OpenVINO, ONNX Runtime and compiled graphs do not mix with forked data workers.
+# Three processes, because forked data workers hang in a process in which OpenVINO or ONNX Runtime has started threads.
 NATIVE = tests/inference tests/networks
 FORKING = tests/training tests/bundle
 
@@ -35,12 +35,16 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.test
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 bench: $(VENV)/.test
 	$(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
 	$(BIN)/python benchmarks/run_all.py
 
-# torch goes first and pinned: a later package that only asks for "torch" must find it satisfied
+# torch is installed first and pinned, so that packages that require "torch" do not install another build.
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -56,4 +60,4 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
-"""Where the packages lie: the manifests and the demo's bundle stand at the top of the repository, where people look for
-them, and travel inside the wheel. pyproject.toml holds everything else.
+"""Locate the packages: the wheel contains the manifests and the demo bundle, which are at the top of the repository.
+
+pyproject.toml contains all other settings.
 """
 
 from setuptools import find_packages, setup

@@ -30,9 +30,7 @@ def main() -> None:
     rows = {
         "number": lambda found: f"{len(found)}",
         "99th percentile differs by": lambda found: percentile_difference(cases, found),
-        "same stored data type": lambda found: (
-            f"{sum(cases[a][1] == cases[b][1] for a, b in found)} of {len(found)}"
-        ),
+        "same stored data type": lambda found: f"{sum(cases[a][1] == cases[b][1] for a, b in found)} of {len(found)}",
         "correlation of centred crops": lambda found: (
             f"{np.mean([correlation(cases[a][2], cases[b][2]) for a, b in found]):.2f}"
         ),
@@ -84,7 +82,9 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 def partner_rank(cases: dict[int, tuple[float, str, np.ndarray]], case: int, partner: int) -> int:
     """Return the rank (1 = most similar) of the partner among all other cases, by correlation with `case`."""
     own = correlation(cases[case][2], cases[partner][2])
-    return 1 + sum(correlation(cases[case][2], other[2]) > own for n, other in cases.items() if n not in (case, partner))
+    return 1 + sum(
+        correlation(cases[case][2], other[2]) > own for n, other in cases.items() if n not in (case, partner)
+    )
 
 
 if __name__ == "__main__":

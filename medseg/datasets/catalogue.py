@@ -34,18 +34,23 @@ def list_manifests() -> list[str]:
     return sorted(path.stem for path in manifest_folder().glob("*.yaml"))
 
 
-def read_manifest(name_or_path: Path | str) -> Manifest:
+def read_manifest(name_or_path: Path | str, folds: str | None = None) -> Manifest:
     """Read a shipped manifest, a manifest file, or a raw nnU-Net dataset.
 
     Args:
         name_or_path: name of a shipped manifest such as "hippocampus"; path of a manifest file; or path of the
             `dataset.json` of an nnU-Net or Decathlon dataset, or of the folder that contains it.
+        folds: name of one of the manifest's `fold_sets`; None for its own folds.
 
     Raises:
         ManifestError: there is no such manifest, or its content breaks a rule. The message is one line that names the
             file and the key.
     """
-    path = _find(name_or_path)
+    manifest = _read(_find(name_or_path))
+    return manifest if folds is None else manifest.with_folds(folds)
+
+
+def _read(path: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
         if path.suffix == ".json":

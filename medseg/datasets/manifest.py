@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +13,8 @@ from medseg.errors import ManifestError, did_you_mean
 SCHEMA_VERSION = 1
 _REQUIRED = ("schema_version", "name", "spatial_dims", "channels", "labels", "files", "cases")
 _OPTIONAL = (
-    "description", "ignore_label", "file_values", "folds", "splits", "test_fold", "source", "licence", "citations"
+    "description", "ignore_label", "file_values", "folds", "patients_cross_folds", "fold_sets", "splits", "test_fold",
+    "source", "licence", "citations",
 )  # fmt: skip
 _SOURCE_KEYS = ("url", "md5", "size_mb", "archive", "page", "generator", "arguments")
 
@@ -89,6 +90,7 @@ class Manifest:
         file_values: label value of each value in the label files; None if the files hold the label values themselves.
         folds: validation cases of each fold. The folds contain every case exactly once, or there are none.
         test_fold: number of the fold that is used neither for training nor for validation.
+        fold_sets: other folds of the same dataset by name, which may leave cases out; `with_folds` chooses one.
         splits: training and validation cases of each fold, if the dataset lists both; `folds` is empty then.
         path: the file that the manifest was read from.
     """
@@ -109,6 +111,7 @@ class Manifest:
     citations: tuple[str, ...]
     path: Path | None = None
     splits: Mapping[int, Split] = field(default_factory=dict)
+    fold_sets: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -129,6 +132,19 @@ class Manifest:
         if self.ignore_label is not None and self.file_values is None:
             values.add(self.ignore_label)
         return tuple(sorted(values))
+
+    def with_folds(self, name: str) -> Manifest:
+        """Return the dataset with the folds of one of its fold sets; cases that the set leaves out are not in it.
+
+        Raises:
+            ManifestError: the manifest has no fold set of that name.
+        """
+        if name not in self.fold_sets:
+            hint = did_you_mean(name, self.fold_sets) or f"; fold sets are {', '.join(self.fold_sets) or 'none'}"
+            raise ManifestError(f"{self.name}: no fold set {name!r}{hint}")
+        folds = self.fold_sets[name]
+        kept = {case_id for ids in folds.values() for case_id in ids}
+        return replace(self, cases=tuple(case for case in self.cases if case.id in kept), folds=folds)
 
     def paths(self, root: Path | str, case_id: str) -> dict[str, list[Path]]:
         """Return the files of a case below ``root`` by role, whether they exist or not.
@@ -177,12 +193,17 @@ def _manifest(content: Any, path: Path) -> Manifest:
         raise ManifestError(f"ignore_label {ignore_label} is also a value of labels; choose another value")
     cases = tuple(_case(item) for item in _list(content, "cases"))
     _check_unique((case.id for case in cases), "cases: id")
-    folds, splits = _folds(content.get("folds") or {}, cases), _splits(content.get("splits") or {}, cases)
+    may_cross = content.get("patients_cross_folds", False)
+    if not isinstance(may_cross, bool):
+        raise ManifestError(f"patients_cross_folds must be true or false; found {may_cross!r}")
+    folds, splits = _folds(content.get("folds") or {}, cases, may_cross), _splits(content.get("splits") or {}, cases)
+    _check_every_case_in(folds, cases)
     if folds and splits:
         raise ManifestError("folds and splits are both given; keep one of them")
     test_fold = _optional_int(content, "test_fold")
     if test_fold is not None and test_fold not in folds:
         raise ManifestError(f"test_fold {test_fold} does not exist; found folds {sorted(folds)}")
+    fold_sets = _fold_sets(content.get("fold_sets") or {}, cases, test_fold)
     return Manifest(
         name=_text(content, "name"),
         description=" ".join(str(content.get("description") or "").split()),
@@ -200,6 +221,7 @@ def _manifest(content: Any, path: Path) -> Manifest:
         citations=tuple(str(item) for item in content.get("citations") or ()),
         path=path,
         splits=splits,
+        fold_sets=fold_sets,
     )
 
 
@@ -253,26 +275,42 @@ def _case(item: Any) -> Case:
     return Case(id=case_id, patient=patient)
 
 
-def _folds(item: Any, cases: tuple[Case, ...]) -> dict[int, tuple[str, ...]]:
+def _folds(
+    item: Any, cases: tuple[Case, ...], patients_may_cross: bool = False, where: str = "folds"
+) -> dict[int, tuple[str, ...]]:
     if not isinstance(item, dict):
-        raise ManifestError(f"folds must map numbers to lists of case ids; found {item!r}")
+        raise ManifestError(f"{where} must map numbers to lists of case ids; found {item!r}")
     for number, ids in item.items():
         if not (_is_int(number) and isinstance(ids, list) and ids):
-            raise ManifestError(f"folds: each number needs a list of at least one case id; found {number!r}: {ids!r}")
-    _check_unique((case_id for ids in item.values() for case_id in ids), "folds: case")
+            raise ManifestError(f"{where}: each number needs a list of at least one case id; found {number!r}: {ids!r}")
+    _check_unique((case_id for ids in item.values() for case_id in ids), f"{where}: case")
     fold_of_patient: dict[str, int] = {}
     for number, ids in item.items():
-        for patient in _patients(ids, cases, f"folds: fold {number}"):
+        for patient in _patients(ids, cases, f"{where}: fold {number}"):
             first = fold_of_patient.setdefault(patient, number)
-            if first != number:
+            if first != number and not patients_may_cross:
                 raise ManifestError(
-                    f"folds: patient {patient!r} is in folds {first} and {number}, so the network would be trained "
-                    "and validated on one patient; put all cases of a patient into one fold"
+                    f"{where}: patient {patient!r} is in folds {first} and {number}, so the network would be trained "
+                    "and validated on one patient; put all cases of a patient into one fold, or declare "
+                    "patients_cross_folds: true"
                 )
-    left_out = [case.id for case in cases if item and not any(case.id in ids for ids in item.values())]
+    return {number: tuple(item[number]) for number in sorted(item)}
+
+
+def _check_every_case_in(folds: Mapping[int, tuple[str, ...]], cases: tuple[Case, ...]) -> None:
+    left_out = [case.id for case in cases if folds and not any(case.id in ids for ids in folds.values())]
     if left_out:
         raise ManifestError(f"folds: {shortened(left_out)} in no fold; add them to one or remove them from cases")
-    return {number: tuple(item[number]) for number in sorted(item)}
+
+
+def _fold_sets(item: Any, cases: tuple[Case, ...], test_fold: int | None) -> dict[str, dict[int, tuple[str, ...]]]:
+    if not isinstance(item, dict) or not all(isinstance(name, str) for name in item):
+        raise ManifestError(f"fold_sets must map names to folds; found {item!r}")
+    sets = {name: _folds(folds, cases, where=f"fold_sets: {name}") for name, folds in item.items()}
+    for name, folds in sets.items():
+        if test_fold is not None and test_fold not in folds:
+            raise ManifestError(f"fold_sets: {name} lacks the test fold {test_fold}; found folds {sorted(folds)}")
+    return sets
 
 
 def _splits(item: Any, cases: tuple[Case, ...]) -> dict[int, Split]:

@@ -55,6 +55,53 @@ def test_hippocampus_folds_equal_the_shared_record() -> None:
     }
 
 
+def test_hippocampus_cases_of_one_head_are_one_patient() -> None:
+    manifest = read_manifest("hippocampus")
+    patients = {case.id: case.patient for case in manifest.cases}
+    numbers = {int(case_id[-3:]): patient for case_id, patient in patients.items()}
+    for number, patient in numbers.items():
+        side = number + 1 if number % 2 else number - 1
+        assert [n for n, other in numbers.items() if other == patient] == sorted({number, side} & set(numbers))
+    assert len(set(patients.values())) == 170  # 260 cases, 90 of the heads with both sides
+
+
+def test_folds_by_patient_keep_heads_together_and_away_from_the_test_set() -> None:
+    whole, manifest = read_manifest("hippocampus"), read_manifest("hippocampus", folds="by_patient")
+    fold_of = {case_id: fold for fold, ids in manifest.folds.items() for case_id in ids}
+    assert manifest.folds[0] == whole.folds[0]
+    by_patient: dict[str, set[int]] = {}
+    for case in manifest.cases:
+        by_patient.setdefault(case.patient, set()).add(fold_of[case.id])
+    assert all(len(folds) == 1 for folds in by_patient.values())
+    tested = {case.patient for case in whole.cases if case.id in whole.folds[0]}
+    left_out = {case.id for case in whole.cases} - set(manifest.case_ids)
+    assert left_out == {c.id for c in whole.cases if c.patient in tested and c.id not in whole.folds[0]}
+    assert len(left_out) == 36
+    # as near to nnU-Net's folds as possible: a head moves only if its sides are in two of them
+    for number, ids in manifest.folds.items():
+        for case_id in ids:
+            if case_id not in whole.folds[number]:
+                patient = next(case.patient for case in whole.cases if case.id == case_id)
+                assert any(case.patient == patient and case.id in whole.folds[number] for case in whole.cases)
+    assert max(map(len, list(manifest.folds.values())[1:])) - min(map(len, manifest.folds.values())) <= 3
+
+
+def test_em_slices_are_of_one_animal() -> None:
+    assert len({case.patient for case in read_manifest("em_membrane").cases}) == 1
+
+
+def test_fold_sets(tmp_path: Path) -> None:
+    own = {0: ["e1"], 1: ["a1", "a2"], 2: ["b1", "c1"], 3: ["d1"]}
+    content = changed(folds=own, fold_sets={"small": {0: ["e1"], 5: ["a1", "a2"]}})
+    path = write_manifest(tmp_path, content)
+    small = read_manifest(path, folds="small")
+    assert small.folds == {0: ("e1",), 5: ("a1", "a2")}
+    assert small.case_ids == ("a1", "a2", "e1")
+    assert read_manifest(path).folds[2] == ("b1", "c1")
+    with pytest.raises(ManifestError, match=r"smal'; did you mean small"):
+        read_manifest(path, folds="smal")
+
+
 def test_em_membrane_and_phantoms() -> None:
     em = read_manifest("em_membrane")
     assert em.spatial_dims == 2
@@ -122,6 +169,11 @@ def test_several_channels_and_instances(tmp_path: Path) -> None:
         (changed(cases=[{"id": "a", "age": 3}], folds={}), ["cases", "'age'"]),
         (changed(folds={0: ["e1"], 1: ["a1", "b1", "c1", "d1"], 2: ["a2"]}), ["patient 'a'", "1 and 2"]),
         (changed(folds={0: ["e1"], 1: ["a1", "a2", "b1", "c1", "d1", "e1"]}), ["folds: case", "twice", "e1"]),
+        (changed(patients_cross_folds="yes"), ["patients_cross_folds", "'yes'"]),
+        (changed(fold_sets=["a1"]), ["fold_sets", "['a1']"]),
+        (changed(fold_sets={"x": {1: ["zz"]}}), ["fold_sets: x", "'zz'"]),
+        (changed(fold_sets={"x": {0: ["a1"], 1: ["a2"]}}), ["fold_sets: x", "patient 'a'", "0 and 1"]),
+        (changed(fold_sets={"x": {1: ["a1"]}}), ["fold_sets: x", "test fold 0"]),
         (changed(folds={0: ["e1"], 1: ["zz"]}), ["fold 1", "'zz'"]),
         (changed(folds={0: ["e1"], 1: ["a1", "a2"]}), ["b1, c1, d1", "no fold"]),
         (changed(folds={0: []}), ["folds", "0: []"]),

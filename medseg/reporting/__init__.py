@@ -1,4 +1,4 @@
-"""The report: an evaluation as one HTML page that opens from disk, with a viewer, without a network."""
+"""Write an evaluation as one HTML page that opens from disk, with a viewer and without a network."""
 
 from medseg.reporting.report import WrittenReport, write_report
 

@@ -1,8 +1,7 @@
-"""Whether probabilities saved beside the predictions mean what they say, and whether doubt points at bad cases."""
+"""Calibration of the probabilities saved beside predictions, and uncertainty against Dice."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,43 +15,77 @@ from medseg.evaluation.pairs import Structures, read_pair, reorder
 from medseg.figures import CalibrationBins, calibration_bins, reliability_diagram
 from medseg.figures.canvas import inline_svg
 from medseg.inference.saving import map_path
-from medseg.reporting.sections import Html, section, signed, table, tag, with_code
 from medseg.volumes import Grid, read_volume
 
+# Calibration is measured within this distance of reference or prediction; further away all is certain background.
 REGION_MM = 10.0
 COVERAGES = (1.0, 0.9, 0.75, 0.5)
-# Entropy maps hold 0 (sure) to 255 (undecided).
-_UNDECIDED = 255.0
+# Entropy maps hold 0 (certain) to 255 (undecided).
+MAX_ENTROPY = 255.0
+# As many curves as there are colours that everybody can distinguish.
+MAX_CURVES = 7
 
 
 @dataclass
 class Calibration:
-    """What the maps beside the predictions say.
+    """Calibration and uncertainty, measured from the maps beside the predictions.
 
     Args:
         bins: structure → voxels of all cases by probability, within 10 mm of reference or prediction.
-        num_cases: structure → how many cases have a map.
-        doubt: case → mean entropy within 10 mm of reference or prediction, 0 sure to 1 undecided.
+        num_cases: structure → number of cases with a map.
+        uncertainty: case → mean entropy within 10 mm of reference or prediction, 0 (certain) to 1 (undecided).
         problems: case → why a map was not used.
     """
 
     bins: dict[str, CalibrationBins] = field(default_factory=dict)
     num_cases: dict[str, int] = field(default_factory=dict)
-    doubt: dict[str, float] = field(default_factory=dict)
+    uncertainty: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Mean Dice of the most certain part of the cases.
+
+    Args:
+        coverage: share of the cases.
+        num_cases: number of cases.
+        mean_dice: their mean Dice.
+    """
+
+    coverage: float
+    num_cases: int
+    mean_dice: float
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """The reliability diagram as it stands on the page.
+
+    Args:
+        svg: an `svg` element; empty if it could not be drawn.
+        problem: why it could not be drawn.
+        num_shown: number of curves.
+        num_omitted: number of structures without a curve.
+    """
+
+    svg: str = ""
+    problem: str = ""
+    num_shown: int = 0
+    num_omitted: int = 0
 
 
 def measure_calibration(
     inputs: Sequence[Mapping[str, str]], structures: Structures, label_values: Mapping[str, Sequence[int]]
 ) -> Calibration:
-    """Read `<prediction>_probability_<structure>` and `<prediction>_entropy` where they lie beside a prediction.
+    """Read `<prediction>_probability_<structure>` and `<prediction>_entropy` beside each prediction, if they exist.
 
     Args:
-        inputs: case, prediction and reference file of each case.
-        structures: what the label files' values mean.
-        label_values: the values of each structure.
+        inputs: case, prediction file and reference file of each case.
+        structures: the meaning of the values in the label files.
+        label_values: the label values of each structure.
     """
-    found = Calibration()
+    calibration = Calibration()
     for entry in inputs:
         prediction_file = Path(entry["prediction"])
         maps = {name: map_path(prediction_file, f"probability_{name}") for name in label_values}
@@ -64,54 +97,78 @@ def measure_calibration(
         if pair is None:
             continue
         try:
-            _add_case(found, entry["case"], pair, maps, entropy, label_values)
+            _add_case(calibration, entry["case"], pair, maps, entropy, label_values)
         except (MedsegError, ValueError) as error:
-            found.problems[entry["case"]] = f"probabilities left out: {error}"
-    return found
+            calibration.problems[entry["case"]] = f"probabilities left out: {error}"
+    return calibration
 
 
-def risk_coverage(doubt: Mapping[str, float], dice: Mapping[str, float]) -> list[tuple[float, int, float]]:
-    """Mean Dice of the most certain part of the cases that have one: (coverage, cases, mean Dice) each."""
-    ranked = sorted((case for case in doubt if np.isfinite(dice.get(case, np.nan))), key=lambda case: doubt[case])
+def risk_coverage(uncertainty: Mapping[str, float], dice: Mapping[str, float]) -> list[Coverage]:
+    """Compute the mean Dice of the most certain 100, 90, 75 and 50 % of the cases that have a Dice.
+
+    Args:
+        uncertainty: case → mean entropy.
+        dice: case → mean Dice; NaN if no structure counts.
+    """
+    ranked = sorted(_with_dice(uncertainty, dice), key=lambda case: uncertainty[case])
     rows = []
     for coverage in COVERAGES:
         kept = ranked[: max(round(coverage * len(ranked)), 1)]
         if kept:
-            rows.append((coverage, len(kept), float(np.mean([dice[case] for case in kept]))))
+            rows.append(Coverage(coverage, len(kept), float(np.mean([dice[case] for case in kept]))))
     return rows
 
 
-def rank_correlation(doubt: Mapping[str, float], dice: Mapping[str, float]) -> float:
-    """Spearman's ρ between doubt and Dice; NaN below three cases or where either never changes."""
-    cases = [case for case in doubt if np.isfinite(dice.get(case, np.nan))]
-    first, second = [doubt[case] for case in cases], [dice[case] for case in cases]
+def rank_correlation(uncertainty: Mapping[str, float], dice: Mapping[str, float]) -> float:
+    """Compute Spearman's ρ of uncertainty and Dice; NaN below three cases or if either is constant."""
+    cases = _with_dice(uncertainty, dice)
+    first, second = [uncertainty[case] for case in cases], [dice[case] for case in cases]
     if len(cases) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return float("nan")
     return float(stats.spearmanr(first, second).statistic)
 
 
+def draw_diagram(calibration: Calibration) -> Diagram:
+    """Draw the reliability diagram of the structures with the largest ECE, on the page's own background."""
+    worst = sorted(calibration.bins, key=lambda name: -calibration.bins[name].expected_error)[:MAX_CURVES]
+    shown = {name: bins for name, bins in calibration.bins.items() if name in worst}
+    if not shown:
+        return Diagram()
+    try:
+        figure = reliability_diagram(shown)
+    except ImportError as error:
+        return Diagram(problem=str(error))
+    errors = ", ".join(f"{name} ECE {bins.expected_error:.3f}" for name, bins in shown.items())
+    svg = inline_svg(figure, "reliability", "Reliability diagram", f"Frequency over probability: {errors}.")
+    return Diagram(svg, "", len(shown), len(calibration.bins) - len(shown))
+
+
+def _with_dice(uncertainty: Mapping[str, float], dice: Mapping[str, float]) -> list[str]:
+    return [case for case in uncertainty if np.isfinite(dice.get(case, np.nan))]
+
+
 def _add_case(
-    found: Calibration,
+    calibration: Calibration,
     case: str,
     pair: tuple[np.ndarray, np.ndarray, Grid],
     maps: Mapping[str, Path],
     entropy: Path,
     label_values: Mapping[str, Sequence[int]],
 ) -> None:
+    """Add the voxels of one case to the bins."""
     prediction, reference, grid = pair
     for name, path in maps.items():
-        inside = [np.isin(labels, label_values[name]) for labels in (prediction, reference)]
-        near = _near(inside[0] | inside[1], grid.spacing)
-        probabilities = _read_on_grid(path, grid)
-        bins = calibration_bins(probabilities[near], inside[1][near])
-        found.bins[name] = found.bins[name] + bins if name in found.bins else bins
-        found.num_cases[name] = found.num_cases.get(name, 0) + 1
+        predicted_mask, reference_mask = (np.isin(labels, label_values[name]) for labels in (prediction, reference))
+        near = _near(predicted_mask | reference_mask, grid.spacing)
+        bins = calibration_bins(_read_on_grid(path, grid)[near], reference_mask[near])
+        calibration.bins[name] = calibration.bins[name] + bins if name in calibration.bins else bins
+        calibration.num_cases[name] = calibration.num_cases.get(name, 0) + 1
     if entropy.is_file():
         known = [value for values in label_values.values() for value in values]
         near = _near(np.isin(prediction, known) | np.isin(reference, known), grid.spacing)
-        undecided = _read_on_grid(entropy, grid)
+        values = _read_on_grid(entropy, grid)
         if near.any():
-            found.doubt[case] = float(undecided[near].mean() / _UNDECIDED)
+            calibration.uncertainty[case] = float(values[near].mean() / MAX_ENTROPY)
 
 
 def _read_on_grid(path: Path, grid: Grid) -> np.ndarray:
@@ -123,7 +180,7 @@ def _read_on_grid(path: Path, grid: Grid) -> np.ndarray:
 
 
 def _near(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Everything within 10 mm of the mask's voxel centres; nothing for an empty mask."""
+    """Return True within 10 mm of the voxel centres of a mask; nowhere for an empty mask."""
     tight = union(mask.ndim, [bounding_box(mask)])
     result = np.zeros(mask.shape, dtype=bool)
     if any(side.stop == side.start for side in tight):
@@ -134,64 +191,3 @@ def _near(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     )
     result[box] = ndimage.distance_transform_edt(~mask[box], sampling=spacing) <= REGION_MM
     return result
-
-
-# As many as there are colours that everybody can tell apart.
-MOST_CURVES = 7
-
-
-def calibration_section(calibration: Calibration, dice: Mapping[str, float]) -> Html:
-    """Calibration of each structure with a map, and uncertainty against Dice.
-
-    Args:
-        calibration: what was measured.
-        dice: case → mean Dice; NaN where none counts.
-    """
-    title = "Calibration"
-    if not calibration.bins and not calibration.doubt:
-        words = (
-            "Left out: no probabilities lie beside the predictions. "
-            "`medseg predict --save-probabilities --uncertainty` writes them."
-        )
-        return section("calibration", title, tag("p", with_code(words), class_="soft"))
-    if not calibration.bins:
-        return section("calibration", title, *_risk_coverage(calibration, dice))
-    head = ["structure", "ECE", "ACE", "Brier", "voxels", "cases"]
-    rows = [
-        [name, *(f"{value:.4f}" for value in (bins.expected_error, bins.average_error, bins.brier_score)),
-         f"{int(bins.counts.sum()):,}", calibration.num_cases[name]]
-        for name, bins in calibration.bins.items()
-    ]  # fmt: skip
-    about = f"Voxels within {REGION_MM:g} mm of reference or prediction, 20 bins of probability"
-    words = (
-        "On the dashed diagonal a probability means what it says; below it the network is too sure of itself. ECE "
-        "weighs each bin by its voxels, ACE counts every bin the same; 0 is perfect for all three."
-    )
-    numbers = [table(about, head, rows), tag("p", words, class_="soft"), *_risk_coverage(calibration, dice)]
-    return section("calibration", title, tag("div", tag("div", *numbers), _diagram(calibration), class_="beside"))
-
-
-def _risk_coverage(calibration: Calibration, dice: Mapping[str, float]) -> list[Html]:
-    """Whether the cases with the least doubt are the better ones; nothing without entropy maps."""
-    if not calibration.doubt:
-        return []
-    correlation = rank_correlation(calibration.doubt, dice)
-    spearman = "" if math.isnan(correlation) else f"; Spearman's ρ of entropy and Dice {signed(correlation, 2)}"
-    rows = [[f"{100 * share:.0f} %", n, f"{mean:.3f}"] for share, n, mean in risk_coverage(calibration.doubt, dice)]
-    about = f"Risk and coverage: mean Dice of the cases with the lowest mean entropy{spearman}"
-    return [table(about, ["most certain", "cases", "mean Dice"], rows)]
-
-
-def _diagram(calibration: Calibration) -> Html:
-    """`medseg.figures.reliability_diagram` of the worst structures, on the page's own background."""
-    worst = sorted(calibration.bins, key=lambda name: -calibration.bins[name].expected_error)[:MOST_CURVES]
-    shown = {name: bins for name, bins in calibration.bins.items() if name in worst}
-    try:
-        figure = reliability_diagram(shown)
-    except ImportError as error:
-        return tag("p", f"Reliability diagram left out: {error}.", class_="soft")
-    errors = ", ".join(f"{name} ECE {bins.expected_error:.3f}" for name, bins in shown.items())
-    drawn = inline_svg(figure, "reliability", "Reliability diagram", f"Frequency over probability: {errors}.")
-    left_out = len(calibration.bins) - len(shown)
-    note = f"The {MOST_CURVES} structures with the largest ECE; {left_out} more in the table." if left_out else ""
-    return tag("div", Html(drawn), tag("p", note, class_="soft") if note else "", class_="diagram")

@@ -1,4 +1,4 @@
-"""Finding the scan behind each evaluated case, all of its channels."""
+"""Find and read the scan of each evaluated case, with all of its channels."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from medseg.errors import MedsegError
 from medseg.evaluation.pairs import Source, find_label_maps, reorder
 from medseg.volumes import Grid, read_volume
 
-# nnU-Net's suffix of a channel.
-SUFFIX = "_{:04d}"
+# Suffix of a channel in nnU-Net's file names.
+CHANNEL_SUFFIX = "_{:04d}"
 
 
 @dataclass(frozen=True)
 class Images:
-    """Where the scans are, and what kind of image each channel is.
+    """Files of the scans and modality of each channel.
 
     Args:
-        files: case id → channel name → file; cases whose image is unknown are absent.
-        channels: names of the channels every case should have; empty where nobody says.
-        modalities: channel name → modality, where a manifest says so.
-        note: what the page says about them; empty where nothing needs saying.
+        files: case id → channel name → file; cases without an image are absent.
+        channels: names of the channels that every case should have; empty without a manifest.
+        modalities: channel name → modality, from a manifest.
+        note: remark for the page; may be empty.
     """
 
     files: Mapping[str, Mapping[str, Path]]
@@ -34,12 +34,12 @@ class Images:
     note: str = ""
 
     def read(self, case: str, grid: Grid, problems: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and voxels of each channel on the label maps' grid, one at a time.
+        """Yield name and voxels of each channel on the label maps' grid, one at a time.
 
         Args:
-            case: its id.
-            grid: of the label maps.
-            problems: is given a line for each channel left out.
+            case: case id.
+            grid: grid of the label maps.
+            problems: list to which one line per omitted channel is appended.
         """
         found = self.files.get(case, {})
         if not found and self.files:
@@ -56,17 +56,17 @@ class Images:
 
 
 def find_images(source: Source | None, references: Mapping[str, Path], manifest: Manifest | None) -> Images:
-    """The image of each case.
+    """Find the image of each case.
 
     Args:
-        source: a folder, files, or case id → file; a folder may be laid out as the manifest says, or hold files named
+        source: a folder, files, or case id → file. A folder may be laid out as the manifest says, or hold files named
             by the case with or without nnU-Net's channel suffix. None looks where the manifest says images lie,
             relative to the reference label maps.
         references: case id → reference label map.
-        manifest: of the data set, where there is one.
+        manifest: manifest of the data set, if there is one.
 
     Raises:
-        EvaluationError: a source is given and nothing is there.
+        EvaluationError: the source does not exist or holds no images.
     """
     names = manifest.channel_names if manifest else ()
     modalities = dict(zip(names, (channel.modality for channel in manifest.channels), strict=True)) if manifest else {}
@@ -84,7 +84,11 @@ def find_images(source: Source | None, references: Mapping[str, Path], manifest:
 
 
 def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
-    """The voxels of an image that lies on the label maps' grid; else None and one line that says why."""
+    """Read an image on the label maps' grid; an image in another axis order or direction is reordered.
+
+    Returns:
+        The voxels and an empty string, or None and why the image is left out.
+    """
     try:
         volume = read_volume(path, allow_non_finite=True)
     except MedsegError as error:
@@ -96,7 +100,7 @@ def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
 
 
 def _of_manifest(case: str, roots: Sequence[Path], names: Sequence[str], manifest: Manifest) -> dict[str, Path]:
-    """The channels of a case in the first of the data set's folders that has its first one."""
+    """Return the channels of a case in the first folder that holds its first channel."""
     for root in roots:
         paths = [root / pattern.format(case=case) for pattern in manifest.files.image]
         if paths[0].is_file():
@@ -105,19 +109,19 @@ def _of_manifest(case: str, roots: Sequence[Path], names: Sequence[str], manifes
 
 
 def _of_names(case: str, named: Mapping[str, Path], names: Sequence[str]) -> dict[str, Path]:
-    """The channels of a case among files named by it: one without a suffix, or nnU-Net's `_0000`, `_0001`, …"""
+    """Return the channels of a case among files named by it without a suffix or with nnU-Net's `_0000`, `_0001`, …"""
     if case in named:
         return {names[0] if names else "": named[case]}
     found: list[Path] = []
-    while case + SUFFIX.format(len(found)) in named:
-        found.append(named[case + SUFFIX.format(len(found))])
+    while case + CHANNEL_SUFFIX.format(len(found)) in named:
+        found.append(named[case + CHANNEL_SUFFIX.format(len(found))])
     if len(names) == len(found):
         return dict(zip(names, found, strict=True))
     return {f"channel {number}" if len(found) > 1 else "": path for number, path in enumerate(found, start=1)}
 
 
 def _roots(references: Mapping[str, Path], manifest: Manifest) -> list[Path]:
-    """The data set's folders that the references' paths suggest: what is left of each without the label pattern."""
+    """Return the data set's folders: the references' paths without the part that the manifest's label pattern gives."""
     roots: list[Path] = []
     for case, path in references.items():
         below = Path(manifest.files.label.format(case=case))

@@ -1,18 +1,18 @@
-"""Every picture of the page within its size: volumes for the viewer and thumbnails, packed case by case."""
+"""Pictures of the page within its size limit: volumes for the viewer and thumbnails, packed case by case."""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
-import struct
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from scipy import ndimage
@@ -27,153 +27,30 @@ from medseg.figures.viewer.view import View, cut_out
 from medseg.reporting.images import Images
 from medseg.volumes import Grid, suffix_of
 
-
-def case_view(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    grid: Grid,
-    images: Iterable[tuple[str, np.ndarray]],
-    *,
-    modalities: Mapping[str, str] | None = None,
-    has_patient: bool = True,
-    known: Sequence[int] | None = None,
-) -> View:
-    """Crop a case to both masks with 20 mm around them; without any label the whole image is kept.
-
-    Args:
-        prediction, reference: integer label maps of the grid's shape.
-        grid: of everything.
-        images: name and image of each channel, of the same shape; taken one at a time.
-        modalities: channel name → modality; a channel without looks at its values.
-        has_patient: whether the grid lies in a patient.
-        known: the label values to show; None shows all.
-    """
-    box = union(grid.spatial_dims, (bounding_box(labels) for labels in (prediction, reference)))
-    return cut_out(
-        prediction, reference, grid, images, box, modalities=modalities, has_patient=has_patient, known=known
-    )
-
-
-REFERENCE_RGB, PREDICTION_RGB = rgb(REFERENCE_COLOR), rgb(PREDICTION_COLOR)
-_GREYS = 48
-_REFERENCE, _PREDICTION = _GREYS, _GREYS + 1
-MAX_BYTES = 30_000
-MARGIN_MM = 10.0
-# From this size on, outlines are two pixels wide.
-THICK_FROM = 128
-
-
-def thumbnail(view: View, size: int = 160) -> str:
-    """A PNG in base64, at most 30 kB, its longer side ``size`` pixels in true proportions."""
-    while True:
-        png = _draw(view, size)
-        if len(png) <= MAX_BYTES or size <= 32:
-            return base64.b64encode(png).decode("ascii")
-        size = size * 3 // 4
-
-
-def telling_slice(view: View, panel: Panel) -> int:
-    """Where most voxels differ; without any difference where most are labelled; else the middle."""
-    others = tuple(axis for axis in range(3) if axis != panel.axis)
-    reference = _reference(view)
-    for mask in (reference != view.prediction, reference != 0):
-        counts = np.count_nonzero(mask, axis=others)
-        if counts.any():
-            return int(counts.argmax())
-    return view.prediction.shape[panel.axis] // 2
-
-
-def _draw(view: View, size: int) -> bytes:
-    panel = view.panels[0]
-    position = telling_slice(view, panel)
-    spacing = view.spacing
-    shown = _around_labels(view, panel)
-
-    def plane(volume: np.ndarray) -> np.ndarray:
-        return panel.cut(volume, position)[shown]
-
-    rows, columns = plane(view.prediction).shape
-    height_mm, width_mm = rows * spacing[panel.down], columns * spacing[panel.across]
-    scale = size / max(height_mm, width_mm)
-    height, width = max(round(height_mm * scale), 1), max(round(width_mm * scale), 1)
-    take = np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)
-    pixels = np.zeros((height, width), dtype=np.uint8)
-    for channel in view.channels[:1]:
-        shades = np.rint(channel.grey.shades(next(iter(channel.grey.windows))) * (_GREYS - 1)).astype(np.uint8)
-        pixels = shades[plane(channel.levels)[take]]
-    line = 2 if size >= THICK_FROM else 1
-    pixels[outline(plane(_reference(view))[take], line)] = _REFERENCE
-    predicted = outline(plane(view.prediction)[take], line)
-    across, down = np.indices(predicted.shape)
-    pixels[predicted & ((across + down) % 8 < 4)] = _PREDICTION
-    return _palette_png(pixels)
-
-
-def _reference(view: View) -> np.ndarray:
-    """The reference; without one nothing is missed or spurious."""
-    return view.prediction if view.reference is None else view.reference
-
-
-def outline(labels: np.ndarray, width: int = 1) -> np.ndarray:
-    """The labelled pixels that lie at most so many pixels from another label, the background or the border."""
-    padded = np.pad(labels, width)
-    rows, columns = labels.shape
-    edges = np.zeros(labels.shape, dtype=bool)
-    for step in range(1, width + 1):
-        for down, right in ((-step, 0), (step, 0), (0, -step), (0, step)):
-            side = padded[width + down : width + down + rows, width + right : width + right + columns]
-            edges |= labels != side
-    return edges & (labels != 0)
-
-
-def _around_labels(view: View, panel: Panel) -> tuple[slice, slice]:
-    """Rows and columns of a plane that any label needs, with 10 mm around them; all where there is none."""
-    labelled = (view.prediction != 0) | (_reference(view) != 0)
-    flat = panel.cut(labelled.any(axis=panel.axis, keepdims=True), 0)
-    found = ndimage.find_objects(flat.astype(np.uint8))
-    if not found:
-        return slice(None), slice(None)
-    margins = [math.ceil(MARGIN_MM / view.spacing[axis]) for axis in (panel.down, panel.across)]
-    rows, columns = (
-        slice(max(side.start - margin, 0), side.stop + margin) for side, margin in zip(found[0], margins, strict=True)
-    )
-    return rows, columns
-
-
-def _palette_png(pixels: np.ndarray) -> bytes:
-    """A PNG of palette indices: 48 greys and the two outlines."""
-    greys = [(round(255 * g / (_GREYS - 1)),) * 3 for g in range(_GREYS)]
-    palette = bytes(value for rgb in (*greys, REFERENCE_RGB, PREDICTION_RGB) for value in rgb)
-    height, width = pixels.shape
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels], axis=1)  # each line begins with its filter: none
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-        + _chunk(b"PLTE", palette)
-        + _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
-        + _chunk(b"IEND", b"")
-    )
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-BLOCK = 50
-# Longer side of a thumbnail in pixels by the number of cases, and what one takes as text at most.
+# Thumbnails lie in the page in blocks of so many cases, which the scripts parse when one of them is shown.
+CASES_PER_BLOCK = 50
+# Up to so many cases: longer side of a thumbnail in pixels, and the bytes reserved for its text.
 THUMBNAIL_SIZES = ((100, 160, 30_000), (300, 128, 15_000), (10**9, 96, 9_000))
-_WITHOUT_PATIENT = (".png", ".tif", ".tiff")
+MAX_THUMBNAIL_BYTES = 30_000
+THUMBNAIL_MARGIN_MM = 10.0
+# From this size on, the outlines of a thumbnail are two pixels wide.
+THICK_OUTLINE_FROM = 128
+REFERENCE_RGB, PREDICTION_RGB = rgb(REFERENCE_COLOR), rgb(PREDICTION_COLOR)
+_NUM_GREYS = 48
+# Positions of the two outlines in the palette of a thumbnail, behind its greys.
+_REFERENCE, _PREDICTION = _NUM_GREYS, _NUM_GREYS + 1
+_SUFFIXES_WITHOUT_PATIENT = (".png", ".tif", ".tiff")
 
 
 @dataclass
 class Pictures:
-    """What was drawn, as text for the page.
+    """Views, volumes and thumbnails as text for the page.
 
     Args:
-        views: case id → its view as packed, in page order.
-        volumes: case id → its packed volumes by the name of their block.
+        views: case id → its view as packed, in the order of the viewer.
+        volumes: case id → packed volumes by the name of their block.
         thumbnails: case id → PNG in base64.
-        problems: case id → why its picture or its image is missing.
+        problems: case id → why its picture or image is missing.
     """
 
     views: dict[str, View] = field(default_factory=dict)
@@ -183,17 +60,21 @@ class Pictures:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all of them in the page."""
+        """Size of all pictures in the page."""
         return sum(map(len, self.thumbnails.values())) + sum(map(num_bytes, self.volumes.values()))
 
     def blocks(self, order: Sequence[str]) -> str:
-        """The inert script elements that hold them; thumbnails in blocks of 50 in this order."""
+        """Return the inert script elements that hold the pictures.
+
+        Args:
+            order: case ids in the order of the page, which thumbnails follow in blocks of 50.
+        """
         parts = []
         for number, packed in enumerate(self.volumes.values()):
             parts += [block(f"v{number}-{name}", text) for name, text in packed.items()]
         if self.thumbnails:
-            for number, start in enumerate(range(0, len(order), BLOCK)):
-                listed = json.dumps([self.thumbnails.get(case) for case in order[start : start + BLOCK]])
+            for number, start in enumerate(range(0, len(order), CASES_PER_BLOCK)):
+                listed = json.dumps([self.thumbnails.get(case) for case in order[start : start + CASES_PER_BLOCK]])
                 parts.append(f'<script type="application/json" id="thumbnails-{number}">{listed}</script>')
         return "\n".join(parts)
 
@@ -208,22 +89,22 @@ def draw_pictures(
     *,
     progress: bool = False,
 ) -> Pictures:
-    """Draw the cases, worst first, into at most so many bytes.
+    """Draw thumbnails and pack volumes of the cases within a size limit.
 
-    What does not fit is left out in this order: voxels of the viewer's volumes, their channels beyond the first,
+    What does not fit is left out in this order: resolution of the viewer's volumes, their channels beyond the first,
     thumbnails of the best cases, volumes of the best cases.
 
     Args:
         inputs: case, prediction and reference file of each case, worst first.
-        images: where the scans are.
-        structures: what the label files' values mean.
-        label_values: the values of each structure.
-        opened: the cases that can be opened in the viewer, the most important first.
-        max_bytes: of all pictures together, as text.
+        images: the scans.
+        structures: the meaning of the values in the label files.
+        label_values: label values of each structure.
+        opened: cases that can be opened in the viewer, the most important first.
+        max_bytes: largest size of all pictures together, as text.
         progress: show a progress bar.
     """
     known = list(dict.fromkeys(value for values in label_values.values() for value in values if value != 0))
-    pixels, reserved = next((size, most) for cases, size, most in THUMBNAIL_SIZES if len(inputs) <= cases)
+    pixels, reserved = next((size, reserve) for cases, size, reserve in THUMBNAIL_SIZES if len(inputs) <= cases)
     volumes_left = max(max_bytes - min(len(inputs) * reserved, max_bytes // 3), 0)
     waiting = len(opened)
     pictures = Pictures()
@@ -243,10 +124,131 @@ def draw_pictures(
         waiting -= 1
     order = [entry["case"] for entry in inputs]
     _drop_to_fit(pictures, order, opened, max_bytes)
-    # the viewer's order, in which the blocks are numbered
+    # The blocks are numbered in the order of the viewer.
     pictures.views = {case: pictures.views[case] for case in opened if case in pictures.views}
     pictures.volumes = {case: pictures.volumes[case] for case in pictures.views}
     return pictures
+
+
+def case_view(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    grid: Grid,
+    images: Iterable[tuple[str, np.ndarray]],
+    *,
+    modalities: Mapping[str, str] | None = None,
+    has_patient: bool = True,
+    known: Sequence[int] | None = None,
+) -> View:
+    """Crop a case to both masks with 20 mm around them, or keep the whole image if there is no label.
+
+    Args:
+        prediction, reference: integer label maps of the grid's shape.
+        grid: grid of the label maps and images.
+        images: name and array of each channel, of the same shape; consumed one at a time.
+        modalities: channel name → modality; others are guessed from the values.
+        has_patient: False if the affine says nothing about a patient.
+        known: label values to show; None shows all.
+    """
+    box = union(grid.spatial_dims, (bounding_box(labels) for labels in (prediction, reference)))
+    return cut_out(
+        prediction, reference, grid, images, box, modalities=modalities, has_patient=has_patient, known=known
+    )
+
+
+def thumbnail(view: View, size: int = 160) -> str:
+    """Draw a PNG of at most 30 kB in true proportions.
+
+    Args:
+        view: what to draw: the slice with most errors, cropped to the labels with 10 mm around them.
+        size: longer side in pixels; halved until the PNG is small enough.
+
+    Returns:
+        The PNG in base64.
+    """
+    while True:
+        png = _draw_thumbnail(view, size)
+        if len(png) <= MAX_THUMBNAIL_BYTES or size <= 32:
+            return base64.b64encode(png).decode("ascii")
+        size = size * 3 // 4
+
+
+def slice_with_most_errors(view: View, panel: Panel) -> int:
+    """Return the position with most wrong voxels; without any, that with most labelled voxels, else the middle."""
+    others = tuple(axis for axis in range(3) if axis != panel.axis)
+    reference = _reference(view)
+    for mask in (reference != view.prediction, reference != 0):
+        counts = np.count_nonzero(mask, axis=others)
+        if counts.any():
+            return int(counts.argmax())
+    return view.prediction.shape[panel.axis] // 2
+
+
+def outline(labels: np.ndarray, width: int = 1) -> np.ndarray:
+    """Return True at labelled pixels within `width` pixels of another label, the background or the border."""
+    padded = np.pad(labels, width)
+    rows, columns = labels.shape
+    edges = np.zeros(labels.shape, dtype=bool)
+    for step in range(1, width + 1):
+        for down, right in ((-step, 0), (step, 0), (0, -step), (0, step)):
+            side = padded[width + down : width + down + rows, width + right : width + right + columns]
+            edges |= labels != side
+    return edges & (labels != 0)
+
+
+def _draw_thumbnail(view: View, size: int) -> bytes:
+    panel = view.panels[0]
+    position = slice_with_most_errors(view, panel)
+    spacing = view.spacing
+    crop = _around_labels(view, panel)
+
+    def plane(volume: np.ndarray) -> np.ndarray:
+        return panel.cut(volume, position)[crop]
+
+    rows, columns = plane(view.prediction).shape
+    height_mm, width_mm = rows * spacing[panel.down], columns * spacing[panel.across]
+    scale = size / max(height_mm, width_mm)
+    height, width = max(round(height_mm * scale), 1), max(round(width_mm * scale), 1)
+    nearest = np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    for channel in view.channels[:1]:
+        shades = np.rint(channel.grey.shades(next(iter(channel.grey.windows))) * (_NUM_GREYS - 1)).astype(np.uint8)
+        pixels = shades[plane(channel.levels)[nearest]]
+    line = 2 if size >= THICK_OUTLINE_FROM else 1
+    pixels[outline(plane(_reference(view))[nearest], line)] = _REFERENCE
+    predicted = outline(plane(view.prediction)[nearest], line)
+    across, down = np.indices(predicted.shape)
+    pixels[predicted & ((across + down) % 8 < 4)] = _PREDICTION
+    return _palette_png(pixels)
+
+
+def _reference(view: View) -> np.ndarray:
+    """Return the reference, or the prediction if there is none, so that nothing counts as an error."""
+    return view.prediction if view.reference is None else view.reference
+
+
+def _around_labels(view: View, panel: Panel) -> tuple[slice, slice]:
+    """Return the rows and columns of a plane that hold any label, with 10 mm around them; all if there is none."""
+    is_labelled = (view.prediction != 0) | (_reference(view) != 0)
+    flat = panel.cut(is_labelled.any(axis=panel.axis, keepdims=True), 0)
+    found = ndimage.find_objects(flat.astype(np.uint8))
+    if not found:
+        return slice(None), slice(None)
+    margins = [math.ceil(THUMBNAIL_MARGIN_MM / view.spacing[axis]) for axis in (panel.down, panel.across)]
+    rows, columns = (
+        slice(max(side.start - margin, 0), side.stop + margin) for side, margin in zip(found[0], margins, strict=True)
+    )
+    return rows, columns
+
+
+def _palette_png(pixels: np.ndarray) -> bytes:
+    """Encode palette positions, greys and the colours of the two outlines, as a PNG."""
+    greys = [(round(255 * grey / (_NUM_GREYS - 1)),) * 3 for grey in range(_NUM_GREYS)]
+    picture = Image.fromarray(pixels).convert("P")
+    picture.putpalette([value for color in (*greys, REFERENCE_RGB, PREDICTION_RGB) for value in color])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=9)
+    return buffer.getvalue()
 
 
 def _read_view(
@@ -270,7 +272,7 @@ def _read_view(
         grid,
         islice(images.read(case, grid, left_out), max_channels),
         modalities=images.modalities,
-        has_patient=suffix_of(reference_file) not in _WITHOUT_PATIENT,
+        has_patient=suffix_of(reference_file) not in _SUFFIXES_WITHOUT_PATIENT,
         known=known,
     )
     if left_out:
@@ -279,6 +281,7 @@ def _read_view(
 
 
 def _drop_to_fit(pictures: Pictures, order: Sequence[str], opened: Sequence[str], max_bytes: int) -> None:
+    """Drop thumbnails, then volumes, of the best cases until the pictures fit."""
     best_first = [case for case in reversed(order) if case not in opened] + [*reversed(opened)]
     for held in (pictures.thumbnails, pictures.volumes):
         for case in best_first:

@@ -1,14 +1,15 @@
-"""report.html: an evaluation as one page that opens from disk, without a network."""
+"""Write report.html: an evaluation as one page that opens from disk, without a network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from importlib.resources import files
+from functools import cache
 from pathlib import Path
-from string import Template
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from medseg.datasets import Manifest, read_manifest
 from medseg.errors import OptionError
@@ -16,17 +17,28 @@ from medseg.evaluation import Evaluation
 from medseg.evaluation.pairs import Labels, Source, structures_of
 from medseg.figures import viewer
 from medseg.figures.viewer.packing import pack_json
-from medseg.reporting import sections
-from medseg.reporting.calibration import calibration_section, measure_calibration
+from medseg.reporting import content
+from medseg.reporting.calibration import REGION_MM, draw_diagram, measure_calibration, rank_correlation, risk_coverage
 from medseg.reporting.images import Images, find_images
-from medseg.reporting.page_data import Names, numbered, page_data, viewer_cases
 from medseg.reporting.pictures import Pictures, draw_pictures
-from medseg.reporting.sections import Html, header, methods_paragraph, tag, text
+from medseg.versions import installed_version
 from medseg.volumes import replacing
 
-MAX_MB = 15.0
-LARGEST_MB = 25.0
+DEFAULT_MAX_MB = 15.0
+LARGEST_MAX_MB = 25.0
+# Of this folder, in the order the page must hold them.
 SCRIPTS = ("tables.js", "distributions.js", "cases.js", "page.js")
+# Sections of a page with an evaluation, by id, in their order.
+SECTIONS = {
+    "metrics": "Metrics",
+    "distributions": "Distributions",
+    "cases": "Cases",
+    "viewer": "Viewer",
+    "lesions": "Lesions",
+    "calibration": "Calibration",
+    "manifest": "Manifest",
+    "methods": "Methods",
+}
 
 
 @dataclass(frozen=True)
@@ -34,9 +46,9 @@ class WrittenReport:
     """A page on disk.
 
     Args:
-        path: where it is.
-        megabytes: its size.
-        left_out: what it does not show and why, a sentence each.
+        path: path of the page.
+        megabytes: size of the page.
+        left_out: what the page does not show and why, one sentence each.
     """
 
     path: Path
@@ -53,113 +65,152 @@ def write_report(
     title: str = "Segmentation report",
     with_images: bool = True,
     anonymise_ids: bool = False,
-    max_mb: float = MAX_MB,
+    max_mb: float = DEFAULT_MAX_MB,
     failure: str = "",
     progress: bool = False,
 ) -> WrittenReport:
     """Write an evaluation as one self-contained HTML page.
 
     Args:
-        evaluation: what `medseg.evaluation.evaluate` returned; None where it could not evaluate anything.
-        path: the page, whole or not at all.
+        evaluation: result of `medseg.evaluation.evaluate`; None if nothing could be evaluated.
+        path: file to write, atomically.
         images: the scans: a folder (also one laid out as the manifest says), files, or case id → file. None looks
-            beside the references where the manifest says scans lie; without scans the outlines are shown alone.
-        labels: what `evaluate` was given; a manifest also says how label files are coded and which modality scans are.
+            beside the references where the manifest says scans lie. Without scans the outlines are shown alone.
+        labels: the same as for `evaluate`. A manifest also says how label files are coded and which modality scans are.
         title: heading of the page.
-        with_images: False leaves out everything drawn from voxels: numbers only.
+        with_images: False leaves out everything drawn from voxels, so that the page holds numbers only.
         anonymise_ids: number cases and patients instead of naming them, and leave out file names and their hashes.
-        max_mb: largest size, at most 25. What does not fit is left out in this order, and the page says so: resolution
-            of the viewer's volumes, their channels beyond the first, thumbnails of the best cases, volumes of the best
-            cases.
-        failure: why nothing was evaluated, shown on the page.
+        max_mb: largest size in MB, at most 25. What does not fit is left out in this order, and the page says so:
+            resolution of the viewer's volumes, their channels beyond the first, thumbnails of the best cases, volumes
+            of the best cases.
+        failure: why nothing was evaluated; shown on the page.
         progress: show a progress bar.
 
     Returns:
         The page's path, its size, and what was left out.
 
     Raises:
-        OptionError: ``max_mb`` not in (0, 25].
-        EvaluationError: ``images`` names nothing.
+        OptionError: `max_mb` is not in (0, 25].
+        EvaluationError: there are no files at `images`.
         VolumeError: the page cannot be written.
     """
-    if not 0 < max_mb <= LARGEST_MB:
-        raise OptionError(f"max_mb must be above 0 and at most {LARGEST_MB:g}, found {max_mb:g}")
+    if not 0 < max_mb <= LARGEST_MAX_MB:
+        raise OptionError(f"max_mb must be above 0 and at most {LARGEST_MAX_MB:g}, found {max_mb:g}; choose another")
     if isinstance(labels, str | Path):
         labels = read_manifest(labels)
     if evaluation is None:
-        reasons = sections.left_out(["Every case: nothing was evaluated."], [], failure or "no case was given")
-        return _write(Path(path), title, header(title, None, [], False), [reasons], "", (failure or "every case",))
+        failure = failure or "no case was given"
+        page = _render(title, None, {}, remarks=["Every case: nothing was evaluated."], failure=failure)
+        return _write(Path(path), page, (failure,))
     summary = evaluation.summary
     order = [entry["case"] for entry in summary["cases"]]
-    names = numbered(order, [entry["patient"] for entry in summary["cases"]]) if anonymise_ids else Names()
-    found, pictures = Images({}), Pictures()
+    patients = [entry["patient"] for entry in summary["cases"]]
+    names = content.numbered_names(order, patients) if anonymise_ids else content.Names()
     inputs = {entry["case"]: entry for entry in summary["inputs"]}
-    measured = measure_calibration(summary["inputs"], structures_of(labels), summary["label_values"])
+    structures = structures_of(labels)
+    calibration = measure_calibration(summary["inputs"], structures, summary["label_values"])
+    found, pictures = Images({}), Pictures()
     if with_images:
         manifest = labels if isinstance(labels, Manifest) else None
         found = find_images(images, {case: Path(entry["reference"]) for case, entry in inputs.items()}, manifest)
         pictures = draw_pictures(
             [inputs[case] for case in order],
             found,
-            structures_of(labels),
+            structures,
             summary["label_values"],
-            viewer_cases(summary),
-            int(max_mb * 1e6) - _reserved(evaluation),
+            content.viewer_cases(summary),
+            int(max_mb * 1e6) - _reserved_bytes(evaluation),
             progress=progress,
         )
-    for case, problem in measured.problems.items():
+    for case, problem in calibration.problems.items():
         pictures.problems.setdefault(case, problem)
     if names.are_hidden:
-        sections.without_names(pictures)
-    view_note = sections.view_note(pictures, len(order), with_images)
-    data = page_data(evaluation, names, pictures.views)
-    data["thumbnail_note"] = "no picture" if with_images else "numbers only"
-    data["view_note"] = view_note
-    left_out = sections.omissions(summary, pictures, found, names, with_images)
-    parts = [
-        sections.left_out(left_out, [] if names.are_hidden else summary["problems"], failure),
-        sections.metric_table(summary),
-        sections.distributions(),
-        sections.cases(f"Cases with missed structures come first, then the lowest Dice. {view_note}"),
-        sections.viewer(bool(pictures.views)),
-        sections.lesions(summary),
-        calibration_section(measured, {entry["case"]: _or_nan(entry["dice"]) for entry in summary["cases"]}),
-        sections.manifest(summary, names.are_hidden),
-        sections.methods(methods_paragraph(summary)),
-    ]
-    blocks = f"{viewer.block('data', pack_json(data))}\n{pictures.blocks(order)}"
-    head = header(title, summary, sections.badges(pictures, with_images, anonymise_ids), bool(pictures.thumbnails))
-    return _write(Path(path), title, head, [part for part in parts if part], blocks, tuple(left_out))
+        content.remove_file_names(pictures)
+    view_note = content.view_note(pictures, len(order), with_images)
+    data = content.script_data(evaluation, names, pictures.views)
+    data |= {"thumbnail_note": "no picture" if with_images else "numbers only", "view_note": view_note}
+    remarks = content.omissions(summary, pictures, found, names, with_images)
+    dice = {entry["case"]: math.nan if entry["dice"] is None else entry["dice"] for entry in summary["cases"]}
+    correlation = rank_correlation(calibration.uncertainty, dice)
+    page = _render(
+        title,
+        summary,
+        SECTIONS,
+        remarks=remarks,
+        problems=[] if names.are_hidden else summary["problems"],
+        failure=failure,
+        badges=content.badges(pictures, with_images, anonymise_ids),
+        has_images=bool(pictures.thumbnails),
+        has_views=bool(pictures.views),
+        view_note=view_note,
+        columns=content.estimate_columns(summary, of_objects=False),
+        object_columns=content.estimate_columns(summary, of_objects=True),
+        has_sizes=any(b["n"] for entry in summary["labels"].values() for b in entry.get("sensitivity_by_size", [])),
+        calibration=calibration,
+        region_mm=REGION_MM,
+        diagram=draw_diagram(calibration),
+        risk_coverage=risk_coverage(calibration.uncertainty, dice),
+        correlation_note=""
+        if math.isnan(correlation)
+        else f"; Spearman's ρ of entropy and Dice {fixed(correlation, 2)}",
+        ids_hidden=names.are_hidden,
+        methods=content.methods_paragraph(summary),
+        blocks=Markup(f"{viewer.block('data', pack_json(data))}\n{pictures.blocks(order)}"),
+    )
+    return _write(Path(path), page, tuple(remarks))
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+def fixed(value: float, digits: int) -> str:
+    """Format a number with a true minus sign."""
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
-def _reserved(evaluation: Evaluation) -> int:
-    """What the page takes without pictures, at most: scripts, tables, and the rows of all cases."""
+def with_code(text: str) -> Markup:
+    """Escape a text and mark its `backticked` parts as code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Return the templates; every value in them is escaped unless it is marked safe."""
+    environment = Environment(
+        loader=PackageLoader("medseg.reporting", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"fixed": fixed, "with_code": with_code, "thousands": "{:,}".format}
+    return environment
+
+
+def _render(title: str, summary: dict[str, Any] | None, sections: dict[str, str], **values: Any) -> str:
+    environment = _environment()
+    values = {"problems": [], "blocks": ""} | values
+    has_remarks = bool(values["remarks"] or values["problems"] or values["failure"])
+    folder = Path(__file__).parent / "page"
+    styles = [viewer.style(), (folder / "report.css").read_text(encoding="utf-8")]
+    scripts = [viewer.script(), *((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)]
+    return environment.get_template("report.html").render(
+        title=title,
+        version=installed_version("medseg"),
+        summary=summary,
+        navigation=({"left-out": "Left out"} if has_remarks else {}) | sections,
+        style=Markup("\n".join(styles)),
+        script=Markup("\n".join(scripts)),
+        **values,
+    )
+
+
+def _reserved_bytes(evaluation: Evaluation) -> int:
+    """Estimate an upper bound of the page's size without pictures: scripts, tables, and the rows of all cases."""
     return 200_000 + 12 * len(evaluation.rows) * len(evaluation.metrics) + 300 * len(evaluation.summary["inputs"])
 
 
-def _write(
-    path: Path, title: str, head: Html, parts: Sequence[Html], blocks: str, left_out: tuple[str, ...]
-) -> WrittenReport:
-    folder = files("medseg.reporting") / "page"
-    links = [
-        tag("a", words, href=f"#{id_}")
-        for id_, words in sections.NAVIGATION.items()
-        if any(f'id="{id_}"' in part for part in parts)
-    ]
-    page = Template((folder / "report.html").read_text(encoding="utf-8")).substitute(
-        title=text(title),
-        version=metadata.version("medseg"),
-        style="\n".join([viewer.style(), (folder / "report.css").read_text(encoding="utf-8")]),
-        script="\n".join([viewer.script(), *((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)]),
-        header=head,
-        navigation="".join(links),
-        sections="\n".join(parts),
-        blocks=blocks,
-    )
+def _write(path: Path, page: str, left_out: tuple[str, ...]) -> WrittenReport:
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return WrittenReport(path, path.stat().st_size / 1e6, left_out)

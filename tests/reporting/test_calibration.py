@@ -8,7 +8,7 @@ from reporting.evaluations import write_image
 from medseg.evaluation import evaluate
 from medseg.evaluation.pairs import Structures
 from medseg.reporting import write_report
-from medseg.reporting.calibration import measure_calibration, rank_correlation, risk_coverage
+from medseg.reporting.calibration import Coverage, measure_calibration, rank_correlation, risk_coverage
 
 SHAPE, SPACING = (30, 24, 18), (2.0, 3.0, 4.0)
 
@@ -53,7 +53,7 @@ def test_voxels_within_10_mm_are_counted_as_brute_force_does(evaluated):
     assert bins.brier_score == pytest.approx(squared / count)
     assert found.num_cases == {"cell": 2}
     assert "(3, 3, 3)" in found.problems["case_1"]
-    assert found.doubt == pytest.approx({"case_0": 0.2, "case_2": 0.6})
+    assert found.uncertainty == pytest.approx({"case_0": 0.2, "case_2": 0.6})
 
 
 def test_the_page_shows_them_and_names_what_it_could_not_use(evaluated, tmp_path):
@@ -78,14 +78,14 @@ def test_without_matplotlib_the_numbers_stay_and_the_page_says_what_is_missing(e
 
 
 def test_the_most_certain_cases_are_kept_first():
-    doubt = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.9}
+    uncertainty = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.9}
     dice = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6, "e": float("nan")}
-    assert risk_coverage(doubt, dice) == [
-        (1.0, 4, pytest.approx(0.75)),
-        (0.9, 4, pytest.approx(0.75)),
-        (0.75, 3, pytest.approx(0.8)),
-        (0.5, 2, pytest.approx(0.85)),
+    assert risk_coverage(uncertainty, dice) == [
+        Coverage(1.0, 4, pytest.approx(0.75)),
+        Coverage(0.9, 4, pytest.approx(0.75)),
+        Coverage(0.75, 3, pytest.approx(0.8)),
+        Coverage(0.5, 2, pytest.approx(0.85)),
     ]
-    assert rank_correlation(doubt, dice) == pytest.approx(-1)
+    assert rank_correlation(uncertainty, dice) == pytest.approx(-1)
     assert np.isnan(rank_correlation({"a": 1.0}, dice))
     assert risk_coverage({}, dice) == []

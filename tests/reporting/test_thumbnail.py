@@ -9,12 +9,12 @@ from reporting.evaluations import blobs
 from medseg.figures.grey_levels import grey_levels
 from medseg.figures.planes import cut_planes
 from medseg.reporting.pictures import (
-    MAX_BYTES,
+    MAX_THUMBNAIL_BYTES,
     PREDICTION_RGB,
     REFERENCE_RGB,
     case_view,
     outline,
-    telling_slice,
+    slice_with_most_errors,
     thumbnail,
 )
 from medseg.volumes import Grid
@@ -28,19 +28,19 @@ def test_a_thumbnail_is_a_small_png_in_true_proportions():
     image, reference, prediction = blobs(np.random.default_rng(0), (40, 20, 10), 2)
     view = case_view(prediction, reference, Grid(image.shape, np.diag([1.0, 3.0, 1.0, 1.0])), [("", image)])
     png = thumbnail(view, 120)
-    assert len(base64.b64decode(png)) <= MAX_BYTES
+    assert len(base64.b64decode(png)) <= MAX_THUMBNAIL_BYTES
     picture = decoded(png)
     assert picture.shape == (120, 80, 3)  # 60 mm high, 40 mm wide
     colours = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
     assert {REFERENCE_RGB, PREDICTION_RGB} <= colours
 
 
-def test_noise_is_made_smaller_until_it_fits():
+def test_a_thumbnail_shrinks_until_it_fits():
     rng = np.random.default_rng(0)
     image = rng.integers(1, 30_000, (400, 400, 1)).astype(np.uint16)
     labels = np.zeros(image.shape, np.uint8)
     view = case_view(labels, labels, Grid(image.shape, np.eye(4)), [("MR", image)], modalities={"MR": "MR"})
-    assert len(base64.b64decode(thumbnail(view, 300))) <= MAX_BYTES
+    assert len(base64.b64decode(thumbnail(view, 300))) <= MAX_THUMBNAIL_BYTES
 
 
 def test_the_slice_with_most_wrong_voxels_is_shown():
@@ -49,14 +49,14 @@ def test_the_slice_with_most_wrong_voxels_is_shown():
     prediction = reference.copy()
     grid = Grid(reference.shape, np.eye(4))
     right = case_view(prediction, reference, grid, [])
-    assert telling_slice(right, right.panels[0]) == 1  # the first of the largest
+    assert slice_with_most_errors(right, right.panels[0]) == 1  # the first of the largest
     prediction[2:4, 2:6, 3] = 0
     wrong = case_view(prediction, reference, grid, [])
-    assert telling_slice(wrong, wrong.panels[0]) == 3
+    assert slice_with_most_errors(wrong, wrong.panels[0]) == 3
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_outline_is_what_erosion_takes_away(seed):
+def test_an_outline_is_what_erosion_removes(seed):
     from scipy import ndimage
 
     mask = np.random.default_rng(seed).random((12, 15)) < 0.6

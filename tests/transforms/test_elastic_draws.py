@@ -1,4 +1,4 @@
-"""What an elastic deformation draws: published forms, lengths in mm, no folds, seeds."""
+"""Test what an elastic deformation draws: spline bases, published forms, lengths in mm, the bound on folds, seeds."""
 
 from dataclasses import FrozenInstanceError, replace
 
@@ -8,13 +8,106 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from scipy.interpolate import BSpline, CubicHermiteSpline
 from transforms.deforming import FORMS, transform
 
+from medseg.transforms.elastic.deformation import Lattice, upsampling_matrix
+from medseg.transforms.elastic.drawing import gradient_bound
 from medseg.transforms.elastic.transform import RandElasticDeformation, RandElasticDeformationd
 
 
+def spline(basis, lattice, controls):
+    positions = lattice.positions
+    if basis == "bspline":
+        knots = lattice.origin + lattice.step * (np.arange(lattice.count + 4) - 2)
+        return BSpline(knots, controls, 3)
+    slopes = np.gradient(controls, positions)  # central differences: what Keys' kernel with a = -1/2 amounts to
+    return CubicHermiteSpline(positions[1:-1], controls[1:-1], slopes[1:-1])
+
+
+@pytest.mark.parametrize("basis", ["bicubic", "bspline"])
+@given(num_samples=st.integers(1, 80), step=st.floats(0.5, 40), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_upsampling_equals_scipy(basis, num_samples, step, seed):
+    count = int(np.ceil((num_samples - 1) / step)) + 3
+    lattice = Lattice(((num_samples - 1) - step * (count - 1)) / 2, step, max(count, 4))
+    controls = np.random.default_rng(seed).normal(size=lattice.count)
+    inside = np.arange(num_samples)
+    inside = inside[(inside >= lattice.positions[1]) & (inside <= lattice.positions[-2])]
+    found = upsampling_matrix(basis, lattice, num_samples) @ controls
+    np.testing.assert_allclose(found[inside], spline(basis, lattice, controls)(inside), atol=1e-9)
+
+
+@pytest.mark.parametrize("basis", ["bicubic", "bspline"])
+def test_affine_functions_are_reproduced(basis):
+    lattice = Lattice(-7.3, 6.1, 9)
+    matrix = upsampling_matrix(basis, lattice, 40)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(matrix @ lattice.positions, np.arange(40), atol=1e-12)
+
+
+def test_bicubic_passes_through_its_controls_and_bspline_does_not():
+    lattice = Lattice(-10.0, 10.0, 5)
+    controls = np.array([0.0, 1.0, -2.0, 3.0, 0.0])
+    np.testing.assert_allclose((upsampling_matrix("bicubic", lattice, 21) @ controls)[[0, 10, 20]], controls[1:4])
+    assert (upsampling_matrix("bspline", lattice, 21) @ controls)[10] == pytest.approx((1 - 8 + 3) / 6)
+
+
+def dense_gradient(displacements, lattices, basis, samples):
+    """Compute du_i/dx_j, (…, ndim, ndim), by central differences on a grid much finer than the control points."""
+    field = displacements
+    steps = []
+    for axis, lattice in enumerate(lattices, start=1):
+        fine = lattice.step * (lattice.count - 3) / (samples - 1)
+        steps.append(fine)
+        scaled = Lattice((lattice.origin - lattice.positions[1]) / fine, lattice.step / fine, lattice.count)
+        weights = upsampling_matrix(basis, scaled, samples)
+        field = np.moveaxis(np.tensordot(weights, field, axes=(1, axis)), 0, axis)
+    gradients = [np.stack(np.gradient(component, *steps), axis=-1) for component in field]
+    return np.stack(gradients, axis=-2)
+
+
+@pytest.mark.parametrize("basis", ["bicubic", "bspline"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_fold_bound_holds_everywhere_and_is_tight(basis, ndim):
+    rng = np.random.default_rng(ndim)
+    ratios = []
+    for _ in range(20):
+        lattices = tuple(
+            Lattice(-s, s, int(k)) for s, k in zip(rng.uniform(3, 20, ndim), rng.integers(4, 7, ndim), strict=True)
+        )
+        displacements = rng.normal(size=(ndim, *[lattice.count for lattice in lattices]))
+        bound = gradient_bound(displacements, lattices, basis)
+        gradient = dense_gradient(displacements, lattices, basis, 61 if ndim == 2 else 25)
+        absolute = np.abs(gradient)
+        norms = np.min(
+            [
+                absolute.sum(axis=-1).max(axis=-1),
+                absolute.sum(axis=-2).max(axis=-1),
+                np.sqrt((gradient**2).sum(axis=(-1, -2))),
+            ],
+            axis=0,
+        )
+        ratios.append(bound / norms.max())
+    assert min(ratios) >= 1
+    assert np.median(ratios) < 1.5
+
+
+def test_the_fold_bound_of_a_linear_displacement_is_its_slope():
+    lattice = Lattice(-4.0, 4.0, 6)
+    stretch = np.broadcast_to(0.3 * lattice.positions[:, None], (6, 6))
+    displacements = np.stack([stretch, np.zeros((6, 6))])
+    for basis in ("bicubic", "bspline"):
+        assert gradient_bound(displacements, (lattice, lattice), basis) == pytest.approx(0.3)
+
+
+def test_the_fold_bound_of_no_displacement_is_zero():
+    lattice = Lattice(-4.0, 4.0, 5)
+    assert gradient_bound(np.zeros((3, 5, 5, 5)), (lattice,) * 3, "bspline") == 0
+
+
 def jacobian_determinants(params, refine=4):
-    """Determinants of the map's derivative by differences on a grid finer than the voxels."""
+    """Compute Jacobian determinants of the map by differences on a grid finer than the voxels."""
     step = 1 / refine
     fine = replace(
         params,
@@ -35,10 +128,10 @@ def test_fold_free_keeps_the_jacobian_positive(seed, ndim, form):
     shape = (24, 17) if ndim == 2 else (14, 12, 9)
     params = transform(seed, form=form, sigma=40.0, unit="voxel", fold_free=True).randomize(shape)
     assert jacobian_determinants(params).min() > 0
-    assert np.abs(params.displacements).max() > 0.1  # shrunk, not suppressed
+    assert np.abs(params.displacements).max() > 0.1  # smaller, but not zero
 
 
-def test_without_the_option_ten_voxels_fold_a_small_patch():
+def test_without_fold_free_ten_voxels_fold_a_small_patch():
     folded = [
         jacobian_determinants(transform(seed, form="unet_ronneberger2015").randomize((40, 40))).min() <= 0
         for seed in range(20)
@@ -53,7 +146,7 @@ def test_the_default_form_is_seldom_shrunk(shape):
     assert np.mean(shrunk) < 0.1
 
 
-def test_published_forms_draw_what_they_say():
+def test_published_forms_have_their_published_grids_and_deviations():
     unet = [transform(seed, form="unet_ronneberger2015").randomize((512, 512)) for seed in range(300)]
     assert unet[0].displacements[:, 1:-1, 1:-1].shape == (2, 3, 3)
     np.testing.assert_allclose(unet[0].lattices[0].positions[1:-1], [0, 255.5, 511])
@@ -83,7 +176,7 @@ def test_sigma_in_mm_is_the_same_length_along_every_axis():
     np.testing.assert_allclose([lattice.step for lattice in per_grid.lattices], [32, 16, 4])
 
 
-def test_metatensor_gives_the_spacing():
+def test_the_spacing_is_read_from_a_metatensor():
     image = MetaTensor(torch.rand(1, 20, 20, 20), affine=np.diag([0.5, 1.0, 4.0, 1.0]))
     arguments = {"sigma": 3.0, "unit": "mm", "fold_free": False}
     by_affine = transform(1, **arguments)(image)
@@ -93,7 +186,7 @@ def test_metatensor_gives_the_spacing():
     )
 
 
-def test_a_skipped_draw_does_nothing():
+def test_a_skipped_draw_returns_the_input_itself():
     image, label = torch.rand(1, 9, 9), torch.ones(1, 9, 9, dtype=torch.uint8)
     deform = RandElasticDeformationd(("image", "label"), prob=0.0)
     result = deform({"image": image, "label": label})
@@ -113,7 +206,7 @@ def test_the_record_is_frozen():
         params.basis = "bspline"
 
 
-def test_seeds_decide_and_the_last_draw_can_be_repeated():
+def test_equal_seeds_draw_alike_and_the_last_draw_can_be_repeated():
     image = torch.rand(1, 16, 16)
     first, second = transform(3), transform(3)
     results = [first(image) for _ in range(3)]

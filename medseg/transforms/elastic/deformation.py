@@ -1,4 +1,4 @@
-"""The frozen record of one elastic deformation: everything that was drawn, nothing that depends on the image."""
+"""Record of one elastic deformation: the drawn values, and the splines that turn them into a dense map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _POLYNOMIALS = {
 
 @dataclass(frozen=True)
 class Lattice:
-    """Control positions `origin + step * index` along one axis, in voxels; one control lies beyond each end."""
+    """Positions `origin + step * index` of the control points along one axis, in voxels.
+
+    The first and the last control point lie outside the patch.
+    """
 
     origin: float
     step: float
@@ -29,23 +32,23 @@ class Lattice:
 
     @property
     def positions(self) -> np.ndarray:
-        """Voxel coordinates of the controls, shape `(count,)`."""
+        """Voxel coordinates of the control points, shape `(count,)`."""
         return self.origin + self.step * np.arange(self.count)
 
     @property
     def num_intervals(self) -> int:
-        """Intervals on which four controls are defined."""
+        """The number of intervals that have four control points around them."""
         return self.count - 3
 
 
 def polynomials(basis: Basis) -> np.ndarray:
-    """The 4x4 power-basis matrix of a cubic basis (rows: powers of t, columns: the four controls)."""
+    """Return the 4x4 power-basis matrix of a cubic basis (rows: powers of t, columns: the four control points)."""
     return _POLYNOMIALS[basis]
 
 
 @lru_cache(maxsize=128)
 def upsampling_matrix(basis: Basis, lattice: Lattice, num_samples: int) -> np.ndarray:
-    """Matrix `(num_samples, lattice.count)` that evaluates the spline at voxels 0, 1, …, num_samples - 1.
+    """Compute the matrix `(num_samples, lattice.count)` that evaluates the spline at voxels 0 … num_samples - 1.
 
     Samples beyond the last interval continue its polynomial. The result is cached and read-only.
     """
@@ -60,7 +63,7 @@ def upsampling_matrix(basis: Basis, lattice: Lattice, num_samples: int) -> np.nd
 
 @dataclass(frozen=True, eq=False)
 class Deformation:
-    """One drawn map from output voxels to input voxels.
+    """Drawn map from output voxels to input voxels; frozen, and independent of the image.
 
     `source(x) = centre + matrix @ (x + u(x) - centre)`, where `u` is the tensor-product cubic spline with control
     values `displacements` and `centre` the middle of the patch, all in voxels.
@@ -68,7 +71,7 @@ class Deformation:
     Attributes:
         shape: spatial shape in voxels that the map was drawn for.
         basis: "bicubic" (interpolating, Keys 1981) or "bspline".
-        lattices: positions of the controls, one lattice an axis.
+        lattices: positions of the control points, one lattice per axis.
         displacements: control values in voxels, shape `(ndim, K_1, …, K_ndim)`.
         matrix: rotation, scaling and flips as one matrix in voxel units, shape `(ndim, ndim)`.
     """
@@ -81,14 +84,14 @@ class Deformation:
 
     @property
     def weights(self) -> list[np.ndarray]:
-        """One `(num_voxels, num_controls)` upsampling matrix an axis."""
+        """One `(num_voxels, num_controls)` upsampling matrix per axis."""
         return [upsampling_matrix(self.basis, lattice, n) for lattice, n in zip(self.lattices, self.shape, strict=True)]
 
     def source_controls(self) -> np.ndarray:
-        """Control values of the whole map `source`, affine part and identity included, shape `(K_1, …, ndim)`.
+        """Compute control values of the whole map, affine part and identity included, shape `(K_1, …, ndim)`.
 
-        The bases reproduce affine functions, so upsampling these gives absolute source coordinates: no identity grid
-        is made or added, and rotation and scaling cost nothing at full resolution.
+        Both bases reproduce affine functions. Upsampling these values therefore gives absolute source coordinates,
+        without an identity grid and without a rotation or scaling at full resolution.
         """
         centre = (np.array(self.shape) - 1) / 2
         positions = np.stack(np.meshgrid(*[lattice.positions for lattice in self.lattices], indexing="ij"), axis=-1)
@@ -97,7 +100,7 @@ class Deformation:
         return controls
 
     def source_coordinates(self) -> np.ndarray:
-        """The dense map in float64, shape `(*shape, ndim)`: for pictures and tests, never used to resample."""
+        """Compute the dense map in float64, shape `(*shape, ndim)`, for pictures and tests; never used to resample."""
         dense = self.source_controls()
         for axis, weights in enumerate(self.weights):
             dense = np.moveaxis(np.tensordot(weights, dense, axes=(1, axis)), 0, axis)

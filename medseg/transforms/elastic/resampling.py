@@ -1,6 +1,7 @@
-"""Resampling through spline maps, a few slices at a time: no dense coordinates exist beyond the slab at work.
+"""Resample arrays through spline maps, a few slices at a time.
 
-Arrays on one grid are resampled together, so that the coordinates of a slab are computed once.
+Source coordinates exist for one slab of slices only, never for the whole volume. Arrays on one grid are resampled
+together, so that the coordinates of a slab are computed once.
 """
 
 from __future__ import annotations
@@ -15,77 +16,16 @@ import torch
 
 from medseg.transforms.elastic.deformation import Deformation
 
-
-def _index_dtype(num_elements: int) -> torch.dtype:
-    return torch.int32 if num_elements < 2**31 else torch.int64
-
-
-def _linear_index(per_axis: Sequence[torch.Tensor], shape: torch.Size, num_elements: int) -> torch.Tensor:
-    """Row-major index within each item, plus each item's start: shape `(B * samples,)`."""
-    index = per_axis[0].to(_index_dtype(num_elements))
-    for axis, size in list(enumerate(shape))[1:]:
-        index.mul_(size).add_(per_axis[axis].to(index.dtype))
-    num_items = index.shape[0]
-    if num_items > 1:
-        starts = torch.arange(num_items, dtype=index.dtype, device=index.device) * (num_elements // num_items)
-        index += starts.view(-1, *[1] * (index.ndim - 1))
-    return index.flatten()
-
-
-class NearestSampler:
-    """Copies the voxel nearest to each coordinate.
-
-    Args:
-        coordinates: one tensor `(B, …)` a spatial axis, in voxels, within `[0, size - 1]`.
-        shape: spatial shape of the arrays to sample.
-        num_channels: channels of the arrays `(B, C, *shape)` to sample.
-    """
-
-    def __init__(self, coordinates: Sequence[torch.Tensor], shape: torch.Size, num_channels: int) -> None:
-        num_elements = len(coordinates[0]) * num_channels * shape.numel()
-        self._index = _linear_index([c.round() for c in coordinates], shape, num_elements)
-
-    def sample(self, flat: torch.Tensor) -> torch.Tensor:
-        """Values, flattened, of an array flattened from one of its channels on; any dtype."""
-        return flat.index_select(0, self._index)
-
-
-class LinearSampler:
-    """Interpolates linearly along every axis between the 2**ndim voxels around each coordinate.
-
-    Args: as for `NearestSampler`.
-    """
-
-    def __init__(self, coordinates: Sequence[torch.Tensor], shape: torch.Size, num_channels: int) -> None:
-        num_elements = len(coordinates[0]) * num_channels * shape.numel()
-        lower = [c.floor().clamp_(max=max(size - 2, 0)) for c, size in zip(coordinates, shape, strict=True)]
-        self._fractions = [(c - low).flatten() for c, low in zip(coordinates, lower, strict=True)]
-        self._index = _linear_index(lower, shape, num_elements)
-        strides = [shape[axis + 1 :].numel() if size > 1 else 0 for axis, size in enumerate(shape)]
-        self._offsets = [sum(corner) for corner in product(*[(0, stride) for stride in strides])]
-
-    def sample(self, flat: torch.Tensor) -> torch.Tensor:
-        """Values, flattened, of a floating array flattened from one of its channels on."""
-        values = [flat[offset:].index_select(0, self._index) for offset in self._offsets]
-        for fraction in reversed(self._fractions):  # the last axis varies fastest among the corners
-            values = [torch.lerp(low, high, fraction) for low, high in zip(values[::2], values[1::2], strict=True)]
-        return values[0]
-
-
 Mode = Literal["bilinear", "nearest"]
 Padding = Literal["border"] | float
 
-_SLAB_VOXELS = {"cpu": 1 << 16}  # coordinates, indices and gathered values of a slab stay in a core's cache
+_SLAB_VOXELS = {"cpu": 1 << 16}  # so that coordinates, indices and values of a slab stay in a core's cache
 _SLAB_VOXELS_ELSEWHERE = 1 << 24
-_SAMPLERS: dict[str, type[LinearSampler] | type[NearestSampler]] = {
-    "bilinear": LinearSampler,
-    "nearest": NearestSampler,
-}
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """One tensor `(B, C, *spatial)` to resample, and how."""
+    """Tensor `(B, C, *spatial)` to resample, with its interpolation and padding."""
 
     batch: torch.Tensor
     mode: Mode
@@ -93,13 +33,13 @@ class Resampling:
 
     @property
     def result_dtype(self) -> torch.dtype:
-        """The input's dtype, but float32 for integers that are interpolated."""
+        """The dtype of the input, but float32 for integers that are interpolated."""
         is_kept = self.mode == "nearest" or self.batch.is_floating_point()
         return self.batch.dtype if is_kept else torch.float32
 
 
 def check_sampling(mode: Mode, padding: Padding) -> tuple[Mode, Padding]:
-    """The mode and padding, if they are valid."""
+    """Return mode and padding, or raise ValueError if one of them is not valid."""
     if mode not in _SAMPLERS:
         raise ValueError(f"elastic deformation: mode must be one of {sorted(_SAMPLERS)}, found {mode!r}")
     if isinstance(padding, str) and padding != "border":
@@ -109,12 +49,13 @@ def check_sampling(mode: Mode, padding: Padding) -> tuple[Mode, Padding]:
 
 @torch.no_grad()
 def deform_together(requests: Sequence[Resampling], deformations: Sequence[Deformation]) -> list[torch.Tensor]:
-    """Resample tensors of one grid, item b of each through `deformations[b]`, once.
+    """Resample tensors of one grid in a single pass, item b of each through `deformations[b]`.
 
     Args:
         requests: tensors of equal B, spatial shape and device. "bilinear" interpolates linearly along every axis in
-            float32, "nearest" copies voxels of any dtype exactly. Outside the patch "border" repeats the edge voxel; a
-            number fills what lies more than half a voxel beyond the outermost centres, the same voxels in either mode.
+            float32; "nearest" copies voxels of any dtype exactly. Outside the patch "border" repeats the edge voxel. A
+            number fills what lies more than half a voxel beyond the outermost voxel centres, the same voxels in both
+            modes.
         deformations: B records with equal shape, basis and lattices.
 
     Returns:
@@ -129,7 +70,7 @@ def deform_together(requests: Sequence[Resampling], deformations: Sequence[Defor
         outside = _outside(coordinates, shape) if is_filled else None
         for coordinate, size in zip(coordinates, shape, strict=True):
             coordinate.clamp_(0, size - 1)
-        samplers: dict[tuple[Mode, int], LinearSampler | NearestSampler] = {}
+        samplers: dict[tuple[Mode, int], _LinearSampler | _NearestSampler] = {}
         for request, source, result in zip(requests, sources, results, strict=True):
             key = request.mode, source.shape[1]
             if key not in samplers:
@@ -144,7 +85,7 @@ def deform_together(requests: Sequence[Resampling], deformations: Sequence[Defor
 
 
 def _slabs(deformations: Sequence[Deformation], device: torch.device) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    """First slice, and source coordinates in voxels of the slab it begins: one `(B, slices, …)` a spatial axis."""
+    """Yield the first slice of each slab and its source coordinates in voxels, one `(B, slices, …)` per axis."""
     shape = deformations[0].shape
     controls = torch.from_numpy(np.stack([d.source_controls() for d in deformations]).astype(np.float32)).to(device)
     dense = controls.movedim(-1, 0)  # (ndim, B, K_1, …, K_ndim), upsampled one axis after another
@@ -166,3 +107,65 @@ def _outside(coordinates: Sequence[torch.Tensor], shape: Sequence[int]) -> torch
     for coordinate, size in zip(coordinates, shape, strict=True):
         outside |= (coordinate < -0.5) | (coordinate > size - 0.5)
     return outside
+
+
+class _NearestSampler:
+    """Copy the voxel nearest to each coordinate.
+
+    Args:
+        coordinates: one tensor `(B, …)` per spatial axis, in voxels, within `[0, size - 1]`.
+        shape: spatial shape of the arrays to sample.
+        num_channels: channels of the arrays `(B, C, *shape)` to sample.
+    """
+
+    def __init__(self, coordinates: Sequence[torch.Tensor], shape: torch.Size, num_channels: int) -> None:
+        num_elements = len(coordinates[0]) * num_channels * shape.numel()
+        self._index = _linear_index([c.round() for c in coordinates], shape, num_elements)
+
+    def sample(self, flat: torch.Tensor) -> torch.Tensor:
+        """Sample an array of any dtype, flattened from one of its channels on; the result is flat, too."""
+        return flat.index_select(0, self._index)
+
+
+class _LinearSampler:
+    """Interpolate linearly along every axis between the 2**ndim voxels around each coordinate.
+
+    Args: as for `_NearestSampler`.
+    """
+
+    def __init__(self, coordinates: Sequence[torch.Tensor], shape: torch.Size, num_channels: int) -> None:
+        num_elements = len(coordinates[0]) * num_channels * shape.numel()
+        lower = [c.floor().clamp_(max=max(size - 2, 0)) for c, size in zip(coordinates, shape, strict=True)]
+        self._fractions = [(c - low).flatten() for c, low in zip(coordinates, lower, strict=True)]
+        self._index = _linear_index(lower, shape, num_elements)
+        strides = [shape[axis + 1 :].numel() if size > 1 else 0 for axis, size in enumerate(shape)]
+        self._offsets = [sum(corner) for corner in product(*[(0, stride) for stride in strides])]
+
+    def sample(self, flat: torch.Tensor) -> torch.Tensor:
+        """Sample a floating array, flattened from one of its channels on; the result is flat, too."""
+        values = [flat[offset:].index_select(0, self._index) for offset in self._offsets]
+        for fraction in reversed(self._fractions):  # the last axis varies fastest among the corners
+            values = [torch.lerp(low, high, fraction) for low, high in zip(values[::2], values[1::2], strict=True)]
+        return values[0]
+
+
+def _index_dtype(num_elements: int) -> torch.dtype:
+    return torch.int32 if num_elements < 2**31 else torch.int64
+
+
+def _linear_index(per_axis: Sequence[torch.Tensor], shape: torch.Size, num_elements: int) -> torch.Tensor:
+    """Compute row-major indices, the start of each batch item added: shape `(B * samples,)`."""
+    index = per_axis[0].to(_index_dtype(num_elements))
+    for axis, size in list(enumerate(shape))[1:]:
+        index.mul_(size).add_(per_axis[axis].to(index.dtype))
+    num_items = index.shape[0]
+    if num_items > 1:
+        starts = torch.arange(num_items, dtype=index.dtype, device=index.device) * (num_elements // num_items)
+        index += starts.view(-1, *[1] * (index.ndim - 1))
+    return index.flatten()
+
+
+_SAMPLERS: dict[str, type[_LinearSampler] | type[_NearestSampler]] = {
+    "bilinear": _LinearSampler,
+    "nearest": _NearestSampler,
+}

@@ -20,7 +20,7 @@ from medseg.errors import MedsegError
 if TYPE_CHECKING:
     from medseg.inference import CaseResult, Predictor
 
-Format = Literal["same", "nifti", "nrrd", "mha", "png", "tiff", "dicom-seg"]
+Format = Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg"]
 
 
 def predict(

@@ -13,8 +13,7 @@ from monai.utils import MetaKeys, ensure_tuple
 
 from medseg.inference.cases import find_cases
 from medseg.inference.scan import Scan, check_one_grid
-from medseg.volumes import SUFFIXES, Grid, Volume, check_input, read_volume, suffix_of, write_volume
-from medseg.volumes.nifti import read_nifti_header
+from medseg.volumes import Grid, Volume, check_input, read_header, read_volume, write_volume
 
 
 class ScanReader(ImageReader):
@@ -72,7 +71,7 @@ class NativeWriter(ImageWriter):
             affine = known
         array, scan = self.data_obj, Path(str(meta.get("filename_or_obj", "")))
         # of the file itself: in the metadata MONAI's Spacing has replaced the voxel sizes by the model grid's
-        header = read_nifti_header(scan) if scan.is_file() and SUFFIXES.get(suffix_of(scan)) == "nifti" else None
+        header = read_header(scan) if scan.is_file() else None
         self.like = Volume(array, Grid(array.shape, affine), header=header)
 
     def write(self, filename: Any, verbose: bool = True, **options: Any) -> None:

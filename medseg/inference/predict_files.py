@@ -20,7 +20,15 @@ from medseg.inference.scan import Scan, input_digests, load_scan
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.slice_predictor import scan_plan
 from medseg.plan import Plan
-from medseg.volumes import DICOM_SEG_SUFFIX, check_grid_fits, check_out_folder, is_dicom, remove_leftovers, suffix_of
+from medseg.volumes import (
+    DICOM_SEG_SUFFIX,
+    WRITTEN_SUFFIX,
+    check_grid_fits,
+    check_out_folder,
+    is_dicom,
+    remove_leftovers,
+    suffix_of,
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 SUFFIX_OF_FORMAT = {
     "nifti": ".nii.gz",
+    "mgz": ".mgz",
     "nrrd": ".nrrd",
     "mha": ".mha",
     "png": ".png",
@@ -114,7 +123,7 @@ def predict_files(
     inputs: Iterable[str | Path],
     out_dir: str | Path,
     *,
-    format: Literal["same", "nifti", "nrrd", "mha", "png", "tiff", "dicom-seg"] = "same",
+    format: Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg"] = "same",
     overwrite: bool = False,
     on_start: Callable[[Case, int, int], None] | None = None,
     on_case: Callable[[CaseResult, int, int], None] | None = None,
@@ -210,8 +219,7 @@ def _suffix(case: Case, wanted: str) -> str:
     if wanted != "same":
         return SUFFIX_OF_FORMAT[wanted]
     suffix = suffix_of(case.paths[0])
-    # A detached header names a second file with the voxels; one file is easier to keep together.
-    return {"": ".nii.gz", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(suffix, suffix)
+    return WRITTEN_SUFFIX.get(suffix, suffix) or ".nii.gz"
 
 
 def _predict(

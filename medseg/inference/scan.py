@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from monai.data import MetaTensor
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.plan import Plan
-from medseg.volumes import Grid, Volume, as_volume, check_finite, read_volume, suffix_of
+from medseg.volumes import Volume, as_channels, suffix_of
 from medseg.volumes.files import file_sha256
 
 # Headers that name the file with their voxels.
@@ -51,10 +50,6 @@ def _parts(path: Path) -> list[Path]:
         voxels = path.parent / named[1].decode("utf-8", "surrogateescape") if named else path
         return [path, voxels] if voxels != path and voxels.is_file() else [path]
     return [path]
-
-
-# the DICOM element (0008,0060), as ITK names it
-MODALITY = "0008|0060"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +111,7 @@ def load_scan(source: Any, plan: Plan) -> Scan:
         VolumeError: the source cannot be read, has another number of channels or axes, or voxels that are not finite.
         GeometryError: the channels lie on different grids.
     """
-    volumes = _volumes(source, plan)
+    volumes = as_channels(source, plan.spatial_dims)
     if len(volumes) != plan.in_channels:
         names = ", ".join(c.get("name", "?") for c in plan.channels)
         raise VolumeError(
@@ -137,87 +132,12 @@ def load_scan(source: Any, plan: Plan) -> Scan:
 def _other_modalities(volumes: Sequence[Volume], plan: Plan) -> Iterator[str]:
     """A line where a DICOM series tells another modality than the model was trained on; other formats do not tell."""
     for volume, channel in zip(volumes, plan.channels, strict=True):
-        found = volume.header.get(MODALITY, "") if volume.format == "dicom" else ""
+        found = volume.header.get("Modality", "") if volume.format == "dicom" else ""
         if found and found.upper() != str(channel["modality"]).upper():
             yield (
                 f"{volume.name}: the series says its modality is {found}, {plan.name} was trained on "
                 f"{channel['modality']} ({channel['name']}); its labels mean nothing on other images"
             )
-
-
-def _volumes(source: Any, plan: Plan) -> list[Volume]:
-    if isinstance(source, Volume):
-        return [source]
-    if isinstance(source, str | os.PathLike):
-        return [read_volume(Path(source), spatial_dims=plan.spatial_dims, is_quiet=True)]
-    if isinstance(source, tuple) and len(source) == 2 and not _is_image(source[0]):
-        return _from_array(source[0], source[1], plan)
-    if isinstance(source, Sequence):
-        return [volume for part in source for volume in _volumes(part, plan)]
-    if _is_nibabel(source):
-        return _from_nibabel(source, plan)
-    if _is_simpleitk(source):
-        return _from_simpleitk(source)
-    raise VolumeError(
-        f"{type(source).__name__}: not a scan medseg can read; give a path, a list of paths (one a channel), a nibabel "
-        "or SimpleITK image, or (array, affine)"
-    )
-
-
-def _is_image(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike | Volume) or _is_nibabel(source) or _is_simpleitk(source)
-
-
-def _is_nibabel(source: Any) -> bool:
-    return hasattr(source, "affine") and hasattr(source, "dataobj")
-
-
-def _is_simpleitk(source: Any) -> bool:
-    return type(source).__module__.partition(".")[0] == "SimpleITK"
-
-
-def _from_array(array: Any, affine: Any, plan: Plan, header: Any = None, kind: str = "memory") -> list[Volume]:
-    values = np.asarray(array)
-    if values.dtype.kind not in "biuf":
-        raise VolumeError(f"image in memory: has {values.dtype} voxels where one real number a voxel is expected")
-    try:
-        matrix = np.asarray(affine, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        found = " ".join(repr(affine).split())[:80]
-        raise GeometryError(f"image in memory: the affine must be 4×4 numbers, found {found}") from error
-    if matrix.shape == (3, 3) and plan.spatial_dims == 2:
-        matrix = np.block([[matrix[:2, :2], np.zeros((2, 1)), matrix[:2, 2:]], [0, 0, 1, 0], [0, 0, 0, 1]])
-    parts = list(values) if values.ndim == plan.spatial_dims + 1 else [values]
-    if not parts or any(part.ndim != plan.spatial_dims for part in parts):
-        raise VolumeError(f"image in memory: {plan.name} takes {plan.spatial_dims}D images, found shape {values.shape}")
-    try:
-        grid = Grid(parts[0].shape, matrix)
-    except GeometryError as error:
-        raise GeometryError(f"image in memory: {error}") from error
-    volumes = [Volume(part, grid, None, kind, header) for part in parts]
-    for volume in volumes:
-        check_finite(volume)
-    return volumes
-
-
-def _from_nibabel(image: Any, plan: Plan) -> list[Volume]:
-    data = np.asanyarray(image.dataobj)
-    while data.ndim > plan.spatial_dims and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim == plan.spatial_dims + 1:
-        data = np.moveaxis(data, -1, 0)
-    # Only a NIfTI header can be carried over to a NIfTI file; other nibabel kinds keep their affine.
-    is_nifti = type(image.header).__name__.startswith("Nifti")
-    return _from_array(data, image.affine, plan, image.header if is_nifti else None, "nifti" if is_nifti else "memory")
-
-
-def _from_simpleitk(image: Any) -> list[Volume]:
-    import SimpleITK as sitk  # noqa: N813
-
-    components = image.GetNumberOfComponentsPerPixel()
-    if components == 1:
-        return [as_volume(image)]
-    return [as_volume(sitk.VectorIndexSelectionCast(image, c)) for c in range(components)]
 
 
 def check_one_grid(volumes: Sequence[Volume]) -> None:

@@ -1,26 +1,30 @@
 """Images on disk and in memory: grids, volumes, reading and writing. Needs neither torch nor MONAI."""
 
 from medseg.volumes.files import check_out_folder, remove_leftovers, replacing, staged
-from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, format_of, stem_of, suffix_of
+from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, WRITTEN_SUFFIX, format_of, stem_of, suffix_of
 from medseg.volumes.grid import Grid
-from medseg.volumes.read import (
-    as_volume,
+from medseg.volumes.in_memory import as_channels, as_volume
+from medseg.volumes.io import (
     check_finite,
+    check_grid_fits,
     check_input,
     holds_dicom,
     is_dicom,
     read_grid,
+    read_header,
     read_label_map,
     read_volume,
+    write_volume,
 )
 from medseg.volumes.volume import Volume
-from medseg.volumes.write import check_grid_fits, write_volume
 
 __all__ = [
     "DICOM_SEG_SUFFIX",
     "SUFFIXES",
+    "WRITTEN_SUFFIX",
     "Grid",
     "Volume",
+    "as_channels",
     "as_volume",
     "check_finite",
     "check_grid_fits",
@@ -30,6 +34,7 @@ __all__ = [
     "holds_dicom",
     "is_dicom",
     "read_grid",
+    "read_header",
     "read_label_map",
     "read_volume",
     "remove_leftovers",

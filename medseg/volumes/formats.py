@@ -1,4 +1,4 @@
-"""Which format a path means, and whether there is a file to read at all."""
+"""Determine an image's format from its file name, and check that there is a file to read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from medseg.errors import VolumeError
 SUFFIXES: dict[str, str] = {
     ".nii": "nifti",
     ".nii.gz": "nifti",
+    ".hdr": "nifti",
+    ".hdr.gz": "nifti",
+    ".mgz": "mgz",
+    ".mgh": "mgz",
     ".nrrd": "nrrd",
     ".nhdr": "nrrd",
     ".mha": "mha",
@@ -17,41 +21,54 @@ SUFFIXES: dict[str, str] = {
     ".png": "png",
     ".tif": "tiff",
     ".tiff": "tiff",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
 }
-
-# No suffix of SUFFIXES: a folder of .dcm files is one image, and a segmentation among them is no scan.
+# Suffix of an output for each input suffix that is not written: one file is easier to keep together than header and
+# voxels, and JPEG is lossy.
+WRITTEN_SUFFIX: dict[str, str] = {
+    ".hdr": ".nii",
+    ".hdr.gz": ".nii.gz",
+    ".nhdr": ".nrrd",
+    ".mhd": ".mha",
+    ".jpg": ".png",
+    ".jpeg": ".png",
+}
+# Not in SUFFIXES: a folder of .dcm files is one image, and a segmentation among them is not a scan.
 DICOM_SEG_SUFFIX = ".dcm"
 
 
 def suffix_of(path: Path | str) -> str:
-    """The image suffix of a path in lower case, ".nii.gz" counted as one; "" where it is none that medseg knows."""
+    """Return the image suffix of a path in lower case, such as ".nii.gz"; "" if medseg does not know it."""
     name = Path(path).name.lower()
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
 
 
 def stem_of(path: Path | str) -> str:
-    """The file name without its image suffix: "scan" for "a/scan.nii.gz"."""
+    """Return the file name without its image suffix: "scan" for "a/scan.nii.gz"."""
     name = Path(path).name
     return name[: len(name) - len(suffix_of(path))]
 
 
 def format_of(path: Path | str) -> str:
-    """The format that a path's name means.
+    """Return the format that a file name stands for.
 
     Raises:
-        VolumeError: the suffix is none of the known ones.
+        VolumeError: the suffix is unknown.
     """
     suffix = suffix_of(path)
-    if not suffix:
-        raise VolumeError(f"{path}: not an image name medseg knows; use one of {', '.join(sorted(SUFFIXES))}")
-    return SUFFIXES[suffix]
+    if suffix:
+        return SUFFIXES[suffix]
+    if Path(path).name.lower().endswith((".img", ".img.gz")):
+        raise VolumeError(f"{path}: holds the voxels of a header file; name the .hdr file beside it")
+    raise VolumeError(f"{path}: not an image name medseg knows; use one of {', '.join(sorted(SUFFIXES))}")
 
 
 def check_readable(path: Path) -> None:
-    """Raise one line unless ``path`` is a file with at least one byte that may be read.
+    """Check that a path is a file with at least one byte that this user may read.
 
     Raises:
-        VolumeError: missing, a dangling link, a folder, not a plain file, unreadable, or zero bytes long.
+        VolumeError: missing, a link to nothing, a folder, not a plain file, unreadable, or zero bytes long.
     """
     if path.is_symlink() and not path.exists():
         raise VolumeError(f"{path}: a link to {path.readlink()}, which does not exist; restore the file or the link")

@@ -1,7 +1,4 @@
-"""NRRD, MetaImage, PNG and TIFF through SimpleITK, in nibabel's conventions (axis order i, j, k; RAS+ mm).
-
-PNG and TIFF carry no place in a patient: their grid is the identity, one unit a pixel.
-"""
+"""Read and write NRRD and MetaImage through SimpleITK, in nibabel's conventions (axis order i, j, k; RAS+ mm)."""
 
 from __future__ import annotations
 
@@ -15,14 +12,17 @@ import SimpleITK as sitk  # noqa: N813 (the field's spelling)
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.files import replacing
-from medseg.volumes.formats import suffix_of
+from medseg.volumes.formats import format_of, suffix_of
 from medseg.volumes.grid import Grid
-from medseg.volumes.pictures import BEST_COMPRESSION, check_png, check_tiff
+from medseg.volumes.streams import MAX_COMPRESSION, spatial_shape
 from medseg.volumes.volume import Volume
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+IMAGE_IO = {"nrrd": "NrrdImageIO", "mha": "MetaImageIO"}
 HEADER_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
-AUTO_WBITS = 47  # zlib's way to say: a zlib or a gzip header, whichever is there
+# Tells zlib to accept a zlib or a gzip header, whichever is there.
+AUTO_WBITS = 47
 
 DATA_FILE = rb"ElementDataFile\s*=\s*(.+?)"
 METAIMAGE_TYPES = {
@@ -34,31 +34,216 @@ METAIMAGE_TYPES = {
 SIGNATURES = {
     "nrrd": rb"NRRD000\d\s",
     "mha": rb"(?s).*\bNDims\s*=\s*\d",
-    "png": rb"\x89PNG\r\n\x1a\n",
-    "tiff": rb"II[*+]\x00|MM\x00[*+]",
 }
 
 
-def check_signature(path: Path, format: str) -> None:
-    """Raise unless the file begins as its format does and is whole; ITK would print lines of its own about that.
+def read(path: Path) -> Volume:
+    """Read an NRRD or MetaImage file.
 
     Raises:
-        VolumeError: another kind of file, or one that is cut short or damaged.
+        VolumeError: damaged, truncated, several components per voxel, or more than three axes.
+        GeometryError: an affine that is not finite or is singular.
+    """
+    reader = _reader(path)
+    shape = _shape(reader, path)
+    _check_voxels_on_disk(path, shape, numpy_type(reader, path).itemsize)
+    grid = _grid(reader, shape, path)
+    try:
+        image = reader.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise itk_error(path, error) from error
+    array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
+    return Volume(array=array, grid=grid, path=path, format=format_of(path), header=_metadata(image))
+
+
+def read_grid(path: Path) -> Grid:
+    """Read the grid from the header alone; raises as `read`."""
+    reader = _reader(path)
+    return _grid(reader, _shape(reader, path), path)
+
+
+def write(path: Path, array: np.ndarray, like: Volume) -> None:
+    """Write an array on the grid of `like`.
+
+    Raises:
+        VolumeError: the file would be split in two, or cannot be written.
+    """
+    check_grid_fits(path, like)
+    write_image(path, array, like.grid)
+
+
+def check_grid_fits(path: Path, like: Volume) -> None:
+    """Check that a file of this name can store the grid of `like`; both formats store every grid.
+
+    Raises:
+        VolumeError: header and voxels would be two files.
+    """
+    if suffix_of(path) in (".mhd", ".nhdr"):
+        raise VolumeError(f"{path}: not written: header and voxels would be two files; use .mha or .nrrd")
+
+
+def write_image(path: Path, array: np.ndarray, grid: Grid) -> None:
+    """Write an array with SimpleITK, compressed and atomically.
+
+    Raises:
+        VolumeError: the type cannot be stored, or the file cannot be written.
+    """
+    itk_name(path)
+    image = to_simpleitk(array, grid)
+    with replacing(path, suffix=suffix_of(path)) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise VolumeError(
+                f"{path}: could not be written: {_reason(error)}; check the folder and its space"
+            ) from error
+
+
+def itk_name(path: Path) -> str:
+    """Return a file's name as SimpleITK takes it. A name that is not valid Unicode would end the whole process.
+
+    Raises:
+        VolumeError: the name is not valid Unicode.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise VolumeError(f"{path}: the name is not valid Unicode, which ITK cannot open; rename the file") from error
+    return str(path)
+
+
+def from_simpleitk(image: sitk.Image) -> Volume:
+    """Convert a SimpleITK image with one component per voxel.
+
+    Raises:
+        VolumeError: several components, or more than three axes.
+    """
+    shape = _shape(image, "image in memory")
+    array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
+    return Volume(array=array, grid=Grid(shape, affine_of(image)))
+
+
+def to_simpleitk(array: np.ndarray, grid: Grid) -> sitk.Image:
+    """Convert an array in the axis order of its grid to a SimpleITK image (LPS+)."""
+    dims = grid.spatial_dims
+    affine = LPS_TO_RAS @ grid.affine
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(affine[:dims, 3].tolist())
+    image.SetDirection((affine[:dims, :dims] / grid.spacing).ravel().tolist())
+    return image
+
+
+def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    """Return the RAS+ affine of a SimpleITK image, from its first three axes if it has more."""
+    dims = image.GetDimension()
+    keep = min(dims, 3)
+    direction = np.array(image.GetDirection()).reshape(dims, dims)[:keep, :keep]
+    affine = np.eye(4)
+    affine[:keep, :keep] = direction * np.array(image.GetSpacing())[:keep]
+    affine[:keep, 3] = np.array(image.GetOrigin())[:keep]
+    return LPS_TO_RAS @ affine
+
+
+def itk_error(path: Path, error: Exception) -> VolumeError:
+    """Return an error with one line in place of the many of ITK."""
+    return VolumeError(f"{path}: damaged, truncated or not what its name says ({_reason(error)}); export it again")
+
+
+def numpy_type(reader: sitk.ImageFileReader, path: Path) -> np.dtype:
+    """Return the voxel type that a reader's header announces.
+
+    Raises:
+        VolumeError: RGB, complex, or another type that is not one real number.
+    """
+    types: dict[int, type] = {
+        sitk.sitkUInt8: np.uint8,
+        sitk.sitkInt8: np.int8,
+        sitk.sitkUInt16: np.uint16,
+        sitk.sitkInt16: np.int16,
+        sitk.sitkUInt32: np.uint32,
+        sitk.sitkInt32: np.int32,
+        sitk.sitkUInt64: np.uint64,
+        sitk.sitkInt64: np.int64,
+        sitk.sitkFloat32: np.float32,
+        sitk.sitkFloat64: np.float64,
+    }
+    kind = reader.GetPixelID()
+    if kind not in types:
+        name = sitk.GetPixelIDValueAsString(kind)
+        raise VolumeError(f"{path}: has voxels of type {name} where one real number is expected; convert it first")
+    return np.dtype(types[kind])
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    format = format_of(path)
+    _check_header(path, format)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(itk_name(path))
+    reader.SetImageIO(IMAGE_IO[format])
+    try:
+        reader.ReadImageInformation()
+    except (RuntimeError, MemoryError) as error:
+        raise itk_error(path, error) from error
+    return reader
+
+
+def _shape(image: sitk.ImageFileReader | sitk.Image, path: Path | str) -> tuple[int, ...]:
+    num_components = (
+        image.GetNumberOfComponentsPerPixel() if isinstance(image, sitk.Image) else image.GetNumberOfComponents()
+    )
+    if num_components != 1:
+        raise VolumeError(
+            f"{path}: has {num_components} components per voxel (RGB or a vector) where one real number is expected; "
+            "convert it first"
+        )
+    return spatial_shape(tuple(int(size) for size in image.GetSize()), path)
+
+
+def _grid(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path) -> Grid:
+    try:
+        return Grid(shape, affine_of(reader))
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
+
+
+def _metadata(image: sitk.Image) -> dict[str, str]:
+    """Return the text fields of a file, without those that damaged bytes made unreadable."""
+    fields = {}
+    for key in image.GetMetaDataKeys():
+        with suppress(TypeError, UnicodeError, RuntimeError):
+            fields[key] = image.GetMetaData(key)
+    return fields
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of an ITK error, without the class and its address in memory."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = (lines[-1] if lines else type(error).__name__).removeprefix("ITK ERROR: ")
+    reason = re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason)
+    return "no reason given" if reason == "Reason: Success" else reason.removeprefix("Reason: ")
+
+
+# What follows checks a file before ITK reads it: ITK prints lines of its own about damage, and it accepts compressed
+# voxels that are damaged.
+
+
+def _check_header(path: Path, format: str) -> None:
+    """Check that a file begins as its format does.
+
+    Raises:
+        VolumeError: another kind of file, or a damaged header.
     """
     with path.open("rb") as stream:
         start = stream.read(HEADER_BYTES)
     if re.match(SIGNATURES[format], start) is None:
         raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
-    if format == "png":
-        check_png(path)
-    if format == "tiff":
-        check_tiff(path)
     if format == "mha":
         _check_metaimage(path, start)
 
 
 def _check_metaimage(path: Path, start: bytes) -> None:
-    # The name of the file with the voxels ends the header; what looks like a field behind it are voxels.
+    # ElementDataFile is the header's last field. What looks like a field behind it belongs to the voxels.
     end = re.search(rb"(?m)^ElementDataFile\s*=.*$", start)
     fields = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", start[: end.end()] if end else start))
     for name in (b"NDims", b"DimSize", b"ElementType", b"ElementDataFile"):
@@ -72,7 +257,7 @@ def _check_metaimage(path: Path, start: bytes) -> None:
             "correct the header"
         )
     voxels = fields[b"ElementDataFile"].decode("utf-8", "replace")
-    # LIST and patterns with a % name several files.
+    # LIST and a pattern with % stand for several files.
     if voxels.upper() != "LOCAL" and not re.match("(?i)LIST|.*%", voxels) and not (path.parent / voxels).is_file():
         raise VolumeError(f"{path}: its header names the file {voxels} with the voxels, which does not exist")
     if len(fields[b"DimSize"].split()) != int(re.match(rb"\d+", fields[b"NDims"])[0]):  # type: ignore[index]
@@ -82,22 +267,21 @@ def _check_metaimage(path: Path, start: bytes) -> None:
         )
 
 
-def check_voxels_on_disk(path: Path, format: str, shape: tuple[int, ...], itemsize: int) -> None:
-    """Raise unless the file holds its voxels: long enough where they are raw, whole where they are compressed.
-
-    ITK takes compressed voxels without comparing their checksum, and prints lines of its own where they end early.
+def _check_voxels_on_disk(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
+    """Check that a file holds all of its voxels. Compressed ones are inflated once and their checksum is compared.
 
     Raises:
         VolumeError: the header promises more voxels than the file can hold, or they are damaged.
     """
+    format = format_of(path)
     wanted = itemsize * int(np.prod(shape, dtype=object))
     on_disk = path.stat().st_size
     stored = _stored(path, format)
     if stored is None:
-        limit = on_disk * BEST_COMPRESSION
+        limit = on_disk * MAX_COMPRESSION
     else:
         file, offset, is_deflated = stored
-        limit = (file.stat().st_size - offset) * (BEST_COMPRESSION if is_deflated else 1)
+        limit = (file.stat().st_size - offset) * (MAX_COMPRESSION if is_deflated else 1)
     if wanted > limit:
         raise VolumeError(
             f"{path}: truncated or a false header: shape {shape} needs {wanted} bytes and the file has "
@@ -108,12 +292,10 @@ def check_voxels_on_disk(path: Path, format: str, shape: tuple[int, ...], itemsi
 
 
 def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
-    """The file with the voxels, where they begin, and whether they are deflated rather than raw.
+    """Return the file with the voxels, the byte at which they begin, and whether they are deflated.
 
-    None where they are text, compressed otherwise, spread over several files, or the format is another.
+    Returns None if they are text, compressed in another way, or spread over several files.
     """
-    if format not in ("nrrd", "mha"):
-        return None
     with path.open("rb") as stream:
         start = stream.read(HEADER_BYTES)
 
@@ -140,7 +322,7 @@ def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
 
 
 def _check_compressed(path: Path, format: str, file: Path, offset: int, wanted: int) -> None:
-    """Inflate the voxels once and throw them away."""
+    """Inflate the voxels once to compare their number and their checksum."""
     inflate, count = zlib.decompressobj(AUTO_WBITS), 0
     with file.open("rb") as stream:
         stream.seek(offset)
@@ -149,212 +331,10 @@ def _check_compressed(path: Path, format: str, file: Path, offset: int, wanted: 
                 count += len(inflate.decompress(chunk, CHUNK_BYTES))
         except zlib.error as error:
             raise VolumeError(f"{path}: damaged ({error}); copy or export the image again") from error
-    if count > wanted and format == "mha":  # which MetaIO cannot inflate
+    if count > wanted and format == "mha":  # MetaIO cannot inflate these
         raise VolumeError(f"{path}: holds {count} bytes of voxels and its header promises {wanted}; correct the header")
     if count < wanted or not inflate.eof:
         raise VolumeError(
             f"{path}: truncated: {wanted} bytes of voxels and their checksum are promised and {count} are there; copy "
             "or export the image again"
         )
-
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-IMAGE_IO = {"nrrd": "NrrdImageIO", "mha": "MetaImageIO", "png": "PNGImageIO", "tiff": "TIFFImageIO"}
-WITHOUT_GEOMETRY = ("png", "tiff")
-PNG_TYPES = (np.uint8, np.uint16)
-
-
-def read_itk_grid(path: Path, format: str) -> Grid:
-    """The grid of a file from its header; raises as ``read_itk``."""
-    reader = _reader(path, format)
-    return _grid(reader, _checked_shape(reader, path), path, format)
-
-
-def read_itk(path: Path, format: str) -> Volume:
-    """Read a file of one of the formats of ``IMAGE_IO``.
-
-    Raises:
-        VolumeError: damaged, truncated, several components a voxel, or more than three axes.
-        GeometryError: an affine that is not finite or is singular.
-    """
-    reader = _reader(path, format)
-    shape = _checked_shape(reader, path)
-    check_voxels_on_disk(path, format, shape, numpy_type(reader, path).itemsize)
-    grid = _grid(reader, shape, path, format)
-    try:
-        image = reader.Execute()
-    except (RuntimeError, MemoryError) as error:
-        raise itk_error(path, error) from error
-    array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
-    return Volume(array=array, grid=grid, path=path, format=format, header=metadata_of(image))
-
-
-def write_itk(path: Path, array: np.ndarray, like: Volume, format: str) -> None:
-    """Write ``array`` on the grid of ``like``.
-
-    Raises:
-        VolumeError: the format cannot hold this type, or is split over two files.
-        GeometryError: the format has no geometry and ``like`` has one; nothing is written.
-    """
-    check_grid_fits(path, like, format)
-    if format == "png" and (array.ndim != 2 or array.dtype not in PNG_TYPES):
-        raise VolumeError(
-            f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found {array.ndim}D {array.dtype}; "
-            "use .tif, which `medseg predict --format tiff` writes"
-        )
-    itk_name(path)
-    image = to_simpleitk(array, like.grid)
-    with replacing(path, suffix=suffix_of(path)) as temporary:
-        try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-        except RuntimeError as error:
-            raise VolumeError(
-                f"{path}: could not be written: {_reason(error)}; check the folder and its space"
-            ) from error
-
-
-def check_grid_fits(path: Path, like: Volume, format: str) -> None:
-    """Raise unless a file of that name can keep the grid of ``like``; as ``write_itk``, before there is an array."""
-    if suffix_of(path) in (".mhd", ".nhdr"):
-        raise VolumeError(f"{path}: not written: header and voxels would be two files; use .mha or .nrrd")
-    if format in WITHOUT_GEOMETRY and not np.array_equal(like.grid.affine, np.eye(4)):
-        raise GeometryError(
-            f"{path}: not written: {format} cannot keep the geometry of {like.name}; use .nii.gz or .nrrd"
-        )
-    if format == "png" and like.grid.spatial_dims != 2:
-        raise VolumeError(
-            f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found 3D; use .nii.gz or .nrrd"
-        )
-
-
-def itk_name(path: Path) -> str:
-    """A file's name as SimpleITK takes it; one that is no Unicode would end the whole process.
-
-    Raises:
-        VolumeError: the name is none.
-    """
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise VolumeError(f"{path}: the name is no valid Unicode, which ITK cannot open; rename it") from error
-    return str(path)
-
-
-def from_simpleitk(image: sitk.Image) -> Volume:
-    """A SimpleITK image of one component a voxel as a volume.
-
-    Raises:
-        VolumeError: several components, or more than three axes.
-    """
-    name = Path("image in memory")
-    shape = _checked_shape(image, name)
-    array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
-    return Volume(array=array, grid=Grid(shape, affine_of(image)))
-
-
-def to_simpleitk(array: np.ndarray, grid: Grid) -> sitk.Image:
-    """The array (axis order of the grid) as a SimpleITK image (LPS+)."""
-    dims = grid.spatial_dims
-    affine = LPS_TO_RAS @ grid.affine
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(affine[:dims, 3].tolist())
-    image.SetDirection((affine[:dims, :dims] / grid.spacing).ravel().tolist())
-    return image
-
-
-def affine_of(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """The RAS+ affine of a SimpleITK image of two or three (or more, trailing) axes."""
-    dims = image.GetDimension()
-    keep = min(dims, 3)
-    direction = np.array(image.GetDirection()).reshape(dims, dims)[:keep, :keep]
-    affine = np.eye(4)
-    affine[:keep, :keep] = direction * np.array(image.GetSpacing())[:keep]
-    affine[:keep, 3] = np.array(image.GetOrigin())[:keep]
-    return LPS_TO_RAS @ affine
-
-
-def metadata_of(image: sitk.Image | sitk.ImageFileReader) -> dict[str, str]:
-    """The text fields of a file; those that are no text (damaged bytes) are left out."""
-    fields = {}
-    for key in image.GetMetaDataKeys():
-        with suppress(TypeError, UnicodeError, RuntimeError):
-            fields[key] = image.GetMetaData(key)
-    return fields
-
-
-def itk_error(path: Path, error: Exception) -> VolumeError:
-    """One line out of ITK's many."""
-    return VolumeError(f"{path}: damaged, truncated or not what its name says ({_reason(error)}); export it again")
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = (lines[-1] if lines else type(error).__name__).removeprefix("ITK ERROR: ")
-    reason = re.sub(r"^\w+\(0x[0-9a-f]+\): ", "", reason)  # the class and its address in memory
-    return "no reason given" if reason == "Reason: Success" else reason.removeprefix("Reason: ")
-
-
-def _reader(path: Path, format: str) -> sitk.ImageFileReader:
-    check_signature(path, format)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(itk_name(path))
-    reader.SetImageIO(IMAGE_IO[format])
-    try:
-        reader.ReadImageInformation()
-    except (RuntimeError, MemoryError) as error:
-        raise itk_error(path, error) from error
-    return reader
-
-
-def _grid(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path, format: str) -> Grid:
-    try:
-        return Grid(shape, np.eye(4) if format in WITHOUT_GEOMETRY else affine_of(reader))
-    except GeometryError as error:
-        raise GeometryError(f"{path}: {error}") from error
-
-
-def _checked_shape(image: sitk.ImageFileReader | sitk.Image, path: Path) -> tuple[int, ...]:
-    num_components = (
-        image.GetNumberOfComponentsPerPixel() if isinstance(image, sitk.Image) else image.GetNumberOfComponents()
-    )
-    if num_components != 1:
-        raise VolumeError(
-            f"{path}: has {num_components} components a voxel (RGB or a vector) where one real number "
-            "is expected; convert it first"
-        )
-    shape = tuple(int(size) for size in image.GetSize())
-    if min(shape) < 1:
-        raise VolumeError(f"{path}: has shape {shape}; every size must be at least 1")
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) > 3:
-        raise VolumeError(
-            f"{path}: has shape {shape} ({len(shape)}D) where 3D is expected; split it into one file a channel or time"
-        )
-    return shape
-
-
-def numpy_type(reader: sitk.ImageFileReader, path: Path) -> np.dtype:
-    """The voxel type that a reader's header announces.
-
-    Raises:
-        VolumeError: RGB, complex, or another type that is not one real number.
-    """
-    types: dict[int, type] = {
-        sitk.sitkUInt8: np.uint8,
-        sitk.sitkInt8: np.int8,
-        sitk.sitkUInt16: np.uint16,
-        sitk.sitkInt16: np.int16,
-        sitk.sitkUInt32: np.uint32,
-        sitk.sitkInt32: np.int32,
-        sitk.sitkUInt64: np.uint64,
-        sitk.sitkInt64: np.int64,
-        sitk.sitkFloat32: np.float32,
-        sitk.sitkFloat64: np.float64,
-    }
-    kind = reader.GetPixelID()
-    if kind not in types:
-        name = sitk.GetPixelIDValueAsString(kind)
-        raise VolumeError(f"{path}: has voxels of type {name} where one real number is expected; convert it first")
-    return np.dtype(types[kind])

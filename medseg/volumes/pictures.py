@@ -1,115 +1,219 @@
-"""Whether a PNG or TIFF file is whole, asked before ITK reads it.
+"""Read PNG, TIFF and JPEG pictures with Pillow; write PNG and TIFF with SimpleITK, which stores every number type.
 
-libpng and libtiff print lines of their own about damage, and SimpleITK offers no way to ask them not to.
+Pictures carry no position in a patient: their grid is the identity, one unit per pixel.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from medseg.errors import VolumeError
+import numpy as np
+from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-# Deflate reaches about 1032:1 and LZW about 1400:1; a header that promises more than this is not honest.
-BEST_COMPRESSION = 1500
-PNG_SIGNATURE_BYTES = 8
-CHUNK_BYTES = 1 << 20
-# Bytes of one value of each TIFF type, by its number.
-TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}
-OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # of strips, of tiles
+from medseg.errors import GeometryError, VolumeError, one_line
+from medseg.volumes.formats import format_of
+from medseg.volumes.grid import Grid
+from medseg.volumes.streams import MAX_COMPRESSION
+from medseg.volumes.volume import Volume
+
+SIGNATURES = {
+    "png": (b"\x89PNG\r\n\x1a\n",),
+    "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "jpeg": (b"\xff\xd8\xff",),
+}
+# Opened by class and not by Image.open, whose limit against decompression bombs refuses large microscopy images. The
+# number of pixels is compared with the size of the file instead.
+PLUGINS: dict[str, type[Any]] = {
+    "png": PngImagePlugin.PngImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "jpeg": JpegImagePlugin.JpegImageFile,
+}
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+# Programs may append data behind the end of a PNG file; its end is looked for in this many bytes.
+MAX_TAIL_BYTES = 1 << 20
+# Pillow's modes of one number per pixel.
+GREY_MODES = ("1", "L", "P", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+BITS_PER_SAMPLE, PHOTOMETRIC, DESCRIPTION, SAMPLE_FORMAT = 258, 262, 270, 339
+WHITE_IS_ZERO = 0
+# Tags of the offsets and the sizes in bytes of the strips or tiles of a page.
+STRIPS_AND_TILES = ((273, 279), (324, 325))
+# Type by (sample format, bits) where Pillow's mode does not tell: it reads signed and unsigned numbers alike.
+TIFF_TYPES = {(2, 8): np.int8, (1, 16): np.uint16, (2, 16): np.int16, (1, 32): np.uint32, (2, 32): np.int32}
+# ImageJ writes the axes of a stack of more than three dimensions into the description.
+HYPERSTACK = re.compile(r"^(channels|frames)=(\d+)", re.MULTILINE)
+PNG_WRITTEN_TYPES = (np.uint8, np.uint16)
+PICTURE_DAMAGE = (
+    OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, UserWarning,
+)  # fmt: skip
+# Pillow warns of a directory of a TIFF file that is cut short, and reads the pages before it.
+CUT_DIRECTORY = "(?s).*(Corrupt EXIF data|Truncated File Read|Tag data larger than file)"
 
 
-def check_png(path: Path) -> None:
-    """Raise unless every chunk of a PNG is there with its own checksum, and its sizes are possible.
+def read(path: Path) -> Volume:
+    """Read a grey picture, or the pages of a TIFF file as the slices of a volume.
+
+    A palette of greys, "white is zero" and one bit per pixel are read as the grey levels they mean. A fully opaque
+    alpha channel is left out.
+
+    Args:
+        path: a PNG, TIFF or JPEG file.
+
+    Returns:
+        The volume. The first axis runs along the width, the second down the height, the third over the pages.
 
     Raises:
-        VolumeError: cut short, damaged, or a false header.
+        VolumeError: damaged, truncated, colour, transparent, a hyperstack, or pages of different sizes.
     """
-    on_disk = path.stat().st_size
-    with path.open("rb") as stream:
-        stream.seek(PNG_SIGNATURE_BYTES)
-        kind = b""
-        while kind != b"IEND":
-            head = stream.read(8)
-            length, kind = struct.unpack(">I4s", head) if len(head) == 8 else (on_disk, b"")
-            if stream.tell() + length + 4 > on_disk:
-                raise VolumeError(f"{path}: truncated: the end of the PNG is absent; copy or export the image again")
-            start = stream.read(min(length, CHUNK_BYTES))
-            checksum, left = zlib.crc32(start, zlib.crc32(kind)), length - len(start)
-            while left:
-                part = stream.read(min(left, CHUNK_BYTES))
-                checksum, left = zlib.crc32(part, checksum), left - len(part)
-            if stream.read(4) != struct.pack(">I", checksum):
-                raise VolumeError(f"{path}: damaged (a checksum is wrong); copy or export the image again")
-            if kind == b"IHDR":
-                _check_png_shape(path, struct.unpack_from(">II", start.ljust(8, b"\0")), on_disk)
+    with _opened(path) as picture:
+        pages = [_page(picture, path, number) for number in range(getattr(picture, "n_frames", 1))]
+    shapes = {page.shape for page in pages}
+    if len(shapes) > 1:
+        raise VolumeError(f"{path}: has pages of different sizes {sorted(shapes)}; save one file per page")
+    array = pages[0].T if len(pages) == 1 else np.stack([page.T for page in pages], axis=-1)
+    return Volume(array, Grid(array.shape, np.eye(4)), path, format_of(path), {})
 
 
-def _check_png_shape(path: Path, shape: tuple[int, ...], on_disk: int) -> None:
-    if 0 in shape or shape[0] * shape[1] > 8 * BEST_COMPRESSION * on_disk:
-        raise VolumeError(f"{path}: truncated or a false header: shape {shape} in {on_disk} bytes; export it again")
+def read_grid(path: Path) -> Grid:
+    """Read the size of a picture, the identity as its affine; raises as `read`."""
+    with _opened(path) as picture:
+        num_pages = getattr(picture, "n_frames", 1)
+        return Grid((*picture.size, num_pages) if num_pages > 1 else picture.size, np.eye(4))
 
 
-def check_tiff(path: Path) -> None:
-    """Raise unless everything that a TIFF's directories point to lies in the file.
+def write(path: Path, array: np.ndarray, like: Volume) -> None:
+    """Write a PNG or TIFF picture.
 
     Raises:
-        VolumeError: cut short, or a directory that points beyond the file.
+        VolumeError: the format cannot store this type.
     """
-    on_disk = path.stat().st_size
+    from medseg.volumes.itk import write_image
+
+    check_grid_fits(path, like)
+    if format_of(path) == "png" and (array.ndim != 2 or array.dtype not in PNG_WRITTEN_TYPES):
+        raise VolumeError(
+            f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found {array.ndim}D {array.dtype}; "
+            "use .tif, which `medseg predict --format tiff` writes"
+        )
+    write_image(path, array, like.grid)
+
+
+def check_grid_fits(path: Path, like: Volume) -> None:
+    """Check that a picture can stand for the grid of `like`.
+
+    Raises:
+        GeometryError: the volume has a position or spacing, which pictures cannot store.
+        VolumeError: three dimensions in a PNG file, or JPEG, which loses values.
+    """
+    format = format_of(path)
+    if format == "jpeg":
+        raise VolumeError(f"{path}: not written: JPEG changes the values; use .png")
+    if not np.array_equal(like.grid.affine, np.eye(4)):
+        raise GeometryError(
+            f"{path}: not written: {format} cannot keep the geometry of {like.name}; use .nii.gz or .nrrd"
+        )
+    if format == "png" and like.grid.spatial_dims != 2:
+        raise VolumeError(
+            f"{path}: not written: PNG holds two-dimensional uint8 or uint16, found 3D; use .nii.gz or .nrrd"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a picture after checking its signature, its size and, for PNG, its checksums."""
+    format = format_of(path)
     with path.open("rb") as stream:
+        start = stream.read(8)
+        if not start.startswith(SIGNATURES[format]):
+            raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
+        if start.startswith(b"MM\0+"):
+            raise VolumeError(f"{path}: a big-endian BigTIFF file, which Pillow cannot read; save it as plain TIFF")
         try:
-            for tags in _directories(stream):
-                for offsets, counts in OFFSETS_AND_COUNTS:
-                    for begin, length in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
-                        if begin + length > on_disk:
-                            raise EOFError
-        except EOFError as error:
+            if format == "png":
+                _check_png(stream, path)
+            stream.seek(0)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=CUT_DIRECTORY)
+                with PLUGINS[format](stream) as picture:
+                    _check_size(picture, path)
+                    yield picture
+        except VolumeError:
+            raise
+        except MemoryError as error:
+            raise VolumeError(f"{path}: does not fit into memory; use a machine with more") from error
+        except PICTURE_DAMAGE as error:
             raise VolumeError(
-                f"{path}: truncated: its directory points beyond its {on_disk} bytes; copy or export the image again"
+                f"{path}: truncated or damaged ({one_line(error)}); copy or export the image again"
             ) from error
 
 
-def _directories(stream: BinaryIO) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The whole numbers of each directory by tag.
-
-    Raises:
-        EOFError: a value lies beyond the end.
-    """
-    order = "<" if stream.read(2) == b"II" else ">"
-    is_big = struct.unpack(order + "H", _exactly(stream, 2))[0] == 43
-    count_code, offset_code, entry_size = ("Q", "Q", 20) if is_big else ("H", "I", 12)
-    stream.seek(8 if is_big else 4)
-    seen: set[int] = set()
-    (place,) = struct.unpack(order + offset_code, _exactly(stream, struct.calcsize(offset_code)))
-    while place and place not in seen:
-        seen.add(place)
-        stream.seek(place)
-        (count,) = struct.unpack(order + count_code, _exactly(stream, struct.calcsize(count_code)))
-        entries = _exactly(stream, count * entry_size)
-        (place,) = struct.unpack(order + offset_code, _exactly(stream, struct.calcsize(offset_code)))
-        tags: dict[int, tuple[int, ...]] = {}
-        for first in range(0, len(entries), entry_size):
-            tag, kind, number = struct.unpack_from(order + "HH" + offset_code, entries, first)
-            size = TIFF_SIZES.get(kind, 1) * number
-            inside = struct.calcsize(offset_code)
-            value = entries[first + entry_size - inside : first + entry_size]
-            if size > inside:
-                stream.seek(struct.unpack(order + offset_code, value)[0])
-                value = _exactly(stream, size)
-            if kind in TIFF_NUMBERS:
-                tags[tag] = struct.unpack_from(f"{order}{number}{TIFF_NUMBERS[kind]}", value)
-        yield tags
+def _check_png(stream: BinaryIO, path: Path) -> None:
+    """Compare the checksums of a PNG file, which Pillow does not do while it reads the pixels."""
+    stream.seek(0)
+    with PLUGINS["png"](stream) as picture:
+        _check_size(picture, path)
+        picture.verify()
+    with path.open("rb") as whole:
+        whole.seek(max(0, path.stat().st_size - MAX_TAIL_BYTES))
+        if PNG_END not in whole.read():
+            raise VolumeError(f"{path}: truncated: the end of the PNG is absent; copy or export the image again")
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
-    """That many bytes; none is asked for that the file cannot hold."""
-    place, end = stream.tell(), stream.seek(0, 2)
-    stream.seek(place)
-    if place + size > end:
-        raise EOFError
-    return stream.read(size)
+def _check_size(picture: Any, path: Path) -> None:
+    on_disk = path.stat().st_size
+    width, height = picture.size
+    if width < 1 or height < 1 or width * height > 8 * MAX_COMPRESSION * on_disk:
+        raise VolumeError(
+            f"{path}: truncated or a false header: shape {(width, height)} in {on_disk} bytes; export it again"
+        )
+
+
+def _page(picture: Any, path: Path, number: int) -> np.ndarray:
+    """Read one page as (rows, columns) of numbers."""
+    if number:
+        picture.seek(number)
+        _check_size(picture, path)
+    tags = getattr(picture, "tag_v2", {})
+    on_disk = path.stat().st_size
+    for offsets, counts in STRIPS_AND_TILES:
+        if any(at + size > on_disk for at, size in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)):
+            raise VolumeError(f"{path}: truncated: its pixels lie beyond its {on_disk} bytes; copy or export it again")
+    if picture.mode not in GREY_MODES:
+        raise VolumeError(
+            f"{path}: has {len(picture.getbands())} components per pixel (mode {picture.mode}) where one is expected; "
+            "convert it to grey, or save one file per channel"
+        )
+    axes = dict(HYPERSTACK.findall(str(tags.get(DESCRIPTION, ""))))
+    several = [f"{count} {axis}" for axis, count in axes.items() if int(count) > 1]
+    if several:
+        raise VolumeError(f"{path}: a hyperstack of {' and '.join(several)}; save one file per channel and frame")
+    if picture.mode == "LA":
+        grey, alpha = (np.asarray(band) for band in picture.split())
+        if alpha.min() < 255:
+            raise VolumeError(f"{path}: has transparent pixels; save it without an alpha channel")
+        return grey
+    if picture.mode == "P":
+        colors = np.asarray(picture.convert("RGB"))
+        if (colors != colors[..., :1]).any():
+            raise VolumeError(f"{path}: has a palette of colours where grey is expected; convert it to grey")
+        return np.ascontiguousarray(colors[..., 0])
+    array = np.array(picture)
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    return _typed(array, tags) if tags else array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _typed(array: np.ndarray, tags: Any) -> np.ndarray:
+    """Give the pixels of a TIFF page the type that its tags state."""
+    bits, kind = int(tags.get(BITS_PER_SAMPLE, (8,))[0]), int(tags.get(SAMPLE_FORMAT, (1,))[0])
+    dtype = np.dtype(TIFF_TYPES.get((kind, bits), array.dtype)).newbyteorder("=")
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    typed = native.view(dtype) if native.dtype.itemsize == dtype.itemsize else native.astype(dtype)
+    # Pillow inverts 8 bits and fewer itself.
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and typed.dtype == np.uint16:
+        return np.iinfo(np.uint16).max - typed
+    return typed

@@ -1,4 +1,4 @@
-"""One image in memory: its voxels, its grid, and what must survive a round trip to disk."""
+"""One image in memory: its voxels, its grid, and the header that must survive a round trip to disk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from medseg.errors import GeometryError
 from medseg.volumes.grid import Grid
 
-# NIfTI's codes of units of length other than mm, the lowest three bits of xyzt_units
-NOT_MM = {1: "meter", 3: "micron"}
+# NIfTI codes of length units other than mm, in the lowest three bits of xyzt_units.
+OTHER_UNITS = {1: "meter", 3: "micron"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +20,14 @@ class Volume:
     """A single-channel image or label map.
 
     Args:
-        array: voxels in the axis order of the file (i, j[, k]), the shape of ``grid``.
+        array: voxels in the axis order of the file (i, j[, k]), with the shape of `grid`.
         grid: shape and affine (RAS+ mm).
-        path: the file or series folder it came from; None for an image made in memory.
-        format: "nifti", "nrrd", "mha", "png", "tiff", "dicom" or "memory".
-        header: a nibabel header for NIfTI, otherwise a dictionary of the file's own metadata.
+        path: the file or series folder it was read from; None for an image made in memory.
+        format: "nifti", "analyze", "mgz", "nrrd", "mha", "png", "tiff", "jpeg", "dicom" or "memory".
+        header: a nibabel header for NIfTI, Analyze and MGH, otherwise a dictionary of the file's own metadata.
+
+    Raises:
+        GeometryError: the array does not have the shape of the grid.
     """
 
     array: np.ndarray
@@ -41,15 +44,19 @@ class Volume:
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Name of the image for messages: its path, or "image in memory"."""
         return "image in memory" if self.path is None else str(self.path)
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about the file, a line each; usually nothing."""
-        if self.format != "nifti" or self.header is None:
-            return []
-        unit = NOT_MM.get(int(self.header["xyzt_units"]) & 7)
-        if unit is None:
-            return []
-        return [f"{self.name}: declares {unit} as its unit; the numbers of its affine are read as mm"]
+        """Warnings about the file, one per line."""
+        if self.format == "analyze" and self.path is not None and not self.path.with_suffix(".mat").exists():
+            return [
+                f"{self.name}: an Analyze header without a .mat file does not record which side is left; voxels are "
+                "taken to be stored from right to left, as nibabel and SPM assume"
+            ]
+        if self.format == "nifti" and self.header is not None:
+            unit = OTHER_UNITS.get(int(self.header["xyzt_units"]) & 7)
+            if unit is not None:
+                return [f"{self.name}: declares {unit} as its unit; the numbers of its affine are read as mm"]
+        return []

@@ -34,7 +34,7 @@ def test_a_nibabel_image_keeps_its_codes(tmp_path: Path) -> None:
 
 
 def test_what_is_no_image() -> None:
-    with pytest.raises(VolumeError, match="cannot take a list as an image"):
+    with pytest.raises(VolumeError, match="list"):
         as_volume([1, 2])
     with pytest.raises(VolumeError, match="2 or 3 axes"):
         as_volume((np.zeros((2, 3, 4, 5)), np.eye(4)))

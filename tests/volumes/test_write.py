@@ -23,6 +23,8 @@ def test_nothing_half_written(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="a folder is in the way"):
         write_volume(tmp_path / "c.nii", like.array, like)
     with pytest.raises(VolumeError, match="not an image name"):
+        write_volume(tmp_path / "d.bmp", like.array, like)
+    with pytest.raises(VolumeError, match="JPEG"):
         write_volume(tmp_path / "d.jpeg", like.array, like)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii", "c.nii", "file"]
 

@@ -1,24 +1,82 @@
-"""A DICOM series, read slice by slice after its geometry has been proven regular."""
+"""Read a DICOM series after checking that its slices form a regular grid.
+
+pydicom reads the headers. GDCM, through SimpleITK, decodes the pixels, because it knows every transfer syntax.
+"""
 
 from __future__ import annotations
 
+import math
+import mmap
+import warnings
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the field's spelling)
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from medseg.errors import GeometryError, VolumeError
-from medseg.volumes.dicom.headers import DicomSlice, looks_like_dicom, read_slice_header
+from medseg.errors import GeometryError, VolumeError, one_line
+from medseg.volumes.formats import check_readable
 from medseg.volumes.grid import Grid
-from medseg.volumes.itk import LPS_TO_RAS, itk_error, itk_name
+from medseg.volumes.io import DICOM_SUFFIXES
+from medseg.volumes.itk import LPS_TO_RAS, itk_error, itk_name, numpy_type
+from medseg.volumes.streams import MAX_COMPRESSION
 from medseg.volumes.volume import Volume
 
-# Positions are decimal text, often rounded to 0.01 mm; a missing slice changes a step by its whole length.
+UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+UNDEFINED_LENGTH = 0xFFFFFFFF
+# Positions are decimal text, often rounded to 0.01 mm. A missing slice changes a step by its whole length.
 STEP_TOLERANCE = 0.1
 DUPLICATE_STEP_MM = 1e-3
 DIRECTION_TOLERANCE = 1e-3
 TILT_DEGREES = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSlice:
+    """Position and size of one slice in the patient, LPS+ mm.
+
+    Args:
+        path: the file.
+        series_uid: identifier of the series.
+        columns: pixels along axis i.
+        rows: pixels along axis j.
+        directions: unit vectors (2, 3): along which the column index grows (axis i), and the row index (axis j).
+        spacing_mm: distance between pixels along i and j.
+        position_mm: centre of the first pixel.
+        thickness_mm: of the slice; 1 if the file does not say.
+        dtype: of the voxels after the rescale slope and intercept.
+        modality: such as "CT" or "MR"; "" if the file does not say.
+        transfer_syntax: UID of the encoding of the pixels.
+    """
+
+    path: Path
+    series_uid: str
+    columns: int
+    rows: int
+    directions: np.ndarray
+    spacing_mm: tuple[float, float]
+    position_mm: np.ndarray
+    thickness_mm: float
+    dtype: np.dtype
+    modality: str
+    transfer_syntax: str
+
+    @property
+    def normal(self) -> np.ndarray:
+        """Unit vector across the image plane."""
+        return np.cross(self.directions[0], self.directions[1])
+
+    @property
+    def height_mm(self) -> float:
+        """Position along the normal."""
+        return float(self.position_mm @ self.normal)
 
 
 def read_dicom(path: Path) -> Volume:
@@ -27,26 +85,35 @@ def read_dicom(path: Path) -> Volume:
     Voxels are in the units of the rescale slope and intercept (Hounsfield units in CT). Slices are ordered along the
     normal of the image plane, as ITK does.
 
+    Args:
+        path: the folder or file.
+
+    Returns:
+        The volume. Its header holds the "Modality", the "TransferSyntaxUID" and the "files" in the order of the slices.
+
     Raises:
         VolumeError: no DICOM image in the folder, a damaged slice, several series, colour, or several frames in a file.
-        GeometryError: slices of differing size or orientation, at the same place, with a gap, or with gantry tilt. The
+        GeometryError: slices of different size or orientation, at the same place, with a gap, or with gantry tilt. The
             line names the file.
     """
-    slices = ordered_slices(path)
+    slices = read_ordered_slices(path)
     grid = _grid(slices)
     array = _read_voxels(slices)
-    header: dict[str, object] = dict(slices[0].metadata)
-    header["files"] = tuple(str(item.path) for item in slices)
+    header = {
+        "Modality": slices[0].modality,
+        "TransferSyntaxUID": slices[0].transfer_syntax,
+        "files": tuple(str(item.path) for item in slices),
+    }
     return Volume(array=array, grid=grid, path=path, format="dicom", header=header)
 
 
 def read_dicom_grid(path: Path) -> Grid:
-    """The grid of a series from the headers of its files."""
-    return _grid(ordered_slices(path))
+    """Read the grid of a series from the headers of its files; raises as `read_dicom`."""
+    return _grid(read_ordered_slices(path))
 
 
-def ordered_slices(path: Path) -> list[DicomSlice]:
-    """The slices of the one series in a folder, checked and in the order of the array's last axis."""
+def read_ordered_slices(path: Path) -> list[DicomSlice]:
+    """Read the headers of the one series in a folder, check them, and sort them as the array's last axis."""
     slices = [read_slice_header(file) for file in (dicom_files(path) if path.is_dir() else [path])]
     _check_one_series(path, slices)
     _check_same_plane(slices)
@@ -56,7 +123,7 @@ def ordered_slices(path: Path) -> list[DicomSlice]:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The files in a folder that look like DICOM, by name.
+    """Return the files in a folder that look like DICOM, by name.
 
     Raises:
         VolumeError: there is none.
@@ -68,14 +135,168 @@ def dicom_files(folder: Path) -> list[Path]:
     return files
 
 
+def looks_like_dicom(path: Path) -> bool:
+    """Return whether a file has DICOM's preamble or suffix. The index of a disc (DICOMDIR) is not an image."""
+    if path.name.upper() == "DICOMDIR" or path.name.startswith("."):
+        return False
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def read_slice_header(path: Path) -> DicomSlice:
+    """Read the header of one file.
+
+    Raises:
+        VolumeError: damaged, truncated, colour, several frames, or not an image.
+        GeometryError: without a usable position in the patient.
+    """
+    check_readable(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of unusual values, which are used or refused here
+        return _slice_from(_read_dataset(path), path)
+
+
+def _slice_from(dataset: Dataset, path: Path) -> DicomSlice:
+    num_frames, num_samples = (_whole_number(dataset, key, path, 1) for key in ("NumberOfFrames", "SamplesPerPixel"))
+    if num_frames > 1:
+        raise VolumeError(f"{path}: holds {num_frames} frames; convert it with a tool such as dcm2niix first")
+    if num_samples != 1:
+        raise VolumeError(
+            f"{path}: is a colour image where one number per voxel is expected; remove it from the series"
+        )
+    columns, rows = (_whole_number(dataset, key, path) for key in ("Columns", "Rows"))
+    spacing = _numbers(dataset, "PixelSpacing", 2, path)
+    if spacing.min() <= 0:
+        raise GeometryError(f"{path}: its PixelSpacing {spacing.tolist()} must be above 0; export it again")
+    directions = _numbers(dataset, "ImageOrientationPatient", 6, path).reshape(2, 3)
+    if not np.allclose(directions @ directions.T, np.eye(2), atol=1e-2):
+        raise GeometryError(
+            f"{path}: its ImageOrientationPatient {directions.tolist()} is not two unit vectors; export it again"
+        )
+    transfer_syntax = _text(dataset.file_meta, "TransferSyntaxUID")
+    num_bits = _whole_number(dataset, "BitsAllocated", path, 16)
+    _check_length(path, columns, rows, num_bits, is_compressed=transfer_syntax not in UNCOMPRESSED)
+    return DicomSlice(
+        path=path,
+        series_uid=_text(dataset, "SeriesInstanceUID"),
+        columns=columns,
+        rows=rows,
+        directions=directions,
+        spacing_mm=(float(spacing[1]), float(spacing[0])),  # DICOM states the distance between rows first
+        position_mm=_numbers(dataset, "ImagePositionPatient", 3, path),
+        thickness_mm=_thickness(dataset),
+        dtype=_stored_type(path),
+        modality=_text(dataset, "Modality"),
+        transfer_syntax=transfer_syntax,
+    )
+
+
+def _read_dataset(path: Path) -> Dataset:
+    """Read all elements of a file and check that each of them lies within the file.
+
+    GDCM trusts the lengths in a file and allocates what they say, so a file with a false one must not reach it. A
+    memory map is read instead of the file, because it returns at most what is there.
+    """
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            dataset = dcmread(content)
+            _check_elements(dataset.file_meta.values(), path)
+            _check_elements(dataset.values(), path)
+            return dataset
+    except VolumeError:
+        raise
+    except InvalidDicomError as error:
+        raise VolumeError(f"{path}: not a DICOM file, whatever its name says; export it again") from error
+    except Exception as error:  # pydicom raises a dozen types for damaged bytes
+        raise VolumeError(f"{path}: truncated or damaged ({one_line(error)}); copy or export it again") from error
+
+
+def _check_elements(elements: Iterable[Any], path: Path) -> None:
+    for element in elements:
+        if isinstance(element, RawDataElement):
+            num_bytes = len(element.value or b"")
+            if element.length != UNDEFINED_LENGTH and num_bytes < element.length:
+                raise VolumeError(
+                    f"{path}: truncated or damaged: element {element.tag} claims {element.length} bytes and "
+                    f"{num_bytes} are left; copy or export it again"
+                )
+            if element.VR == "SQ":
+                element = Dataset({element.tag: element})[element.tag]
+        if element.VR == "SQ":
+            for item in element.value or ():
+                _check_elements(item.values(), path)
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip()
+
+
+def _numbers(dataset: Dataset, keyword: str, count: int, path: Path) -> np.ndarray:
+    try:
+        found = dataset.get(keyword)
+        values = np.array([float(value) for value in found])
+    except (TypeError, ValueError):
+        found, values = "no numbers", np.array([])
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise GeometryError(
+            f"{path}: its {keyword} must be {count} numbers, found {found}; remove the file if it is no slice of the "
+            "series"
+        )
+    return values
+
+
+def _whole_number(dataset: Dataset, keyword: str, path: Path, default: int | None = None) -> int:
+    try:
+        value = dataset.get(keyword)
+        return int(default if value in (None, "") else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise VolumeError(f"{path}: is no DICOM image ({keyword} is no number); remove the file") from None
+
+
+def _thickness(dataset: Dataset) -> float:
+    try:
+        thickness = float(dataset.get("SliceThickness") or 1)
+    except (TypeError, ValueError):
+        return 1.0
+    return thickness if math.isfinite(thickness) and thickness > 0 else 1.0
+
+
+def _check_length(path: Path, columns: int, rows: int, bits: int, is_compressed: bool) -> None:
+    wanted, on_disk = columns * rows * (bits // 8), path.stat().st_size
+    if wanted < 1 or wanted > on_disk * (MAX_COMPRESSION if is_compressed else 1):
+        raise VolumeError(
+            f"{path}: truncated: {columns}×{rows} pixels need {wanted} bytes, the file has {on_disk}; copy or "
+            "export it again"
+        )
+
+
+def _stored_type(path: Path) -> np.dtype:
+    """Return the type that GDCM chooses for the pixels after slope and intercept."""
+    reader = _pixel_reader(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise itk_error(path, error) from error
+    return numpy_type(reader, path)
+
+
+def _pixel_reader(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(itk_name(path))
+    return reader
+
+
 def _check_one_series(path: Path, slices: list[DicomSlice]) -> None:
     counts = Counter(item.series_uid for item in slices)
     if len(counts) > 1:
         usual = counts.most_common(1)[0][0]
-        stranger = next(item for item in slices if item.series_uid != usual)
+        other = next(item for item in slices if item.series_uid != usual)
         raise VolumeError(
-            f"{path}: mixes {len(counts)} series; {stranger.path.name} belongs to {stranger.series_uid} and "
-            f"{counts[usual]} files to {usual}; keep one series a folder"
+            f"{path}: mixes {len(counts)} series; {other.path.name} belongs to {other.series_uid} and {counts[usual]} "
+            f"files to {usual}; keep one series per folder"
         )
 
 
@@ -99,7 +320,7 @@ def _check_same_plane(slices: list[DicomSlice]) -> None:
 
 
 def _check_steps(slices: list[DicomSlice]) -> None:
-    """Slices must follow each other at one distance, straight along the normal."""
+    """Check that slices follow each other at one distance, straight along the normal."""
     if len(slices) < 2:
         return
     heights = np.array([item.height_mm for item in slices])
@@ -110,8 +331,8 @@ def _check_steps(slices: list[DicomSlice]) -> None:
         if step <= DUPLICATE_STEP_MM:
             raise GeometryError(f"{two}: lies at the same place as {one.name}; remove the duplicate slice")
         if abs(step - usual) > STEP_TOLERANCE * usual:
-            missing = round(float(step) / usual) - 1
-            guess = f"about {missing} missing" if missing > 0 else "uneven spacing"
+            num_missing = round(float(step) / usual) - 1
+            guess = f"about {num_missing} missing" if num_missing > 0 else "uneven spacing"
             raise GeometryError(
                 f"{two}: lies {step:.3g} mm after {one.name} where {usual:.3g} mm is the rule ({guess}); "
                 "complete the series or resample it"
@@ -146,12 +367,9 @@ def _read_voxels(slices: list[DicomSlice]) -> np.ndarray:
     # Slices may differ in slope and so in type: the array takes the type that holds them all.
     dtype = np.result_type(*(item.dtype for item in slices))
     array = np.empty((slices[0].columns, slices[0].rows, len(slices)), dtype=dtype, order="F")
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
     for number, item in enumerate(slices):
-        reader.SetFileName(itk_name(item.path))
         try:
-            image = reader.Execute()
+            image = _pixel_reader(item.path).Execute()
         except RuntimeError as error:
             raise itk_error(item.path, error) from error
         array[..., number] = sitk.GetArrayFromImage(image).reshape(item.rows, item.columns).T

@@ -1,0 +1,239 @@
+"""Read and write image files of every format that medseg knows."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import GeometryError, VolumeError
+from medseg.volumes import mgh, nifti
+from medseg.volumes.formats import SUFFIXES, check_readable, format_of, suffix_of
+from medseg.volumes.grid import Grid
+from medseg.volumes.volume import Volume
+
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+
+
+def read_volume(
+    path: Path | str, spatial_dims: int | None = None, allow_non_finite: bool = False, is_quiet: bool = False
+) -> Volume:
+    """Read one image in the axis order of its file.
+
+    Args:
+        path: a NIfTI, Analyze, MGH, NRRD, MetaImage, PNG, TIFF or JPEG file, a DICOM file, or a folder with one DICOM
+            series.
+        spatial_dims: 2 or 3 to refuse images with another number of axes; None accepts both.
+        allow_non_finite: keep NaN and infinite voxels instead of refusing them.
+        is_quiet: do not issue the volume's notes as warnings.
+
+    Returns:
+        The volume. Its array has the stored type, or a floating-point type if the file carries a scale.
+
+    Raises:
+        VolumeError: missing, empty, damaged, truncated, not an image, RGB, complex, of the wrong dimension, or with a
+            voxel that is not finite.
+        GeometryError: an affine that is not finite or is singular.
+    """
+    path = Path(path)
+    if is_dicom(path):
+        from medseg.volumes.dicom.series import read_dicom
+
+        volume = read_dicom(path)
+    else:
+        check_readable(path)
+        volume = _format_module(format_of(path)).read(path)
+    if spatial_dims is not None and volume.grid.spatial_dims != spatial_dims:
+        raise VolumeError(f"{path}: has shape {volume.grid.shape} where {spatial_dims}D is expected")
+    if not allow_non_finite:
+        check_finite(volume)
+    for note in () if is_quiet else volume.notes:
+        warnings.warn(note, stacklevel=2)
+    return volume
+
+
+def read_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
+    """Read a label map as integers.
+
+    Args:
+        path: as in `read_volume`.
+        spatial_dims: as in `read_volume`.
+
+    Returns:
+        The volume. An integer array keeps its type; other arrays get the smallest integer type that holds their values.
+
+    Raises:
+        VolumeError: as `read_volume`, and for values that are not whole numbers.
+    """
+    volume = read_volume(path, spatial_dims=spatial_dims)
+    return replace(volume, array=as_integers(volume.array, volume.name))
+
+
+def read_grid(path: Path | str) -> Grid:
+    """Read the grid of an image file, without its voxels where the format allows that; raises as `read_volume`."""
+    path = Path(path)
+    if is_dicom(path):
+        from medseg.volumes.dicom.series import read_dicom_grid
+
+        return read_dicom_grid(path)
+    check_readable(path)
+    return _format_module(format_of(path)).read_grid(path)
+
+
+def read_header(path: Path | str) -> Any:
+    """Read the nibabel header of a NIfTI, Analyze or MGH file; raises as `read_volume`.
+
+    Returns:
+        The header, or None for the other formats.
+    """
+    format = SUFFIXES.get(suffix_of(path))
+    if format in ("nifti", "mgz"):
+        return _format_module(format).read_header(Path(path))
+    return None
+
+
+def write_volume(path: Path | str, array: np.ndarray, like: Volume) -> Path:
+    """Write an array with the geometry of another volume, atomically.
+
+    Args:
+        path: the output; its suffix chooses the format. An existing file is replaced.
+        array: voxels in the axis order of `like`. Booleans become uint8, 64-bit integers the smallest type that holds
+            them, and half precision becomes float32.
+        like: the volume whose grid the file gets. The codes, the units and the exact affine of its header are kept if
+            the output has the same format (NIfTI or MGH).
+
+    Returns:
+        The path.
+
+    Raises:
+        GeometryError: the array's shape differs from the grid, or the format cannot store the grid.
+        VolumeError: the format cannot store the type, or the file cannot be written.
+    """
+    path = Path(path)
+    array = np.asarray(array)
+    module = _format_module(format_of(path))
+    if array.shape != like.grid.shape:
+        raise GeometryError(
+            f"{path}: not written: array shape {array.shape} differs from {like.grid.shape} of {like.name}"
+        )
+    module.check_grid_fits(path, like)
+    module.write(path, _storable(array, path), like)
+    return path
+
+
+def check_grid_fits(path: Path | str, like: Volume) -> None:
+    """Check that `write_volume` can store the grid of `like` under this name, before there is anything to write.
+
+    Raises:
+        GeometryError, VolumeError: the format of the name cannot store it.
+    """
+    _format_module(format_of(path)).check_grid_fits(Path(path), like)
+
+
+def check_input(path: Path) -> None:
+    """Check that there is something to read at a path, without looking at its content.
+
+    Raises:
+        VolumeError: no such file, one that is empty or may not be read, or a folder without DICOM images.
+    """
+    if is_dicom(path) and path.is_dir():
+        from medseg.volumes.dicom.series import dicom_files
+
+        dicom_files(path)
+    else:
+        check_readable(path)
+
+
+def check_finite(volume: Volume) -> None:
+    """Raise VolumeError if any voxel is NaN or infinite."""
+    array = volume.array
+    if array.dtype.kind != "f":
+        return
+    # A finite sum proves that every voxel is finite, at a tenth of the memory. Only an overflow needs the second look.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(array, dtype=np.float64)):
+            return
+    bad = int(array.size - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise VolumeError(f"{volume.name}: {bad} of {array.size} voxels are NaN or infinite; replace them first")
+
+
+def as_integers(array: np.ndarray, name: str) -> np.ndarray:
+    """Convert whole numbers to the smallest of uint8, int16, uint16, int32 and int64; keep integer arrays as they are.
+
+    Args:
+        array: the values.
+        name: the file's name for messages.
+
+    Raises:
+        VolumeError: a value is not a whole number, or does not fit 64 bits.
+    """
+    if array.dtype.kind in "ui":
+        return array
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    fractional = array != np.rint(array)
+    if fractional.any():
+        example = array[fractional].flat[0]
+        raise VolumeError(
+            f"{name}: a label map must hold whole numbers, found {example:g} ({int(fractional.sum())} such voxels); "
+            "save it without interpolation or scaling"
+        )
+    low, high = float(array.min()), float(array.max())
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.int64):
+        # float(2**63 - 1) rounds up to 2**63, which int64 cannot hold: hence "below", not "at most".
+        if np.iinfo(dtype).min <= low and high < float(np.iinfo(dtype).max) + (dtype is not np.int64):
+            return array.astype(dtype)
+    raise VolumeError(f"{name}: label values from {low:g} to {high:g} do not fit 64-bit integers")
+
+
+def is_dicom(path: Path) -> bool:
+    """Return whether a path is read as DICOM: a folder without an image suffix, or a file with a DICOM suffix."""
+    if path.is_dir():
+        return not suffix_of(path)
+    return path.suffix.lower() in DICOM_SUFFIXES and path.exists()
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Return whether a file directly in a folder looks like DICOM."""
+    from medseg.volumes.dicom.series import looks_like_dicom
+
+    return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
+
+
+def _format_module(format: str) -> ModuleType:
+    """Return the module that reads and writes a format. SimpleITK and Pillow are imported only when needed."""
+    if format == "nifti":
+        return nifti
+    if format == "mgz":
+        return mgh
+    if format in ("nrrd", "mha"):
+        from medseg.volumes import itk
+
+        return itk
+    from medseg.volumes import pictures
+
+    return pictures
+
+
+def _storable(array: np.ndarray, path: Path) -> np.ndarray:
+    """Convert to a type that image formats share; values never change."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype in (np.int64, np.uint64):
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32):
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return array.astype(dtype)
+        raise VolumeError(
+            f"{path}: not written: values from {low} to {high} need 64 bits, which image tools do not read"
+        )
+    if array.dtype.kind in "ui" or array.dtype in (np.float32, np.float64):
+        return array
+    raise VolumeError(f"{path}: not written: {array.dtype} voxels cannot be stored; convert them to numbers")

@@ -9,18 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from medseg.errors import PlanError, did_you_mean
+from medseg.errors import NetworkError, PlanError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
 _AXES = ("LR", "PA", "IS")
+MAX_CHANNELS = 1024
+MAX_VOXELS = 2**27  # of a patch or tile: 512 × 512 × 512
+MAX_ARGUMENT_CHARACTERS = 20_000  # of all network arguments as JSON
+MAX_ERROR_CHARACTERS = 500
 _LATER_KEYS = ("slice_axis", "air_below")  # added after the first plans were published
 
 
@@ -80,7 +85,7 @@ class Plan:
         for check in (_type_rules, _rules):
             for rule, holds in check(self):
                 if not holds:
-                    raise PlanError(f"{self.source}: {rule}")
+                    raise PlanError(f"{self.source}: {_shortened(rule)}")
 
     @property
     def in_channels(self) -> int:
@@ -123,16 +128,27 @@ class Plan:
                 del values[key]
         return json.loads(json.dumps(values))
 
-    def create_network(self) -> torch.nn.Module:
-        """Build the network with new random weights."""
+    def create_network(self, max_bytes: int | None = None) -> torch.nn.Module:
+        """Build the network with new random weights.
+
+        Args:
+            max_bytes: limit of its parameters, checked before memory is allocated; None for the physical memory.
+
+        Raises:
+            NetworkError: the plan names no valid network, or it is too large.
+        """
         from medseg.networks import create
 
-        return create(
-            self.network["name"],
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            **self.network.get("arguments", {}),
-        )
+        try:
+            return create(
+                self.network["name"],
+                in_channels=self.in_channels,
+                out_channels=self.out_channels,
+                max_bytes=max_bytes,
+                **self.network.get("arguments", {}),
+            )
+        except NetworkError as error:
+            raise NetworkError(f"{self.source}: {_shortened(one_line(error))}") from error
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -145,24 +161,25 @@ def read_plan(path: str | Path) -> Plan:
         PlanError: the file does not exist or is not JSON, a key is unknown or missing, or a value breaks a rule.
     """
     path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PlanError(f"{path}: no such plan; a bundle contains it as configs/plan.json") from None
-    except OSError as error:
-        raise PlanError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: not valid JSON ({error})") from None
+    from medseg.volumes.files import read_json  # brings NumPy and nibabel along, which `import medseg` does not need
+
+    values = read_json(path, PlanError)
     if not isinstance(values, dict):
         raise PlanError(f"{path}: a plan must be a JSON object; found {type(values).__name__}")
     known = {f.name: f for f in fields(Plan) if f.name != "source"}
     for key in sorted(set(values) - set(known)):
         hint = did_you_mean(key, known) or f"; known keys are {', '.join(sorted(known))}"
-        raise PlanError(f"{path}: unknown key {key!r}{hint}")
+        raise PlanError(f"{path}: unknown key {_shortened(repr(key))}{hint}")
     missing = [key for key, f in known.items() if f.default is MISSING and key not in values]
     if missing:
         raise PlanError(f"{path}: missing key {missing[0]!r}; add it")
     return Plan(**values, source=str(path))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_ERROR_CHARACTERS:
+        return text
+    return f"{text[: MAX_ERROR_CHARACTERS // 2]} … {text[-MAX_ERROR_CHARACTERS // 2 :]}"
 
 
 def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
@@ -180,6 +197,8 @@ def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
     ratios, air, axis = plan.crop_ratios, plan.air_below, plan.slice_axis
     types = {
         "name": ("text", isinstance(plan.name, str)),
+        "spatial_dims": ("a whole number", isinstance(plan.spatial_dims, int)),
+        "description": ("text", isinstance(plan.description, str)),
         "channels": ("a list of {name, modality}", is_list_of(plan.channels, Mapping)),
         "labels": ("an object of name: value", isinstance(plan.labels, Mapping)),
         "orientation": ("text such as RAS", isinstance(plan.orientation, str)),
@@ -205,6 +224,15 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
     rules = [
         (f"schema_version must be {SCHEMA_VERSION}; found {version!r}", version == SCHEMA_VERSION),
         (f"spatial_dims must be 2 or 3; found {dims!r}", dims in (2, 3)),
+        (
+            f"name must consist of letters, digits, '.', '_' and '-' and begin with one of the first two; found "
+            f"{plan.name!r}",
+            re.fullmatch(r"\w[\w.-]{0,99}", plan.name) is not None,
+        ),
+        (
+            f"channels must have at most {MAX_CHANNELS} entries; found {len(plan.channels)}",
+            len(plan.channels) <= MAX_CHANNELS,
+        ),
         (
             f"channels needs at least one {{name, modality}}; found {list(plan.channels)}",
             len(plan.channels) > 0 and all({"name", "modality"} <= set(channel) for channel in plan.channels),
@@ -235,6 +263,14 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
         (f"activation must be softmax or sigmoid; found {activation!r}", activation in ("softmax", "sigmoid")),
         (f"network must have a name; found {dict(plan.network)}", isinstance(plan.network.get("name"), str)),
         (
+            f"network must have arguments of at most {MAX_ARGUMENT_CHARACTERS:,} characters",
+            len(json.dumps(plan.network.get("arguments"), default=str)) <= MAX_ARGUMENT_CHARACTERS,
+        ),
+        (
+            f"network needs arguments that are an object; found {plan.network.get('arguments')!r}",
+            isinstance(plan.network.get("arguments", {}), Mapping),
+        ),
+        (
             f"mirror_axes must be in 0..{dims - 1}; found {list(plan.mirror_axes)}",
             all(a in range(dims) for a in plan.mirror_axes),
         ),
@@ -242,6 +278,7 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
     for key in ("patch", "tile"):
         size = getattr(plan, key)
         rules.append((f"{key} needs {dims} positive sizes; found {size}", len(size) == dims and min(size) > 0))
+        rules.append((f"{key} must have at most {MAX_VOXELS:,} voxels; found {size}", math.prod(size) <= MAX_VOXELS))
     if plan.spacing is not None:
         is_valid = len(plan.spacing) == dims and min(plan.spacing) > 0
         rules.append((f"spacing needs {dims} positive values in mm; found {plan.spacing}", is_valid))

@@ -87,7 +87,7 @@ def test_an_unused_slice_axis_does_not_change_the_digest(tmp_path):
         ({"channels": ["T1"]}, ["channels", "{name, modality}", "['T1']"]),
         ({"channels": [{"name": "T1"}]}, ["channels", "{name, modality}", "T1"]),
         ({"patch": [40.5, 40, 40]}, ["patch", "40.5"]),
-        ({"spacing": [1, 1, float("nan")]}, ["spacing", "nan"]),
+        ({"spacing": [1, 1, float("nan")]}, ["NaN"]),
         ({"orientation": "XYZ"}, ["orientation", "LR PA IS", "'XYZ'"]),
         ({"orientation": "RRS"}, ["orientation", "LR PA IS", "'RRS'"]),
         ({"orientation": "RA"}, ["orientation", "LR PA IS", "'RA'"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from medseg import weights
 from medseg.bundle.configs import inference_config
 from medseg.errors import BundleError, WeightsError
 from medseg.plan import Plan, read_plan
+from medseg.volumes.files import read_json
 
 WEIGHTS, RECORD = "models/model.pt", "models/model.json"
 
@@ -44,7 +44,7 @@ class BundleFolder:
     @cached_property
     def plan(self) -> Plan:
         """The plan, checked."""
-        return read_plan(self.path / "configs" / "plan.json")
+        return read_plan(self.inside("configs/plan.json"))
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class BundleFolder:
         Raises:
             WeightsError: there are none, none is recorded for them, or they differ from the record.
         """
-        path = self.weights_path
+        path = self.inside(WEIGHTS)
         if not path.is_file():
             raise WeightsError(
                 f"{path}: the bundle has no weights yet; train it and run "
@@ -97,9 +97,20 @@ class BundleFolder:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the bundle by its path in it."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BundleError(f"{self.path / name}: could not be read: {error.strerror}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise BundleError(f"{self.path / name}: not valid JSON ({error})") from None
+        content = read_json(self.inside(name), BundleError)
+        if not isinstance(content, dict):
+            raise BundleError(f"{self.path / name}: must hold a JSON object; found {type(content).__name__}")
+        return content
+
+    def inside(self, name: str) -> Path:
+        """Return the path of a file of the bundle.
+
+        Raises:
+            BundleError: a symbolic link on the way leads out of the bundle.
+        """
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(
+                f"{path}: a link that leads out of the bundle, to {path.resolve()}; put the file itself into the bundle"
+            )
+        return path

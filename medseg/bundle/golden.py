@@ -218,7 +218,7 @@ def read_golden_sample(folder: BundleFolder) -> GoldenSample | None:
     Raises:
         BundleError: the file is damaged, or not of this bundle's plan.
     """
-    path, plan = folder.path / GOLDEN, folder.plan
+    path, plan = folder.inside(GOLDEN), folder.plan
     if not path.is_file():
         return None
     try:

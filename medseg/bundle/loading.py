@@ -70,7 +70,8 @@ def _network(bundle: BundleFolder, weights: str | Path | None) -> tuple[torch.nn
     else:
         file = _checked_file(Path(weights))
         sha256 = weight_files.sha256(file)
-    network = bundle.plan.create_network()
+    # Four bytes per parameter in memory, at least one in the file: a larger network cannot be meant.
+    network = bundle.plan.create_network(max_bytes=4 * file.stat().st_size + 2**20)
     weight_files.load_into(network, file)
     return network.eval(), sha256
 

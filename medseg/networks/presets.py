@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from medseg.errors import NetworkError, did_you_mean
+from medseg.networks.size_limit import check_size
 from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
 from medseg.networks.unetr import UNETR
@@ -172,13 +174,16 @@ def list_presets() -> list[str]:
     return sorted(_PRESETS)
 
 
-def create(name: str, in_channels: int, out_channels: int, **overrides: Any) -> nn.Module:
+def create(
+    name: str, in_channels: int, out_channels: int, *, max_bytes: int | None = None, **overrides: Any
+) -> nn.Module:
     """Return a new network by its preset's name.
 
     Args:
         name: one of `list_presets()`.
         in_channels: channels of the input.
         out_channels: channels of the logits (classes, the background counted).
+        max_bytes: limit of the parameters, checked before memory is allocated; None for the physical memory.
         **overrides: arguments of the network's class that replace the preset's, plain values as in a plan.json,
             e.g. `channels=(24, 48, 96, 192), norm="instance", padding="same"`.
 
@@ -195,7 +200,9 @@ def create(name: str, in_channels: int, out_channels: int, **overrides: Any) -> 
             raise NetworkError(f"{name}: {argument}={channels!r}: expected a positive integer")
     network_class, arguments = _PRESETS[name]
     check_argument_names(f"{name} ({network_class.__name__})", network_class, overrides)
+    build = partial(network_class, in_channels, out_channels, **{**arguments, **overrides})
     try:
-        return network_class(in_channels, out_channels, **{**arguments, **overrides})
+        check_size(name, build, max_bytes)
+        return build()
     except TypeError as error:
         raise NetworkError(f"{name} ({network_class.__name__}): {error}") from error

@@ -1,8 +1,9 @@
-"""Write files atomically, check output folders, keep files of earlier runs, and compute SHA-256 digests."""
+"""Write files atomically, check output folders, keep files of earlier runs, compute digests, read JSON safely."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -13,13 +14,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from medseg.errors import MedsegError, OptionError, VolumeError
+from medseg.errors import MedsegError, OptionError, VolumeError, one_line
 
 # File systems allow 255 bytes per name; the part taken from the final name has at most 40 characters of 4 bytes each.
 MAX_STEM_CHARACTERS = 40
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
 LEFTOVER_AGE_SECONDS = 24 * 3600
+MAX_JSON_BYTES = 16 * 1024**2  # the largest JSON file of a bundle or a result has a few hundred kB
 
 
 @contextmanager
@@ -182,6 +185,40 @@ def file_sha256(path: str | Path) -> str:
     """
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_json(path: Path | str, kind: type[MedsegError]) -> Any:
+    """Read a JSON file that may come from a stranger, in bounded time and memory.
+
+    Args:
+        path: the file, at most 16 MiB.
+        kind: exception to raise.
+
+    Raises:
+        kind: the file cannot be read, is not a regular file, is too large, nested too deeply, or not valid JSON. NaN
+            and Infinity are not JSON.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise kind(f"{path}: a directory where a JSON file should be; check the path")
+        if not path.is_file():  # a pipe or a device would block or never end
+            raise kind(f"{path}: no such file, or not a regular file; check the path")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise kind(f"{path}: too large; found {path.stat().st_size:,} bytes, expected at most {MAX_JSON_BYTES:,}")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise kind(f"{path}: nested too deeply to be read; write it again") from None
+    except OSError as error:
+        raise kind(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError as well
+        if isinstance(error, kind):
+            raise
+        raise kind(f"{path}: not valid JSON ({one_line(error)}); write it again") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"found {name}, which JSON does not have")
 
 
 def _temporary_path(path: Path, suffix: str = "") -> Path:

@@ -102,7 +102,8 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
         The report; `str(report)` is one line.
 
     Raises:
-        WeightsError: the weights do not fit; the message names the first mismatch (key, shape found, shape expected).
+        WeightsError: the weights do not fit, and the message names the first mismatch (key, shape found, shape
+            expected); or a value is NaN or infinite, and it names the tensor.
     """
     name = "a state dict" if isinstance(source, Mapping) else str(source)
     found = strip_prefixes(source) if isinstance(source, Mapping) else read(source)
@@ -126,6 +127,12 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
     mismatches = list_mismatches(found, expected)
     if mismatches:
         raise WeightsError(_explain(name, layout, mismatches, found, expected, adapt))
+    damaged = next((key for key, value in found.items() if not _is_finite(value)), None)
+    if damaged is not None:
+        raise WeightsError(
+            f"{name}: {damaged} holds values that are not finite (NaN or infinity), so the training has failed or the "
+            "file is damaged; use other weights"
+        )
     network.load_state_dict(found)
     return LoadReport(
         source=name,
@@ -134,6 +141,10 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
         total=len(expected),
         notes=tuple(notes),
     )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def list_mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

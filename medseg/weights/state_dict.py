@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ def read(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{file}: holds no state dict (found: {found}); save one with torch.save(model.state_dict())"
         )
+    size = file.stat().st_size
+    for key, value in state.items():  # a few bytes can claim a tensor of any shape, all of it one repeated value
+        if value.numel() * value.element_size() > size:
+            raise WeightsError(
+                f"{file}: {key} claims {value.numel():,} values, more than the file of {size:,} bytes holds; use the "
+                "original file"
+            )
     return strip_prefixes(state)
 
 
@@ -65,6 +73,14 @@ def _read_safetensors(file: Path) -> Any:
 
 
 def _read_torch(file: Path) -> Any:
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > file.stat().st_size:  # torch.save does not compress
+            raise WeightsError(
+                f"{file}: claims {claimed:,} bytes, more than the file of {file.stat().st_size:,} bytes holds; use the "
+                "original file"
+            )
     reconstruct = getattr(np, "_core", getattr(np, "core", None)).multiarray  # type: ignore[union-attr]
     allowed = [*_DATA_TYPES, reconstruct.scalar, reconstruct._reconstruct]
     try:

@@ -1,0 +1,71 @@
+"""Refuse a network that is too large before any memory is allocated for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from medseg.errors import NetworkError, first_line
+
+MAX_LAYERS = 20_000  # the largest published network here has about 500
+
+
+def check_size(name: str, build: Callable[[], nn.Module], max_bytes: int | None = None) -> int:
+    """Refuse a network whose parameters exceed a limit. It is built on PyTorch's meta device, which allocates nothing.
+
+    Args:
+        name: name of the network, for error messages.
+        build: function that returns the network.
+        max_bytes: limit of the parameters and buffers in their own precision; None for the physical memory.
+
+    Returns:
+        Bytes of the parameters and buffers.
+
+    Raises:
+        NetworkError: the limit is exceeded, or the network has more than 20,000 layers.
+    """
+    limit = _physical_memory() if max_bytes is None else max_bytes
+    with torch.device("meta"), _at_most_layers(name):
+        try:
+            network = build()
+        except (RuntimeError, OverflowError) as error:  # a size beyond 64 bits
+            raise NetworkError(
+                f"{name}: no network can have these sizes ({first_line(error)}); correct them"
+            ) from error
+    size = sum(tensor.numel() * tensor.element_size() for tensor in [*network.parameters(), *network.buffers()])
+    if size > limit:
+        raise NetworkError(
+            f"{name}: the parameters need {size / 2**20:,.0f} MB, expected at most {limit / 2**20:,.0f} MB; use fewer "
+            "channels or stages"
+        )
+    return size
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+        return 2**38
+
+
+@contextmanager
+def _at_most_layers(name: str) -> Iterator[None]:
+    """Stop the construction of a network that has more layers than any published one."""
+    count = 0
+
+    def count_layer(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > MAX_LAYERS:
+            raise NetworkError(f"{name}: more than {MAX_LAYERS:,} layers; use fewer stages or convolutions")
+
+    handle = register_module_module_registration_hook(count_layer)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -28,7 +28,7 @@ def test_it_is_one_element_with_its_words(drawn: str) -> None:
     assert named[root.get("aria-labelledby")].text == "A <title>"
     assert named[root.get("aria-describedby")].text == "n=5 & more"
     texts = {element.text for element in root.iter("text")}
-    assert {"predicted probability", "share that came true", "voxels"} <= texts
+    assert {"predicted probability", "observed frequency", "voxels"} <= texts
     assert any(str(text).startswith("<back>: ECE") for text in texts)
 
 

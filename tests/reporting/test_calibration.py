@@ -64,7 +64,7 @@ def test_the_page_shows_them_and_names_what_it_could_not_use(evaluated, tmp_path
     assert "Risk and coverage" in page
     found = measure_calibration(result.summary["inputs"], Structures(), result.summary["label_values"])
     assert f"cell ECE {found.bins['cell'].expected_error:.3f}" in page
-    assert re.search(r'<svg class="figure".*share that came true.*</svg>', page, re.DOTALL)
+    assert re.search(r'<svg class="figure".*observed frequency.*</svg>', page, re.DOTALL)
     assert any("case_1" in line and "probabilities left out" in line for line in written.left_out)
 
 

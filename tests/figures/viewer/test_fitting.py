@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medseg.figures.viewer.packing import SMALLEST, SMALLEST_WITH_CHANNELS, fitted, num_bytes, pack_volume, unpack
+from medseg.figures.viewer.packing import MIN_VOXELS, MIN_VOXELS_WITH_CHANNELS, fitted, num_bytes, pack_volume, unpack
 from medseg.figures.viewer.view import View, cut_out
 from medseg.volumes import Grid
 
@@ -40,14 +40,14 @@ def test_voxels_go_before_channels(full: View) -> None:
             more = full
             while len(more.channels) > channels + 1:
                 more = more.without_last_channel()
-            assert size(more.thinned(SMALLEST_WITH_CHANNELS)) > max_bytes
+            assert size(more.thinned(MIN_VOXELS_WITH_CHANNELS)) > max_bytes
             assert thin.left_out[0] in " ".join(thin.remarks)
         if channels > 1:
-            assert thin.num_voxels >= SMALLEST_WITH_CHANNELS / 2  # whole steps along an axis halve it at most
+            assert thin.num_voxels >= MIN_VOXELS_WITH_CHANNELS / 2  # whole steps along an axis halve it at most
     assert channels == 1
 
 
 def test_what_cannot_fit_is_as_small_as_it_gets(full: View) -> None:
     thin, _ = fitted(full, 10)
     assert len(thin.channels) == 1
-    assert thin.num_voxels <= SMALLEST
+    assert thin.num_voxels <= MIN_VOXELS

@@ -24,7 +24,7 @@ def test_every_script_and_style_of_the_pages_goes_into_the_wheel() -> None:
     needed = [path for part in ("figures", "reporting") for path in (package / part).rglob("*") if path.is_file()]
     needed = [path for path in needed if path.suffix != ".py" and "__pycache__" not in path.parts]
     names = {path.name for path in needed}
-    assert {*viewer.SCRIPTS, *SCRIPTS, *TEMPLATES, "viewer.css", "page.html", "report.css"} == names
+    assert {*viewer.SCRIPTS, *SCRIPTS, *TEMPLATES, "viewer.css", "page.html", "cell.html", "report.css"} == names
     assert [path for path in needed if path not in shipped] == []
 
 

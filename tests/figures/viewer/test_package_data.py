@@ -1,4 +1,4 @@
-"""What an installed package needs beside its Python files is named in pyproject.toml."""
+"""Files that the installed package needs beside its Python files are listed in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 TEMPLATES = ("report.html", "header.html", "sections.html", "macros.html")
 
 
-def test_every_script_and_style_of_the_pages_goes_into_the_wheel() -> None:
+def test_every_script_style_and_template_is_package_data() -> None:
     if not (ROOT / "pyproject.toml").is_file():
         pytest.skip("the tests do not lie beside pyproject.toml")
     globs = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
@@ -29,5 +29,5 @@ def test_every_script_and_style_of_the_pages_goes_into_the_wheel() -> None:
 
 
 def _folder(package: Path, name: str) -> Path:
-    """Where a package's name in the table points."""
+    """Return the folder of a package."""
     return package.joinpath(*name.split(".")[1:])

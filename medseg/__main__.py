@@ -1,4 +1,4 @@
-"""`python -m medseg`, the command line where its script is not on the path."""
+"""Run the command line as `python -m medseg`, in case its script is not on the path."""
 
 from medseg.cli import main
 

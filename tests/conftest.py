@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-# Intra-op threads of several test processes would fight over the cores of a small machine, and sums depend on them.
+# Threads of several test processes would compete for the cores of a small machine, and sums depend on their number.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-# compiled models are kept in the user's cache, which is none of the tests' business
+# Compiled models are stored in the user's cache, which the tests must not change.
 os.environ.setdefault("MEDSEG_CACHE_DIR", tempfile.mkdtemp(prefix="medseg-cache-"))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real data beside the checkout; tests that need it are skipped where it is absent."""
+    """Return the folder of the real data beside the checkout; skip the test if it does not exist."""
     root = Path(os.environ.get("MEDSEG_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not root.is_dir():
-        pytest.skip(f"{root} is absent: the shared data set is not on this machine")
+        pytest.skip(f"{root}: the shared data is not on this machine")
     return root

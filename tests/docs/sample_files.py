@@ -55,7 +55,7 @@ def _make_nnunet_dataset(samples: Path, raw: Path) -> None:
 
 
 def _shrink_phantom_bundle(bundle: Path, run: Path) -> None:
-    """A network and tiles small enough for a page; random weights, promoted from what a finished training leaves."""
+    """Make network and tiles small enough for a page; promote random weights as if a training had finished."""
     plan_file = bundle / "configs" / "plan.json"
     change_plan(bundle, {"channels": [4, 8], "strides": [2]}, patch=[16, 16, 8], tile=[16, 16, 8])
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Affines written out by hand, so that tests do not lean on the library they check."""
+"""Affines written by hand, so that the tests do not depend on the library that they check."""
 
 from itertools import permutations, product
 
@@ -12,7 +12,7 @@ ORIENTATIONS = [
 
 
 def affine_for(code: str, spacing: tuple[float, ...] = (1.0, 2.0, 3.0)) -> np.ndarray:
-    """The affine of an orientation code, written out by hand rather than through nibabel."""
+    """Return an affine with the given orientation code and spacing."""
     affine = np.eye(4)
     for axis, letter in enumerate(code):
         row = next(index for index, pair in enumerate(("LR", "PA", "IS")) if letter in pair)
@@ -23,7 +23,7 @@ def affine_for(code: str, spacing: tuple[float, ...] = (1.0, 2.0, 3.0)) -> np.nd
 
 
 def rotation_z(degrees: float) -> np.ndarray:
-    """A turn about the patient's head-foot axis."""
+    """Return a rotation about the patient's head-foot axis."""
     angle = np.deg2rad(degrees)
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]

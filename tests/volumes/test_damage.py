@@ -1,4 +1,4 @@
-"""Damaged files of every format: one line that names the file, none from the libraries below, memory as of the file."""
+"""Damaged files of every format give one line that names the file; libraries print nothing, and memory stays small."""
 
 import gzip
 import re
@@ -37,7 +37,7 @@ def nifti(**fields: object) -> bytes:
 
 
 def fails(path: Path, content: bytes, capfd: pytest.CaptureFixture) -> str:
-    """The one line of reading it; nothing is printed on the way."""
+    """Return the error line, without the path; check that nothing is printed."""
     path.write_bytes(content)
     with pytest.raises((VolumeError, GeometryError)) as caught:
         read_volume(path)
@@ -52,7 +52,7 @@ def fails(path: Path, content: bytes, capfd: pytest.CaptureFixture) -> str:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii", "a.nii.gz", "a.png"])
-def test_cut_anywhere(tmp_path: Path, capfd: pytest.CaptureFixture, name: str, packed: bool) -> None:
+def test_a_file_cut_anywhere_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture, name: str, packed: bool) -> None:
     array = (ARRAY[0] * 50).astype(np.uint8) if name.endswith("png") else ARRAY
     content = written(tmp_path, name, array, packed)
     lengths = {0, 1, 2, 5, 40, 130, 200, 347, 352, 360, len(content) // 2, len(content) - 8, len(content) - 1}
@@ -62,7 +62,9 @@ def test_cut_anywhere(tmp_path: Path, capfd: pytest.CaptureFixture, name: str, p
 
 
 @pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii.gz", "a.png"])
-def test_a_flipped_byte_in_compressed_voxels(tmp_path: Path, capfd: pytest.CaptureFixture, name: str) -> None:
+def test_a_flipped_byte_in_compressed_voxels_is_detected(
+    tmp_path: Path, capfd: pytest.CaptureFixture, name: str
+) -> None:
     array = (ARRAY[0] * 50).astype(np.uint8) if name.endswith("png") else ARRAY
     content = written(tmp_path, name, array, packed=True)
     for position in (len(content) // 2, len(content) * 3 // 4, len(content) - (30 if name.endswith("png") else 20)):
@@ -74,15 +76,17 @@ def test_a_flipped_byte_in_compressed_voxels(tmp_path: Path, capfd: pytest.Captu
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("depth", [1, 9], ids=["image", "stack"])
-def test_a_tiff_cut_anywhere(tmp_path: Path, capfd: pytest.CaptureFixture, depth: int, packed: bool) -> None:
-    """libtiff would print about each tag that it misses, and read what is left."""
+def test_a_tiff_file_cut_anywhere_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture, depth: int, packed: bool
+) -> None:
+    """libtiff alone would print a line per missing tag and read the rest."""
     content = written(tmp_path, "a.tif", ARRAY[:depth] if depth > 1 else ARRAY[0], packed)
     for length in sorted({0, 3, 6, 9, len(content) // 3, len(content) // 2, len(content) - 1}):
         assert re.search("empty|truncated|not a tiff", fails(tmp_path / "a.tif", content[:length], capfd)), length
 
 
 @pytest.mark.parametrize("kind", ["<II*", ">MM*", "<II+", ">MM+"])
-def test_both_byte_orders_and_big_tiff(tmp_path: Path, capfd: pytest.CaptureFixture, kind: str) -> None:
+def test_tiff_and_big_tiff_in_both_byte_orders(tmp_path: Path, capfd: pytest.CaptureFixture, kind: str) -> None:
     """An image of 3×2 bytes, written by hand."""
     order, is_big = kind[0], kind[-1] == "+"
     number = "Q" if is_big else "I"
@@ -106,19 +110,21 @@ def test_both_byte_orders_and_big_tiff(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "truncated" in fails(tmp_path / "b.tif", content[:-1], capfd)
 
 
-def test_a_metaimage_with_fields_behind_its_header_or_more_voxels_than_promised(
+def test_a_metaimage_header_without_sizes_or_with_fewer_voxels_than_the_file(
     tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     content = written(tmp_path, "a.mha", packed=True)
     moved = re.sub(rb"(DimSize = .*\n)((?s:.*?)ElementDataFile = .*\n)", rb"\2\1", content)
-    assert "its header states no DimSize" in fails(tmp_path / "a.mha", moved, capfd)
+    assert "DimSize" in fails(tmp_path / "a.mha", moved, capfd)
     fewer = re.sub(rb"DimSize = .*", b"DimSize = 11 10 8", content)
-    assert "holds 3960 bytes of voxels and its header promises 3520" in fails(tmp_path / "a.mha", fewer, capfd)
+    assert "3960 bytes of voxels and its header promises 3520" in fails(tmp_path / "a.mha", fewer, capfd)
 
 
 @pytest.mark.parametrize("sizes", ["100000 100000 100000", "0 10 9", "-3 10 9", "11 10", "99999999999999999999 1 1"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_sizes_that_are_not_the_files(tmp_path: Path, capfd: pytest.CaptureFixture, sizes: str, packed: bool) -> None:
+def test_false_sizes_in_nrrd_and_metaimage_headers(
+    tmp_path: Path, capfd: pytest.CaptureFixture, sizes: str, packed: bool
+) -> None:
     for name, field in (("a.nrrd", b"sizes: "), ("a.mha", b"DimSize = ")):
         content = written(tmp_path, name, packed=packed)
         fails(tmp_path / name, re.sub(field + b".*", field + sizes.encode(), content), capfd)
@@ -126,7 +132,7 @@ def test_sizes_that_are_not_the_files(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("dim", [[3, 30000, 30000, 30000], [3, 9, 0, 11], [3, 9, -10, 11]])
 @pytest.mark.parametrize("packed", [False, True])
-def test_sizes_that_are_not_the_nifti_files(
+def test_false_sizes_in_nifti_headers(
     tmp_path: Path, capfd: pytest.CaptureFixture, dim: list[int], packed: bool
 ) -> None:
     content = nifti(dim=[*dim, 1, 1, 1, 1])
@@ -135,7 +141,7 @@ def test_sizes_that_are_not_the_nifti_files(
 
 
 @pytest.mark.parametrize("shape", [(60000, 60000), (0, 5), (2**31 - 1, 2**31 - 1)])
-def test_sizes_that_are_not_the_png_files(tmp_path: Path, capfd: pytest.CaptureFixture, shape: tuple[int, int]) -> None:
+def test_false_sizes_in_png_headers(tmp_path: Path, capfd: pytest.CaptureFixture, shape: tuple[int, int]) -> None:
     content = written(tmp_path, "a.png", (ARRAY[0] * 50).astype(np.uint8))
     chunk = b"IHDR" + struct.pack(">II", *shape) + content[24:29]
     content = content[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + content[33:]
@@ -156,13 +162,15 @@ def test_sizes_that_are_not_the_png_files(tmp_path: Path, capfd: pytest.CaptureF
         ({"srow_x": [0, 1, 0, 0]}, "the affine is singular"),
     ],
 )
-def test_nifti_fields(tmp_path: Path, capfd: pytest.CaptureFixture, fields: dict[str, object], rule: str) -> None:
+def test_bad_fields_of_nifti_headers(
+    tmp_path: Path, capfd: pytest.CaptureFixture, fields: dict[str, object], rule: str
+) -> None:
     assert re.search(rule, fails(tmp_path / "a.nii", nifti(**fields), capfd))
 
 
-def test_a_metaimage_of_an_unknown_type_or_without_its_voxels(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_metaimage_with_an_unknown_type_or_a_missing_voxel_file(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     content = written(tmp_path, "a.mha")
-    strange = content.replace(b"MET_FLOAT", b"MET_FLOAD")
-    assert "the unknown ElementType MET_FLOAD" in fails(tmp_path / "a.mha", strange, capfd)
+    unknown = content.replace(b"MET_FLOAT", b"MET_FLOAD")
+    assert "ElementType MET_FLOAD" in fails(tmp_path / "a.mha", unknown, capfd)
     absent = content.replace(b"ElementDataFile = LOCAL", b"ElementDataFile = LOCBL")
-    assert "names the file LOCBL with the voxels, which does not exist" in fails(tmp_path / "a.mha", absent, capfd)
+    assert "LOCBL" in fails(tmp_path / "a.mha", absent, capfd)

@@ -1,4 +1,4 @@
-"""DICOM series: ITK's own series reader is the oracle for good ones; each way of being broken names its file."""
+"""DICOM series: ITK's series reader is the oracle for good ones; an error about a bad one names the file."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def with_itk(folder: Path) -> sitk.Image:
     return reader.Execute()
 
 
-def test_equals_itk(series: Path) -> None:
+def test_a_series_equals_what_itk_reads(series: Path) -> None:
     volume, image = read_volume(series), with_itk(series)
     np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(image).T)
     np.testing.assert_allclose(volume.grid.affine, affine_of(image), atol=1e-5)
@@ -48,7 +48,7 @@ def test_equals_itk(series: Path) -> None:
 
 @pytest.mark.data
 @pytest.mark.skipif(not SERIES.is_dir(), reason=f"no shared data at {SERIES}")
-def test_real_series_equals_itk_and_makes_the_round_trip(tmp_path: Path) -> None:
+def test_a_real_series_equals_what_itk_reads_and_makes_the_round_trip(tmp_path: Path) -> None:
     volume, image = read_volume(SERIES), with_itk(SERIES)
     assert volume.array.shape == (512, 512, 20)
     assert volume.array.min() < -900  # air in Hounsfield units: slope and intercept are applied
@@ -62,14 +62,14 @@ def test_real_series_equals_itk_and_makes_the_round_trip(tmp_path: Path) -> None
 
 @pytest.mark.data
 @pytest.mark.skipif(not SERIES.is_dir(), reason=f"no shared data at {SERIES}")
-def test_real_series_with_a_slice_lost(tmp_path: Path) -> None:
+def test_a_missing_slice_of_a_real_series_is_named(tmp_path: Path) -> None:
     files = read_volume(SERIES).header["files"]
     for file in files[:8] + files[9:]:
         shutil.copy(file, tmp_path)
     fails(tmp_path, f"{Path(files[9]).name}: lies 4 mm after {Path(files[7]).name} where 2 mm is the rule")
 
 
-def test_other_files_in_the_folder_are_passed_over(series: Path) -> None:
+def test_other_files_in_the_folder_are_ignored(series: Path) -> None:
     grid = read_grid(series)
     (series / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     (series / "notes.txt").write_text("hello")
@@ -83,29 +83,29 @@ def test_one_slice_is_one_voxel_thick(series: Path) -> None:
     assert volume.grid.spacing == pytest.approx((0.5, 0.75, 2.5))
 
 
-def test_gap(series: Path) -> None:
+def test_a_missing_slice_is_refused(series: Path) -> None:
     (series / "03.dcm").unlink()
     fails(series, r"02\.dcm: lies 5 mm after 04\.dcm where 2\.5 mm is the rule \(about 1 missing\)")
 
 
-def test_duplicate(series: Path) -> None:
+def test_a_duplicate_slice_is_refused(series: Path) -> None:
     write_slice(series / "99.dcm", (10.0, -20.0, 10.0))
     fails(series, r"(99|04)\.dcm: lies at the same place as (99|04)\.dcm")
 
 
-def test_mixed_series(series: Path) -> None:
+def test_two_series_in_one_folder_are_refused(series: Path) -> None:
     write_slice(series / "99.dcm", (10.0, -20.0, 20.0), uid="9.9.9")
     fails(series, r"mixes 2 series; 99\.dcm belongs to 9\.9\.9 and 6 files to 1\.2\.3\.4", VolumeError)
 
 
-def test_localiser(series: Path) -> None:
+def test_a_localiser_is_refused(series: Path) -> None:
     write_slice(series / "99.dcm", (10.0, -20.0, 20.0), directions=(1, 0, 0, 0, 0, -1))
     fails(series, r"99\.dcm: its image plane is turned")
     write_slice(series / "99.dcm", (10.0, -20.0, 20.0), shape=(30, 30))
     fails(series, r"99\.dcm: has 30×30 pixels and the series 9×7")
 
 
-def test_gantry_tilt(tmp_path: Path) -> None:
+def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
     for number in range(NUM_SLICES):
         shift = 2.5 * number * np.tan(np.radians(15))
         write_slice(tmp_path / f"{number}.dcm", (10.0, -20.0 + shift, 2.5 * number))
@@ -113,13 +113,13 @@ def test_gantry_tilt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spacing", [b"-75", b"0.0"])
-def test_pixels_of_no_size(series: Path, spacing: bytes) -> None:
+def test_pixel_spacing_must_be_positive(series: Path, spacing: bytes) -> None:
     for file in series.iterdir():
         file.write_bytes(file.read_bytes().replace(b".75\\.5", spacing + b"\\.5"))
     fails(series, rf"01\.dcm: .*{float(spacing)}.* must be above 0")
 
 
-def test_damaged_slices(series: Path) -> None:
+def test_damaged_slices_are_named(series: Path) -> None:
     whole = (series / "03.dcm").read_bytes()
     (series / "03.dcm").write_bytes(whole[:-60])
     fails(series, r"03\.dcm: (truncated|damaged)", VolumeError)
@@ -130,7 +130,7 @@ def test_damaged_slices(series: Path) -> None:
 
 
 def test_an_element_that_claims_more_than_the_file_holds(series: Path) -> None:
-    """GDCM alone would allocate what the length says."""
+    """GDCM alone would allocate as many bytes as the length states."""
     whole = bytearray((series / "03.dcm").read_bytes())
     start = whole.rindex(b"\xe0\x7f\x10\x00")  # implicit VR: the length follows the tag
     whole[start + 4 : start + 8] = (4_000_000_000).to_bytes(4, "little")
@@ -142,7 +142,7 @@ def test_an_element_that_claims_more_than_the_file_holds(series: Path) -> None:
     fails(series, r"03\.dcm: .*damaged", VolumeError)
 
 
-def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+def test_flipped_bytes_never_raise_another_error(tmp_path: Path) -> None:
     write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0))
     whole = (tmp_path / "a.dcm").read_bytes()
     rng = np.random.default_rng(0)
@@ -160,7 +160,7 @@ def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
     assert not [message for message in messages if "\n" in message or str(tmp_path) not in message]
 
 
-def test_compressed_slices(tmp_path: Path) -> None:
+def test_compressed_slices_are_read(tmp_path: Path) -> None:
     for number in range(3):
         for folder in ("plain", "packed"):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ def test_compressed_slices(tmp_path: Path) -> None:
     fails(tmp_path / "packed", r"1\.dcm: truncated or damaged", VolumeError)
 
 
-def test_folder_without_images(tmp_path: Path) -> None:
-    fails(tmp_path, "an empty folder; name the folder of the series", VolumeError)
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    fails(tmp_path, "an empty folder", VolumeError)
     (tmp_path / "notes.txt").write_text("hello")
     fails(tmp_path, "a folder without DICOM images", VolumeError)

@@ -1,4 +1,4 @@
-"""DICOM SEG: written by medseg, read back by highdicom and pydicom, compared with the series."""
+"""DICOM SEG: files that medseg writes are read by highdicom and pydicom and compared with the series."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ LABELS = {"background": 0, "gallbladder": 9, "liver": 2, "Läsion": 300}
 
 
 def complete(folder: Path, **elements: object) -> Path:
-    """What a scanner writes and ITK does not, or other values in its place."""
+    """Add elements that a scanner writes and ITK does not."""
     for file in folder.iterdir():
         image = pydicom.dcmread(file)
         for keyword, value in {"PatientID": "4711", **elements}.items():
@@ -50,7 +50,7 @@ def read_back(path: Path, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("has_empty_ends", [False, True])
-def test_frames_segments_and_geometry_are_the_series_own(tmp_path: Path, has_empty_ends: bool) -> None:
+def test_frames_segments_and_geometry_match_the_series(tmp_path: Path, has_empty_ends: bool) -> None:
     folder = complete(write_series(tmp_path / "series"), PatientName="Müller^Zoë", SpecificCharacterSet="ISO_IR 100")
     volume = read_volume(folder)
     array = segmented(volume)
@@ -84,7 +84,7 @@ def test_frames_segments_and_geometry_are_the_series_own(tmp_path: Path, has_emp
     np.testing.assert_array_equal(numbers, expected[..., planes])
 
 
-def test_nothing_found_is_a_file_without_foreground(tmp_path: Path) -> None:
+def test_an_empty_segmentation_has_segments_without_voxels(tmp_path: Path) -> None:
     volume = read_volume(complete(write_series(tmp_path / "series")))
     write_dicom_seg(tmp_path / "a.dcm", np.zeros(volume.array.shape, np.uint8), volume, LABELS, ALGORITHM)
     file = pydicom.dcmread(tmp_path / "a.dcm")
@@ -92,7 +92,7 @@ def test_nothing_found_is_a_file_without_foreground(tmp_path: Path) -> None:
     assert not np.any(file.pixel_array)
 
 
-def test_an_anonymised_series_gets_no_invented_patient_and_the_same_study_twice(tmp_path: Path) -> None:
+def test_an_anonymised_series_gets_no_patient_and_reproducible_identifiers(tmp_path: Path) -> None:
     folder = complete(write_series(tmp_path / "series"))
     for path in folder.iterdir():
         image = pydicom.dcmread(path)
@@ -115,21 +115,21 @@ def test_an_anonymised_series_gets_no_invented_patient_and_the_same_study_twice(
     assert len(studies) == 1
 
 
-def test_what_has_no_series_is_refused(tmp_path: Path) -> None:
+def test_other_inputs_and_shapes_are_refused(tmp_path: Path) -> None:
     volume = read_volume(complete(write_series(tmp_path / "series")))
     array = segmented(volume)
     memory = Volume(volume.array, volume.grid)
     target = tmp_path / "out" / "a.dcm"
-    with pytest.raises(VolumeError, match="image in memory: DICOM SEG refers to the slices of a DICOM series, found"):
+    with pytest.raises(VolumeError, match=r"^image in memory: .*memory"):
         write_dicom_seg(target, array, memory, LABELS, ALGORITHM)
     with pytest.raises(GeometryError, match=r"a\.dcm: not written: array shape"):
         write_dicom_seg(target, array[1:], volume, LABELS, ALGORITHM)
-    with pytest.raises(VolumeError, match=r"a\.dcm: not written: DICOM SEG needs a label beside the background"):
+    with pytest.raises(VolumeError, match=r"a\.dcm: .*label"):
         write_dicom_seg(target, array, volume, {"background": 0}, ALGORITHM)
     assert not target.parent.exists()
 
 
-def test_without_highdicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_highdicom_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = read_volume(complete(write_series(tmp_path / "series")))
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(VolumeError, match=r"a\.dcm: DICOM SEG needs highdicom; pip install 'medseg\[dicom\]'"):
@@ -140,7 +140,7 @@ def test_without_highdicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.data
 @pytest.mark.skipif(not SERIES.is_dir(), reason=f"no shared data at {SERIES}")
 def test_a_real_series_makes_the_round_trip(tmp_path: Path) -> None:
-    """Its anonymiser emptied even the identifiers of study, series and images."""
+    """The anonymiser of this series emptied even the identifiers of study, series and images."""
     volume = read_volume(SERIES)
     array = np.select([volume.array > 200, volume.array > -300], [5, 1]).astype(np.uint8)
     labels = {"background": 0, "soft tissue": 1, "bone": 5}

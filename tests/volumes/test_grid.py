@@ -1,4 +1,4 @@
-"""Grid: closed forms and invariants over all 48 orientations."""
+"""Grid: closed forms, and invariants over all 48 orientations."""
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ def test_orientation_and_spacing_of_all_48(code: str) -> None:
     assert grid.voxel_volume_mm3 == pytest.approx(6)
 
 
-def test_oblique_keeps_spacing_and_is_seen() -> None:
+def test_an_oblique_grid_keeps_its_spacing() -> None:
     grid = Grid((5, 7, 3), rotation_z(10) @ affine_for("RAS"))
     assert grid.spacing == pytest.approx((1, 2, 3))
     assert grid.orientation == "RAS"
     assert grid.is_oblique
 
 
-def test_corner_displacement_closed_forms() -> None:
+def test_displacement_has_closed_forms() -> None:
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     grid = Grid((10, 10, 10), affine)
     assert grid.displacement_mm(grid) == 0
@@ -37,7 +37,7 @@ def test_corner_displacement_closed_forms() -> None:
     assert grid.displacement_mm(Grid((10, 10, 10), np.diag([-2.0, 2, 2, 1]))) == pytest.approx(38)
 
 
-def test_corner_displacement_is_symmetric_and_bounds_every_voxel() -> None:
+def test_displacement_is_symmetric_and_bounds_every_voxel() -> None:
     rng = np.random.default_rng(0)
     one = Grid((4, 5, 6), rotation_z(3) @ affine_for("LPS"))
     two = Grid((4, 5, 6), one.affine + np.vstack([rng.normal(0, 0.05, (3, 4)), np.zeros(4)]))
@@ -46,6 +46,22 @@ def test_corner_displacement_is_symmetric_and_bounds_every_voxel() -> None:
     voxels = np.stack([*np.indices(one.shape).reshape(3, -1), np.ones(4 * 5 * 6)])
     moved = np.linalg.norm(((one.affine - two.affine) @ voxels)[:3], axis=0)
     assert 0 < moved.max() <= bound
+
+
+@pytest.mark.parametrize(("shift_mm", "is_same"), [(0.0, True), (0.49, True), (-0.49, True), (0.51, False)])
+def test_half_the_smallest_spacing_is_the_tolerance(shift_mm: float, is_same: bool) -> None:
+    reference = Grid((5, 7, 3), affine_for("RAS", (1.0, 2.0, 3.0)))
+    affine = reference.affine.copy()
+    affine[2, 3] += shift_mm
+    difference = Grid((5, 7, 3), affine).difference(reference, "labels.nii")
+    assert (difference == "") is is_same
+    if not is_same:
+        assert "0.51 mm" in difference
+        assert "labels.nii" in difference
+        assert "0.5 mm" in difference
+    other = Grid((5, 7, 4), affine).difference(reference)
+    assert "(5, 7, 4)" in other
+    assert "(5, 7, 3)" in other
 
 
 def test_two_dimensions() -> None:
@@ -57,7 +73,7 @@ def test_two_dimensions() -> None:
         grid.displacement_mm(Grid((30, 20, 1), np.eye(4)))
 
 
-def test_is_a_value_and_cannot_be_changed_from_outside() -> None:
+def test_a_grid_is_immutable() -> None:
     affine = np.eye(4)
     grid = Grid((2, 3, 4), affine)
     affine[0, 3] = 99
@@ -87,6 +103,6 @@ def test_tiny_and_huge_units_are_not_singular(scale: float) -> None:
         ((2, 2, 2), np.diag([1, 1, 1, 2]), "last row"),
     ],
 )
-def test_refuses_what_is_no_grid(shape: tuple[int, ...], affine: np.ndarray, message: str) -> None:
+def test_bad_shapes_and_affines_are_refused(shape: tuple[int, ...], affine: np.ndarray, message: str) -> None:
     with pytest.raises(GeometryError, match=message):
         Grid(shape, affine)

@@ -71,7 +71,7 @@ def test_a_header_written_by_hand(tmp_path: Path) -> None:
         (".tif", (7, 5, 3), "uint16"),
     ],
 )
-def test_pictures(tmp_path: Path, suffix: str, shape: tuple[int, ...], dtype: str) -> None:
+def test_pictures_make_the_round_trip(tmp_path: Path, suffix: str, shape: tuple[int, ...], dtype: str) -> None:
     like = volume(shape, dtype)
     again = read_volume(write_volume(tmp_path / f"a{suffix}", like.array, like), spatial_dims=len(shape))
     np.testing.assert_array_equal(again.array, like.array)
@@ -91,7 +91,7 @@ def test_png_axes_agree_with_pillow_and_monai(tmp_path: Path) -> None:
     np.testing.assert_array_equal(LoadImage(image_only=True)(tmp_path / "a.png").numpy(), ours)
 
 
-def test_formats_without_geometry_refuse_to_lose_one(tmp_path: Path) -> None:
+def test_pictures_cannot_store_geometry(tmp_path: Path) -> None:
     like = volume((7, 5), "uint8", np.diag([0.5, 0.5, 1, 1]))
     for name in ("a.png", "a.tif"):
         with pytest.raises(GeometryError, match="cannot keep the geometry"):
@@ -105,7 +105,7 @@ def test_formats_without_geometry_refuse_to_lose_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".png", ".tif"])
 @pytest.mark.parametrize("part", [0.02, 0.3, 0.7, 0.95])
-def test_truncated(tmp_path: Path, suffix: str, part: float) -> None:
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, part: float) -> None:
     array = np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.uint8)
     whole = write_volume(tmp_path / f"whole{suffix}", array, volume((40, 50), "uint8")).read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(whole[: int(len(whole) * part)])
@@ -113,14 +113,14 @@ def test_truncated(tmp_path: Path, suffix: str, part: float) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".png", ".tif", ".dcm"])
-def test_not_an_image(tmp_path: Path, suffix: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a{suffix}").write_bytes(b"this is no image at all " * 50)
     fails(tmp_path / f"a{suffix}", "not a (nrrd|mha|png|tiff|DICOM) file, whatever its name says")
     (tmp_path / f"b{suffix}").touch()
     fails(tmp_path / f"b{suffix}", "is empty")
 
 
-def test_claims_of_the_header_cost_no_memory(tmp_path: Path) -> None:
+def test_a_false_header_costs_no_memory(tmp_path: Path) -> None:
     sizes = "100000 100000 1000"
     nrrd = f"NRRD0004\ntype: short\ndimension: 3\nsizes: {sizes}\nendian: little\nencoding: %s\n\n"
     mha = (
@@ -137,7 +137,7 @@ def test_claims_of_the_header_cost_no_memory(tmp_path: Path) -> None:
         fails(tmp_path / name, "truncated or a false header: .* needs 20000000000000 bytes")
 
 
-def test_colour_vectors_and_time(tmp_path: Path) -> None:
+def test_colours_vectors_and_time_are_refused(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(tmp_path / "rgb.png")
@@ -162,7 +162,7 @@ def test_singular_directions_and_values(tmp_path: Path) -> None:
     fails(write_volume(tmp_path / "nan.mha", like.array, like), "1 of 60 voxels")
 
 
-def test_labels_and_nifti_to_nrrd(tmp_path: Path) -> None:
+def test_label_maps_survive_the_way_from_nifti_to_nrrd(tmp_path: Path) -> None:
     like = volume(dtype="float64", affine=affine_for("LPS"))
     path = write_volume(tmp_path / "a.nii.gz", like.array, like)
     copy = write_volume(tmp_path / "a.nrrd", read_volume(path).array, read_volume(path))

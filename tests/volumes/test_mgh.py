@@ -138,7 +138,7 @@ def test_memory_follows_the_file_and_not_the_header(tmp_path: Path) -> None:
     assert int(growth_kb) < 30_000
 
 
-def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+def test_flipped_bytes_never_raise_another_error(tmp_path: Path) -> None:
     whole = save_mgh(tmp_path / "a.mgh", random_array((4, 4, 4)), np.eye(4)).read_bytes()
     rng = np.random.default_rng(1)
     messages = []

@@ -86,7 +86,7 @@ def test_codes_units_and_version_survive(tmp_path: Path, version: int, codes: tu
         np.testing.assert_array_equal(after[field], before[field], err_msg=field)
 
 
-def test_scale_of_the_input_does_not_reach_the_output(tmp_path: Path) -> None:
+def test_the_output_has_neither_scale_nor_extensions_of_the_input(tmp_path: Path) -> None:
     image = nib.Nifti1Image(random_array((3, 4, 5)), np.eye(4))
     image.header.set_slope_inter(3, 7)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of the patient"))
@@ -96,7 +96,7 @@ def test_scale_of_the_input_does_not_reach_the_output(tmp_path: Path) -> None:
     assert b"patient" not in (tmp_path / "out.nii").read_bytes()
 
 
-def test_the_grid_decides_where_header_and_grid_disagree(tmp_path: Path) -> None:
+def test_the_grid_wins_if_header_and_grid_differ(tmp_path: Path) -> None:
     """A volume resampled in memory still carries the header of its file."""
     like = read_volume(save(tmp_path / "in.nii", random_array((3, 4, 5)), affine_for("RAS")))
     moved = replace(like, grid=Grid((3, 4, 5), rotation_z(8) @ affine_for("LPI")))
@@ -141,7 +141,7 @@ def test_types_on_disk(tmp_path: Path, given: str, stored: str) -> None:
     np.testing.assert_array_equal(read_volume(path).array, array.astype(stored))
 
 
-def test_units_other_than_mm_are_told(tmp_path: Path) -> None:
+def test_a_unit_other_than_mm_is_a_warning(tmp_path: Path) -> None:
     image = nib.Nifti1Image(random_array((3, 4, 5)), np.eye(4))
     image.header.set_xyzt_units("micron")
     nib.save(image, tmp_path / "a.nii")

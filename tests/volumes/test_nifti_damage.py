@@ -1,4 +1,4 @@
-"""Bad NIfTI files: one line that names the file, the rule and the value found; memory as of the file."""
+"""Bad NIfTI files give one line that names the file and the value found, and need little memory."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ def fails(path: Path, match: str, kind: type[Exception] = VolumeError, **kwargs:
     assert "\n" not in message
 
 
-def test_no_file_to_read(tmp_path: Path) -> None:
+def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:
     fails(tmp_path / "missing.nii.gz", "no such file")
     (tmp_path / "link.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
     fails(tmp_path / "link.nii.gz", "a link to .*gone.nii.gz, which does not exist")
@@ -36,7 +36,7 @@ def test_no_file_to_read(tmp_path: Path) -> None:
     fails(tmp_path / "pipe.nii", "not a plain file")
 
 
-def test_not_an_image(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     for name, content, match in [
         ("a.txt", b"hello", "not an image name"),
         ("a.nii", b"hello, this is not an image, but it is named like one" * 20, "not a NIfTI file"),
@@ -69,7 +69,7 @@ def test_header_only_and_broken_checksum(tmp_path: Path) -> None:
     fails(tmp_path / "c.nii.gz", "CRC|damaged")
 
 
-def test_three_thousand_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+def test_flipped_bytes_never_raise_another_error(tmp_path: Path) -> None:
     whole = save(tmp_path / "a.nii", random_array((4, 4, 4))).read_bytes()
     rng = np.random.default_rng(1)
     messages = []
@@ -89,7 +89,7 @@ def test_three_thousand_flipped_bytes_never_escape_as_another_error(tmp_path: Pa
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_claims_of_the_header_cost_no_memory(tmp_path: Path, suffix: str) -> None:
+def test_a_false_header_costs_no_memory(tmp_path: Path, suffix: str) -> None:
     header = nib.Nifti2Header()
     header.set_data_shape((2**20, 2**20, 2**10))
     header.set_data_dtype(np.float64)
@@ -130,7 +130,7 @@ def test_dimensions(tmp_path: Path) -> None:
         fails(tmp_path / name, rf"shape \({size}, 4, 4\); every size must be at least 1")
 
 
-def test_types_that_are_no_image(tmp_path: Path) -> None:
+def test_complex_and_rgb_voxels_are_refused(tmp_path: Path) -> None:
     fails(save(tmp_path / "complex.nii", random_array((3, 4, 5), "complex64")), "complex64 voxels")
     rgb = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
     fails(save(tmp_path / "rgb.nii", rgb), "RGB voxels")
@@ -140,7 +140,7 @@ def test_types_that_are_no_image(tmp_path: Path) -> None:
     fails(tmp_path / "unknown.nii", "data code 9999")
 
 
-def test_affines_that_cannot_be_used(tmp_path: Path) -> None:
+def test_bad_affines_are_refused(tmp_path: Path) -> None:
     for name, place, value in [("nan", 280, np.nan), ("inf", 296, np.inf), ("zero", 280, 0.0)]:
         whole = bytearray(save(tmp_path / "a.nii", random_array((4, 4, 4))).read_bytes())
         whole[place : place + 4] = struct.pack("<f", value)
@@ -148,7 +148,7 @@ def test_affines_that_cannot_be_used(tmp_path: Path) -> None:
         fails(tmp_path / f"{name}.nii", "singular" if name == "zero" else "finite", GeometryError)
 
 
-def test_voxels_that_are_not_finite(tmp_path: Path) -> None:
+def test_voxels_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     array = random_array((3, 4, 5), "float32")
     array[0, 1, 2] = np.nan
     array[2, 2, 2] = np.inf

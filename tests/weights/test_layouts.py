@@ -89,7 +89,7 @@ def test_every_head_of_the_published_unet_plus_plus_is_a_pruned_network():
 
 
 def test_residual_encoder_layout_is_renamed_completely():
-    """nnU-Net is no dependency: its keys are written down here from those of a network with two poolings."""
+    """nnU-Net is not installed, so its keys are derived here from those of a network with two poolings."""
     network = create("unet_residual_encoder", 2, 3, channels=(4, 8, 16), convolutions_per_stage=(1, 2, 1))
     theirs = {}
     for key, value in randomize(network).state_dict().items():
@@ -126,5 +126,5 @@ def test_residual_encoder_layout_is_renamed_completely():
         assert torch.equal(other(image), network.eval()(image))
 
 
-def test_our_own_keys_are_of_no_published_layout():
+def test_our_own_keys_have_no_published_layout():
     assert weights.detect(create("unet3d_prelu", 1, 2, channels=(4, 8)).state_dict()) is None

@@ -2,11 +2,16 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 State = dict[str, Tensor]
+
+
+def _unchanged(state: State) -> State:
+    """Return the state dict as it is."""
+    return state
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Layout:
     preset: str
     signature: Sequence[str]
     rules: Sequence[tuple[str, str | None]]
-    finish: Callable[[State], State] = field(default=lambda state: state)
+    finish: Callable[[State], State] = _unchanged
     notes: tuple[str, ...] = ()
 
     def recognizes(self, state: Mapping[str, Tensor]) -> bool:

@@ -60,7 +60,7 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
 
     def logits_only() -> torch.Tensor:
         with torch.inference_mode():
-            return SlidingWindowInferer(tiles)(image[None], network)
+            return SlidingWindowInferer(tiles, 1, 0.5, "gaussian")(image[None], network)
 
     def streaming() -> None:
         made["Predictor"] = predict_labels(

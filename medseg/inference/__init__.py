@@ -1,22 +1,30 @@
-"""Prediction: tiles, blending, restoring to the scan's own grid, and the Predictor that does all of it."""
+"""Predict segmentations: sliding windows, restoring to the scan's own grid, and the `Predictor` that combines them."""
 
+from medseg.inference.backends.torch_backend import Backend
+from medseg.inference.cases import Case, find_cases
 from medseg.inference.inferers import OverlapTileInferer, SlidingWindowInferer
 from medseg.inference.monai_io import NativeWriter, ScanReader, scan_files
 from medseg.inference.predict_files import CaseResult, predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
+from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.slice_predictor import SlicePredictor
 
 __all__ = [
+    "Backend",
+    "Case",
     "CaseResult",
     "NativeWriter",
     "OverlapTileInferer",
     "Predictor",
+    "Scan",
     "ScanReader",
     "Segmentation",
     "SlicePredictor",
     "SlidingWindowInferer",
+    "find_cases",
+    "load_scan",
     "predict_files",
     "preprocessing",
     "scan_files",

@@ -1,4 +1,4 @@
-"""Which cases a list of inputs names: files, folders, globs, and channels by nnU-Net's `_0000` suffixes."""
+"""Collect the cases that a list of inputs names: files, folders, globs, and channels by nnU-Net's `_0000` suffixes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Case:
     """One scan to segment.
 
     Args:
-        name: the output's file name without suffix.
-        paths: one image a channel.
+        name: file name of the output without its suffix.
+        paths: one image per channel.
     """
 
     name: str
@@ -31,20 +31,20 @@ class Case:
 
 
 def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Path | None = None) -> list[Case]:
-    """Collect the cases that inputs name, in order.
+    """Collect the cases that the inputs name, in order.
 
-    A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one; a model of one channel takes
-    `<case>_0000` alone as `<case>`, and several such files as cases that carry numbers. A folder stands for the images
-    in it and in the folders directly below, and the DICOM series directly below; a folder without any of these (a DICOM
-    series itself) is one case.
+    A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one case. For a model with one
+    channel, `<case>_0000` alone is the case `<case>`, and several such files are separate cases whose names end with a
+    number. A folder stands for the images in it and in the folders directly below it, and for the DICOM series directly
+    below it. A folder without any of these (a DICOM series itself) is one case.
 
     Args:
         inputs: files, folders or glob patterns.
-        num_channels: channels a case must have.
-        exclude: a folder, such as that of the outputs, whose files are no inputs unless an input begins with it.
+        num_channels: number of channels of a case.
+        exclude: a folder, such as the output folder, whose files are left out unless an input names it.
 
     Raises:
-        VolumeError: an input is empty, looks like weights or matches nothing, two cases have one name, or channels
+        VolumeError: an input is empty, looks like weights or matches no file, two cases have the same name, or channels
             are missing.
     """
     files: list[Path] = []
@@ -58,28 +58,28 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Pat
         first = channels[path.parent, name].setdefault(number, path)
         if resolved(first) != resolved(path):
             raise VolumeError(
-                f"{path}: the same case {name!r} and channel as {first}; rename one or predict them apart"
+                f"{path}: is the same case {name!r} and channel as {first}; rename one, or predict them separately"
             )
     cases = [case for (_, name), numbered in channels.items() for case in _cases(name, numbered, num_channels)]
-    seen: dict[str, Case] = {}
+    by_name: dict[str, Case] = {}
     for case in cases:
-        if case.name in seen:
+        if case.name in by_name:
             raise VolumeError(
-                f"{case.paths[0]}: would be written under the name of {seen[case.name].paths[0]}; predict them into "
+                f"{case.paths[0]}: would be written under the name of {by_name[case.name].paths[0]}; predict them into "
                 "separate folders"
             )
-        seen[case.name] = case
+        by_name[case.name] = case
     return cases
 
 
 def resolved(path: Path) -> Path:
-    """The path without links; a loop of links, where Path.resolve raises, is kept to fail when it is read."""
+    """Resolve links. A loop of links, for which Path.resolve raises an error, is kept and fails when it is read."""
     return Path(os.path.realpath(path))
 
 
 def _expand(given: str | Path, exclude: Path | None) -> list[Path]:
     if not str(given).strip():
-        raise VolumeError("an input is empty; name a file, a folder or a pattern")
+        raise VolumeError("an input is empty; give a file, a folder or a pattern")
     path = Path(given)
     if path.suffix.lower() in WEIGHTS:
         raise VolumeError(f"{path}: looks like weights; give --weights before each file")
@@ -107,7 +107,7 @@ def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
 
 
 def _cases(name: str, numbered: dict[int, Path], num_channels: int) -> list[Case]:
-    """The cases of one name: one with all its channels, or for a one-channel model every file with its own number."""
+    """Return the cases of one name: one with all channels, or one per file for a model with one channel."""
     paths: Sequence[Path] = [numbered[number] for number in sorted(numbered)]
     if num_channels == 1 and list(numbered) != [0]:
         return [Case(stem_of(path), (path,)) for path in paths]

@@ -1,4 +1,4 @@
-"""Sliding-window inference as a MONAI Inferer: logits on the model grid."""
+"""Sliding-window and overlap-tile inference as MONAI Inferers, which return logits on the model grid."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.utils import PytorchPadMode
 from torch.nn import functional as F
 
 from medseg.errors import ShapeError
@@ -16,65 +17,85 @@ from medseg.inference.tiling.blending import FinishedBlock, importance_map
 from medseg.inference.tiling.merging import merge_tiles
 from medseg.inference.tiling.tiles import lay_tiles
 
+PADDING_MODES = ("constant", "reflect", "replicate", "circular")
+
 
 class SlidingWindowInferer(Inferer):
-    """Predict an image of any size tile by tile and blend the overlaps.
+    """Predict an image of any size tile by tile and blend the overlaps, in bounded memory.
 
-    Equals `monai.inferers.SlidingWindowInferer` given the same arguments, which stand in the same places (same tiles,
-    same importance map, padding of images smaller than the tile), up to the order of additions; the defaults of overlap
-    and mode are gaussian halves rather than plain quarters. Needs one unfinished slab beside the result instead of a
-    second volume for the weights.
+    A drop-in replacement for `monai.inferers.SlidingWindowInferer`: the arguments have the same names, order and
+    defaults, and the result is equal up to the order of additions. It holds one unfinished slab beside the result,
+    where MONAI holds a second volume for the weights. The network must return one tensor.
 
     Args:
-        roi_size: tile in voxels, one size an axis or one for all; None, 0 or less takes the image's own size along that
-            axis. Volumes of one axis more than there are sizes are predicted slice by slice along their last axis, as
-            `monai.inferers.SliceInferer` does.
-        sw_batch_size: tiles given to the network at once.
-        overlap: fraction of a tile shared with its neighbour, in [0, 1), one for all axes or one an axis.
-        mode: "gaussian" or "constant" weights of a tile's voxels.
+        roi_size: tile in voxels, one size per axis or one for all; None, 0 or less takes the image's own size along
+            that axis. If volumes have one axis more than there are sizes, they are predicted slice by slice along their
+            last axis, as `monai.inferers.SliceInferer` does.
+        sw_batch_size: tiles per forward pass.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1); one for all axes, or one per axis.
+        mode: "constant" or "gaussian" weights of a tile's voxels.
         sigma_scale: standard deviation of the gaussian weights in tile sizes.
-        padding_mode: "constant", the only one.
-        cval: what images smaller than the tile are padded with.
-        sw_device: where tiles are predicted; None is the image's device.
-        device: where logits are blended and returned; None is the image's device.
+        padding_mode: how images smaller than the tile are padded: "constant", "reflect", "replicate" or "circular".
+        cval: value of the padding in mode "constant".
+        sw_device: device of the network; None is the image's device.
+        device: device on which logits are blended and returned; None is the image's device.
+        progress: show a progress bar (needs tqdm).
+        cache_roi_weight_map: accepted and ignored, because computing the weights takes no noticeable time.
+        cpu_thresh: accepted and ignored; set `device` instead.
+        buffer_steps: accepted and ignored, because the memory is bounded without it.
+        buffer_dim: as buffer_steps.
+        with_coord: must be False. Giving the network the coordinates of its tiles is not supported.
     """
 
     def __init__(
         self,
         roi_size: Sequence[int | None] | int,
         sw_batch_size: int = 1,
-        overlap: float | Sequence[float] = 0.5,
-        mode: Literal["gaussian", "constant"] = "gaussian",
+        overlap: float | Sequence[float] = 0.25,
+        mode: Literal["constant", "gaussian"] = "constant",
         sigma_scale: float | Sequence[float] = 0.125,
-        padding_mode: Literal["constant"] = "constant",
+        padding_mode: Literal["constant", "reflect", "replicate", "circular"] = "constant",
         cval: float = 0.0,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
+        progress: bool = False,
+        cache_roi_weight_map: bool = False,
+        cpu_thresh: int | None = None,
+        buffer_steps: int | None = None,
+        buffer_dim: int = -1,
+        with_coord: bool = False,
     ) -> None:
         super().__init__()
         if sw_batch_size < 1:
             raise ValueError(f"sw_batch_size must be at least 1, found {sw_batch_size}")
-        if padding_mode != "constant":
-            raise ValueError(f"padding_mode must be constant, found {padding_mode!r}")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, found {padding_mode!r}")
+        if with_coord:
+            raise ValueError("with_coord is not supported; use monai.inferers.SlidingWindowInferer")
         self.roi_size = roi_size if isinstance(roi_size, int) else tuple(int(n or 0) for n in roi_size)
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.mode = mode
         self.sigma_scale = sigma_scale
+        self.padding_mode = str(PytorchPadMode(padding_mode))
         self.cval = cval
         self.sw_device = sw_device
         self.device = device
+        self.progress = progress
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits (B, K, *image) of a batch of images (B, C, *image); a MetaTensor keeps its metadata.
+        """Return the logits (B, K, *image) of images (B, C, *image). A MetaTensor keeps its metadata.
 
         Args:
             inputs: images on the model grid.
-            network: (b, C, *tile) to (b, K, *tile).
-            args: passed on to the network.
-            kwargs: passed on to the network.
+            network: maps (b, C, *tile) to (b, K, *tile).
+            args: passed to the network.
+            kwargs: passed to the network.
+
+        Raises:
+            ShapeError: the network does not return one tensor of the tile's shape.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         is_slicewise = not isinstance(self.roi_size, int) and len(self.roi_size) == plain.ndim - 3
@@ -85,10 +106,10 @@ class SlidingWindowInferer(Inferer):
     def _predict_slices(self, plain: torch.Tensor, predict: Callable[[torch.Tensor], Any]) -> torch.Tensor:
         merged: torch.Tensor | None = None
         for number in range(plain.shape[-1]):
-            found = self._predict(plain[..., number], predict)
+            logits = self._predict(plain[..., number], predict)
             if merged is None:
-                merged = found.new_empty((*found.shape, plain.shape[-1]))
-            merged[..., number] = found
+                merged = logits.new_empty((*logits.shape, plain.shape[-1]))
+            merged[..., number] = logits
         if merged is None:
             raise ValueError(f"a volume needs at least one slice, found shape {tuple(plain.shape)}")
         return merged
@@ -97,21 +118,24 @@ class SlidingWindowInferer(Inferer):
         device = torch.device(self.device or plain.device)
         tile_device = torch.device(self.sw_device or plain.device)
         size = (self.roi_size,) * (plain.ndim - 2) if isinstance(self.roi_size, int) else self.roi_size
-        grid = lay_tiles(plain.shape[2:], size, self.overlap, self.cval)
+        grid = lay_tiles(plain.shape[2:], size, self.overlap, self.cval, self.padding_mode)
         weight = importance_map(grid.tile, self.mode, device, self.sigma_scale)
+        bar = _progress_bar(grid.num_tiles * len(plain)) if self.progress else None
         merged: torch.Tensor | None = None
         for b, image in enumerate(plain):
 
             def place(block: FinishedBlock, b: int = b) -> None:
                 nonlocal merged
-                if block.values is None:
-                    raise RuntimeError("no tile is left out here")
+                assert block.values is not None  # no tile is skipped
                 if merged is None:
                     shape = (plain.shape[0], block.values.shape[0], *grid.image_shape)
                     merged = torch.empty(shape, dtype=torch.float32, device=device)
                 merged[b][(slice(None), *block.region)] = block.values
 
-            merge_tiles(image, grid, weight, predict, place, self.sw_batch_size, tile_device)
+            on_tiles = None if bar is None else bar.update
+            merge_tiles(image, grid, weight, predict, place, self.sw_batch_size, tile_device, on_tiles)
+        if bar is not None:
+            bar.close()
         if merged is None:
             raise ValueError(f"a batch needs at least one image, found shape {tuple(plain.shape)}")
         return merged
@@ -121,28 +145,34 @@ def _plain(output: Any) -> Any:
     return output.as_tensor() if isinstance(output, MetaTensor) else output
 
 
+def _progress_bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="tile")
+
+
 class OverlapTileInferer(Inferer):
-    """Predict every voxel once, from a tile that holds everything the network looks at around it.
+    """Predict every voxel once, from a tile that holds the voxel's whole field of view.
 
-    "Overlap-tile strategy for seamless segmentation of arbitrary large images" (Ronneberger et al. 2015,
-    arXiv:1505.04597, Fig. 2): a network of valid convolutions gives an output smaller than its input by a margin; the
-    image is mirrored at its borders by that margin, and outputs are laid side by side.
+    This is the "overlap-tile strategy for seamless segmentation of arbitrary large images" of Ronneberger et al. 2015
+    (arXiv:1505.04597, Fig. 2). The output of a network with valid convolutions is smaller than its input by a margin.
+    The image is mirrored at its borders by that margin, and the outputs are placed side by side.
 
-    With output offsets that are multiples of 2^pools the result equals one forward pass over the whole mirrored image:
-    pooling then falls on the same voxels in every tile. That is why the paper's network (572 → 388, four pools) is used
-    with a stride of 384, not 388. It holds for networks without norms that use a tile's own statistics (instance and
-    group norm); with those, tiles differ from the whole image whatever the stride.
+    Tiles lie at multiples of 2^pools, so that pooling combines the same voxels in every tile. The result then equals
+    one forward pass over the whole mirrored image. For this reason the paper's network (572 → 388, four pools) is used
+    with a stride of 384 and not 388. Networks with instance or group normalisation are an exception, because their
+    result depends on the statistics of the tile.
 
-    Memory beyond the image and the result is that of one batch of tiles.
+    Beside the image and the result, it holds one batch of tiles.
 
     Args:
-        roi_size: input tile in voxels, one size an axis, valid for the network.
-        pools: how often the network halves its resolution; strides are multiples of 2^pools.
-        margin: voxels by which the output is smaller than the input on each side; None asks the network once.
-        sw_batch_size: tiles given to the network at once.
-        padding_mode: "reflect" mirrors the image without repeating its border (the paper's), "constant" pads with 0.
-        sw_device: where tiles are predicted; None is the image's device.
-        device: where the result is kept; None is the image's device.
+        roi_size: input tile in voxels, one size per axis, valid for the network.
+        pools: number of times the network halves its resolution; strides are multiples of 2^pools.
+        margin: voxels by which the output is smaller than the input on each side; None measures it.
+        sw_batch_size: tiles per forward pass.
+        padding_mode: "reflect" mirrors the image without repeating its border, as in the paper; "constant" pads with 0.
+        sw_device: device of the network; None is the image's device.
+        device: device of the result; None is the image's device.
     """
 
     def __init__(
@@ -171,10 +201,16 @@ class OverlapTileInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits (B, K, *image) of images (B, C, *image); a MetaTensor keeps its metadata.
+        """Return the logits (B, K, *image) of images (B, C, *image). A MetaTensor keeps its metadata.
+
+        Args:
+            inputs: images on the model grid.
+            network: maps (b, C, *tile) to (b, K, *output).
+            args: passed to the network.
+            kwargs: passed to the network.
 
         Raises:
-            ShapeError: the numbers of axes differ, or the network's output does not fit in its input's middle.
+            ShapeError: the numbers of axes differ, or the output is not centred in the input.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if plain.ndim - 2 != len(self.roi_size):
@@ -193,7 +229,7 @@ class OverlapTileInferer(Inferer):
             tiles = torch.stack([self._tile(plain[b], start, margin) for b, *start in chunk])
             values = network(tiles.to(tile_device), *args, **kwargs)
             if self._margin_of(values) != margin:
-                raise ShapeError(f"the network's margin is {self._margin_of(values)}, not the {margin} it was given as")
+                raise ShapeError(f"the network's margin is {self._margin_of(values)}, expected {margin} as given")
             if merged is None:
                 merged = torch.empty((plain.shape[0], values.shape[1], *shape), dtype=torch.float32, device=device)
             for (b, *start), value in zip(chunk, values, strict=True):
@@ -206,7 +242,7 @@ class OverlapTileInferer(Inferer):
         return MetaTensor(merged).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else merged
 
     def stride(self, margin: Sequence[int]) -> tuple[int, ...]:
-        """How far apart tiles are laid: the output size, rounded down to a multiple of 2^pools."""
+        """Return the distance between tiles: the output size, rounded down to a multiple of 2^pools."""
         unit = 2**self.pools
         strides = tuple((n - 2 * m) // unit * unit for n, m in zip(self.roi_size, margin, strict=True))
         if min(strides) < 1:
@@ -220,13 +256,13 @@ class OverlapTileInferer(Inferer):
         lost = [n - v for n, v in zip(self.roi_size, values.shape[2:], strict=True)]
         if any(n < 0 or n % 2 for n in lost):
             raise ShapeError(
-                f"the network's output {tuple(values.shape[2:])} is not centred in its input {self.roi_size}; valid "
-                "convolutions lose the same number of voxels on both sides"
+                f"the network's output {tuple(values.shape[2:])} is not centred in its input {self.roi_size}; it must "
+                "be smaller by the same number of voxels on both sides"
             )
         return tuple(n // 2 for n in lost)
 
     def _tile(self, image: torch.Tensor, start: Sequence[int], margin: Sequence[int]) -> torch.Tensor:
-        """The tile (C, *roi_size) whose output begins at `start`, mirrored where it leaves the image."""
+        """Return the tile (C, *roi_size) whose output begins at `start`, padded where it leaves the image."""
         tile = image
         for axis, (begin, size, m) in enumerate(zip(start, self.roi_size, margin, strict=True)):
             length = image.shape[axis + 1]
@@ -242,9 +278,9 @@ class OverlapTileInferer(Inferer):
 
 
 def mirrored(position: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions outside 0…length−1 reflected at the first and last voxel, as often as it takes.
+    """Reflect positions outside 0…length−1 at the first and last voxel, repeatedly if necessary.
 
-    Unlike torch's reflection padding it goes on where the margin is longer than the image.
+    Unlike torch's reflection padding this allows margins that are longer than the image.
     """
     if length == 1:
         return torch.zeros_like(position)

@@ -1,4 +1,4 @@
-"""Reading scans by MONAI's `LoadImaged` as `medseg predict` reads them."""
+"""Read and write scans in MONAI's workflows exactly as `medseg predict` does."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from medseg.volumes import Grid, Volume, check_input, read_header, read_volume, 
 
 
 class ScanReader(ImageReader):
-    """A `reader` for `LoadImaged`: the formats and the checks of `medseg predict`, a file a channel.
+    """A `reader` for `LoadImaged` with the formats and the checks of `medseg predict`, one file per channel.
 
-    MONAI's own readers need a package more for NRRD and MetaImage, and take voxels that are not numbers.
+    MONAI's own readers need another package for NRRD and MetaImage, and accept voxels that are not finite.
     """
 
     def verify_suffix(self, filename: Any) -> bool:
-        """Whether to try; a file that is none medseg reads is refused by name."""
+        """Accept every file; a format that medseg cannot read is refused by name later."""
         return True
 
-    def read(self, data: Any, **options: Any) -> list[Path]:
-        """The files, still to be read: an error here would have MONAI try its other readers."""
+    def read(self, data: Any, **kwargs: Any) -> list[Path]:
+        """Return the files without reading them, because MONAI would answer an error here with its other readers."""
         return [Path(file) for file in ensure_tuple(data)]
 
     def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:
-        """The channels (C, *native grid) in float32, and their metadata.
+        """Return the channels (C, *native grid) in float32, and their metadata.
 
         Raises:
             VolumeError: a file cannot be read, or holds voxels that are not finite.
@@ -46,23 +46,23 @@ class ScanReader(ImageReader):
 class NativeWriter(ImageWriter):
     """A `writer` for `SaveImaged` that keeps the scan's grid: shape, affine, sform, qform, their codes, and units.
 
-    MONAI's own writer sets both codes to 1, no units, and drops a last axis of one voxel. The file is written whole or
-    not at all, in the smallest type that holds its labels.
+    MONAI's own writer sets both codes to 1, writes no units, and drops a last axis of one voxel. This one writes
+    atomically, in the smallest type that holds the labels.
 
     Args:
-        **options: what `SaveImaged` hands to every writer; the type is that of the array.
+        **kwargs: accepted because `SaveImaged` gives every writer its output_dtype and scale; not used.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__()
 
-    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **options: Any) -> None:
-        """Take the first channel of an array (C, *native grid), all of (*native grid) where channel_dim is None."""
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+        """Take the first channel of an array (C, *native grid), or all of (*native grid) if channel_dim is None."""
         array = data_array.numpy(force=True) if isinstance(data_array, torch.Tensor) else np.asarray(data_array)
         self.data_obj = array if channel_dim is None else np.take(array, 0, axis=channel_dim)
 
-    def set_metadata(self, meta_dict: Mapping[str, Any] | None, **options: Any) -> None:
-        """Take the affine and, where the scan is a NIfTI file, its header."""
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, **kwargs: Any) -> None:
+        """Take the affine and, if the scan is a NIfTI file, its header."""
         meta = meta_dict or {}
         known, affine = np.asarray(meta.get(MetaKeys.AFFINE, np.eye(4)), dtype=np.float64), np.eye(4)
         if known.shape == (3, 3):
@@ -70,21 +70,21 @@ class NativeWriter(ImageWriter):
         else:
             affine = known
         array, scan = self.data_obj, Path(str(meta.get("filename_or_obj", "")))
-        # of the file itself: in the metadata MONAI's Spacing has replaced the voxel sizes by the model grid's
+        # Read the header from the file, because MONAI's Spacing has changed the voxel sizes in the metadata.
         header = read_header(scan) if scan.is_file() else None
         self.like = Volume(array, Grid(array.shape, affine), header=header)
 
-    def write(self, filename: Any, verbose: bool = True, **options: Any) -> None:
-        """Write the file, in the format of its name."""
+    def write(self, filename: Any, verbose: bool = True, **kwargs: Any) -> None:
+        """Write the file in the format of its suffix."""
         super().write(filename, verbose=verbose)
         write_volume(Path(filename), self.like.array, self.like)
 
 
 def scan_files(inputs: Iterable[str | Path], num_channels: int = 1) -> list[dict[str, Any]]:
-    """One `{"image": files, "case": name}` a case that the inputs name (see `find_cases`).
+    """Return one `{"image": files, "case": name}` per case that the inputs name; see `find_cases`.
 
     Raises:
-        VolumeError: as `find_cases`, or an input is absent, empty or may not be read.
+        VolumeError: as `find_cases`, or an input does not exist, is empty, or cannot be read.
     """
     cases = find_cases(inputs, num_channels)
     for case in cases:

@@ -15,10 +15,15 @@ import torch
 from medseg.errors import MedsegError, OptionError, VolumeError, one_line
 from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
-from medseg.inference.saving import has_our_record, is_dicom_seg, map_path, provenance_path, save_segmentation
-from medseg.inference.scan import Scan, input_digests, load_scan
-from medseg.inference.segmentation import Segmentation
-from medseg.inference.slice_predictor import scan_plan
+from medseg.inference.scan import Scan, input_digest, load_scan
+from medseg.inference.segmentation import (
+    Segmentation,
+    has_our_record,
+    is_dicom_seg,
+    map_path,
+    provenance_path,
+    save_segmentation,
+)
 from medseg.plan import Plan
 from medseg.volumes import (
     DICOM_SEG_SUFFIX,
@@ -29,75 +34,6 @@ from medseg.volumes import (
     remove_leftovers,
     suffix_of,
 )
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """What became of one case.
-
-    Args:
-        case: its name.
-        status: "done", "skipped" (finished by an earlier run) or "failed".
-        output: the segmentation's file.
-        message: for a failure, one line that says why.
-        seconds: time it took to read, predict and write.
-        volumes_ml: volume of each label.
-        warnings: what the user should know about this case.
-    """
-
-    case: str
-    status: Literal["done", "skipped", "failed"]
-    output: str = ""
-    message: str = ""
-    seconds: float = 0.0
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain data, for `--json`."""
-        return asdict(self)
-
-
-def finished_record(
-    target: Path, inputs: Sequence[Path], identity: Mapping[str, Any], maps: Sequence[str] = ()
-) -> dict[str, Any] | None:
-    """The record of an output that an earlier run has finished; None where it must be made.
-
-    Args:
-        target: the segmentation's file.
-        inputs: must hold what they held then.
-        identity: what the record must say of weights and settings.
-        maps: names of the maps that must lie beside it.
-    """
-    try:
-        made = json.loads(provenance_path(target).read_text(encoding="utf-8"))
-        if not isinstance(made, dict) or any(made.get(key) != value for key, value in identity.items()):
-            return None
-        # the record lies beside files of every format of that name
-        if made.get("output") != target.name or not set(maps) <= set(made.get("maps", ())):
-            return None
-        if not all(path.is_file() for path in (target, *(map_path(target, name) for name in maps))):
-            return None
-        return made if made.get("input_sha256") == input_digests(inputs) else None  # last: it reads the inputs
-    except (OSError, ValueError):
-        return None
-
-
-def failure_line(error: Exception) -> str | None:
-    """One line about an error that concerns this scan alone; None for a defect, which must not be swallowed."""
-    if isinstance(error, MedsegError | OSError):
-        return one_line(error)
-    if is_out_of_memory(error):
-        return "out of memory; close other programs, or set --max-ram to learn how much is needed"
-    return None
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed: Python's, a device's, or torch's on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
 
 SUFFIX_OF_FORMAT = {
     "nifti": ".nii.gz",
@@ -111,8 +47,35 @@ SUFFIX_OF_FORMAT = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """One case and where its segmentation goes."""
+class CaseResult:
+    """Result of one case.
+
+    Args:
+        case: name of the case.
+        status: "done", "skipped" (an earlier run has finished it) or "failed".
+        output: file of the segmentation.
+        message: reason of a failure or a skip, in one line.
+        seconds: time to read, predict and write the case.
+        volumes_ml: volume of each label.
+        warnings: one line each.
+    """
+
+    case: str
+    status: Literal["done", "skipped", "failed"]
+    output: str = ""
+    message: str = ""
+    seconds: float = 0.0
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain data, for `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A case and the file of its segmentation."""
 
     case: Case
     target: Path
@@ -128,38 +91,40 @@ def predict_files(
     on_start: Callable[[Case, int, int], None] | None = None,
     on_case: Callable[[CaseResult, int, int], None] | None = None,
 ) -> list[CaseResult]:
-    """Segment every case that the inputs name; one bad scan does not stop the rest.
+    """Segment every case that the inputs name. A scan that cannot be segmented does not stop the others.
 
-    The next scan is read and the last one written while the network runs (in threads of this process). What an earlier
-    run has left half-written, because it was killed, is removed.
+    The next scan is read and the previous one written while the network runs, in threads of this process. Incomplete
+    files of an earlier run that was killed are removed.
 
     Args:
-        predictor: the model, loaded once.
-        inputs: files, folders, globs, or folders of cases with `_0000`, `_0001`, … channels; never what lies in
-            out_dir, unless an input begins with it.
-        out_dir: gets `<case><suffix>` and `<case>.json` for each case; created if absent.
-        format: "same" keeps each scan's own format, and makes NIfTI of DICOM; "dicom-seg" takes DICOM series alone.
-        overwrite: predict again what an earlier run with the same weights and settings has finished, and replace
-            files that have no record of medseg's beside them.
+        predictor: the loaded model.
+        inputs: files, folders, glob patterns, or folders of cases with `_0000`, `_0001`, … channels. Files in out_dir
+            are left out, unless an input names them.
+        out_dir: receives `<case><suffix>` and `<case>.json` for each case; it is created if it does not exist.
+        format: "same" keeps each scan's format and writes NIfTI for DICOM; "dicom-seg" needs DICOM series.
+        overwrite: recompute cases that an earlier run with the same weights and settings has finished, and replace
+            files without a record of medseg beside them.
         on_start: called with (case, its number from 0, number of cases) before each case.
         on_case: called with (result, its number from 0, number of cases) after each case, in order.
 
     Returns:
-        One result a case, in order; `any(r.status == "failed" for r in results)` means a non-zero exit.
+        One result per case, in order.
 
     Raises:
-        OptionError: an unknown format, or something is to be predicted and out_dir cannot be written to.
-        VolumeError: the inputs cannot be understood, or an output would replace an input, or a file that is not
-            medseg's (a `.json` even with overwrite), or DICOM SEG is asked for and cannot be made.
+        OptionError: the format does not exist, or out_dir cannot be written to.
+        VolumeError: the inputs cannot be understood, an output would replace an input or a file that medseg did not
+            write (a `.json` even with overwrite), or the scans cannot be written as DICOM SEG.
     """
     if format != "same" and format not in SUFFIX_OF_FORMAT:
         raise OptionError(f"format must be one of same, {', '.join(SUFFIX_OF_FORMAT)}; found {format!r}")
-    jobs = _jobs(find_cases(inputs, predictor.plan.in_channels, exclude=Path(out_dir)), Path(out_dir), format)
+    out_dir = Path(out_dir)
+    cases = find_cases(inputs, predictor.plan.in_channels, exclude=out_dir)
+    jobs = [_Job(case, out_dir / (case.name + _suffix(case, format))) for case in cases]
     if format == "dicom-seg":
         _check_dicom(jobs)
-    _check_outputs(jobs, predictor.maps, overwrite)
+    _check_outputs(jobs, predictor.map_names, overwrite)
     finished = [
-        None if overwrite else finished_record(job.target, job.case.paths, predictor.identity, predictor.maps)
+        None if overwrite else finished_record(job.target, job.case.paths, predictor.identity, predictor.map_names)
         for job in jobs
     ]
     if None in finished:
@@ -167,9 +132,8 @@ def predict_files(
         remove_leftovers(out_dir)
     results: list[CaseResult] = []
     with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
-        written = _predict(predictor, jobs, finished, reader, writer, on_start)
         try:
-            for number, result in enumerate(written):
+            for number, result in enumerate(_predict(predictor, jobs, finished, reader, writer, on_start)):
                 results.append(result)
                 if on_case is not None:
                     on_case(result, number, len(jobs))
@@ -178,12 +142,15 @@ def predict_files(
     return results
 
 
-def _jobs(cases: list[Case], out: Path, wanted: str) -> list[Job]:
-    return [Job(case, out / (case.name + _suffix(case, wanted))) for case in cases]
+def _suffix(case: Case, format: str) -> str:
+    if format != "same":
+        return SUFFIX_OF_FORMAT[format]
+    suffix = suffix_of(case.paths[0])
+    return WRITTEN_SUFFIX.get(suffix, suffix) or ".nii.gz"
 
 
-def _check_dicom(jobs: list[Job]) -> None:
-    """Raise unless a DICOM Segmentation can be made of every input that is there."""
+def _check_dicom(jobs: Sequence[_Job]) -> None:
+    """Raise an error if an existing input cannot be written as a DICOM Segmentation."""
     from medseg.volumes.dicom.seg import check_highdicom
 
     for job in jobs:
@@ -193,78 +160,98 @@ def _check_dicom(jobs: list[Job]) -> None:
             raise VolumeError(f"{source}: DICOM SEG needs a DICOM series as its input; choose another --format")
 
 
-def _check_outputs(jobs: list[Job], maps: list[str], overwrite: bool) -> None:
-    given = {resolved(path) for job in jobs for path in job.case.paths}
-    seen: set[Path] = set()
-    strange: list[Path] = []
+def _check_outputs(jobs: Sequence[_Job], map_names: Sequence[str], overwrite: bool) -> None:
+    """Raise an error if an output would replace an input, another output, or a file that medseg did not write."""
+    inputs = {resolved(path) for job in jobs for path in job.case.paths}
+    planned: set[Path] = set()
+    foreign: list[Path] = []
     for job in jobs:
-        outputs = [job.target, *(map_path(job.target, name) for name in maps)]
+        outputs = [job.target, *(map_path(job.target, name) for name in map_names)]
         for output in outputs:
-            if resolved(output) in given:
+            if resolved(output) in inputs:
                 raise VolumeError(f"{output}: the output would replace an input; choose another output folder")
-            if output in seen:
+            if output in planned:
                 raise VolumeError(f"{output}: would be written for two cases; predict them into separate folders")
-            seen.add(output)
+            planned.add(output)
         if not has_our_record(job.target) and not overwrite:
-            strange += [output for output in outputs if output.is_file()]
-    if strange:
-        more = f" ({len(strange) - 1} more files likewise)" if len(strange) > 1 else ""
+            foreign += [output for output in outputs if output.is_file()]
+    if foreign:
+        more = f" (and {len(foreign) - 1} more files)" if len(foreign) > 1 else ""
         raise VolumeError(
-            f"{strange[0]}: exists without medseg's record beside it{more}; choose another output folder, or replace "
+            f"{foreign[0]}: exists without medseg's record beside it{more}; choose another output folder, or replace "
             "with --overwrite"
         )
 
 
-def _suffix(case: Case, wanted: str) -> str:
-    if wanted != "same":
-        return SUFFIX_OF_FORMAT[wanted]
-    suffix = suffix_of(case.paths[0])
-    return WRITTEN_SUFFIX.get(suffix, suffix) or ".nii.gz"
+def finished_record(
+    target: Path, inputs: Sequence[Path], identity: Mapping[str, Any], map_names: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """Return the record of an output that an earlier run has finished; None if the case must be predicted.
+
+    Args:
+        target: file of the segmentation.
+        inputs: files of the case, whose content must be as recorded.
+        identity: entries of the record (weights and settings) that must be equal.
+        map_names: maps that must exist beside the segmentation.
+    """
+    try:
+        record = json.loads(provenance_path(target).read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or any(record.get(key) != value for key, value in identity.items()):
+            return None
+        # Segmentations of one name in several formats share one record.
+        if record.get("output") != target.name or not set(map_names) <= set(record.get("maps", ())):
+            return None
+        if not all(path.is_file() for path in (target, *(map_path(target, name) for name in map_names))):
+            return None
+        # Compare the digests last, because that reads the inputs.
+        return record if record.get("input_sha256") == [input_digest(path) for path in inputs] else None
+    except (OSError, ValueError):
+        return None
 
 
 def _predict(
     predictor: Predictor,
-    jobs: list[Job],
-    finished: list[dict[str, Any] | None],
+    jobs: Sequence[_Job],
+    finished: Sequence[dict[str, Any] | None],
     reader: ThreadPoolExecutor,
     writer: ThreadPoolExecutor,
     on_start: Callable[[Case, int, int], None] | None,
 ) -> Iterator[CaseResult]:
-    """Results in order; reading is one case ahead and writing one behind."""
-    # Under a memory limit only one scan is held at a time.
+    """Yield the results in order. Reading is one case ahead of the network, and writing one case behind."""
+    # Under a memory limit, hold only one scan at a time.
     ahead = 0 if predictor.max_ram is not None else 1
     reading: dict[int, Future[tuple[Scan, float]]] = {}
-    waiting: Future[CaseResult] | CaseResult | None = None
+    previous: Future[CaseResult] | CaseResult | None = None
     for number, job in enumerate(jobs):
         if on_start is not None:
             on_start(job.case, number, len(jobs))
-        if ahead == 0 and isinstance(waiting, Future):
-            waiting.result()
+        if ahead == 0 and isinstance(previous, Future):
+            previous.result()
         for soon in range(number, min(number + 1 + ahead, len(jobs))):
             if finished[soon] is None and soon not in reading:
-                reading[soon] = reader.submit(_read, jobs[soon], predictor.plan)
-        made = finished[number]
-        coming = _segment(predictor, job, reading.pop(number), writer) if made is None else _skipped(job, made)
-        if waiting is not None:
-            yield waiting.result() if isinstance(waiting, Future) else waiting
-        waiting = coming
-    if waiting is not None:
-        yield waiting.result() if isinstance(waiting, Future) else waiting
+                reading[soon] = reader.submit(_read, jobs[soon], predictor.scan_plan)
+        record = finished[number]
+        current = _segment(predictor, job, reading.pop(number), writer) if record is None else _skipped(job, record)
+        if previous is not None:
+            yield previous.result() if isinstance(previous, Future) else previous
+        previous = current
+    if previous is not None:
+        yield previous.result() if isinstance(previous, Future) else previous
 
 
-def _read(job: Job, plan: Plan) -> tuple[Scan, float]:
-    """The scan, and the seconds that took."""
+def _read(job: _Job, plan: Plan) -> tuple[Scan, float]:
+    """Return the scan, and the seconds it took to read it."""
     started = perf_counter()
-    return load_scan(list(job.case.paths), scan_plan(plan)), perf_counter() - started
+    return load_scan(list(job.case.paths), plan), perf_counter() - started
 
 
-def _skipped(job: Job, made: Mapping[str, Any]) -> CaseResult:
-    message, volumes = "finished by an earlier run", dict(made.get("volumes_ml", {}))
+def _skipped(job: _Job, record: Mapping[str, Any]) -> CaseResult:
+    message, volumes = "finished by an earlier run", dict(record.get("volumes_ml", {}))
     return CaseResult(job.case.name, "skipped", str(job.target), message, volumes_ml=volumes)
 
 
 def _segment(
-    predictor: Predictor, job: Job, reading: Future[tuple[Scan, float]], writer: ThreadPoolExecutor
+    predictor: Predictor, job: _Job, reading: Future[tuple[Scan, float]], writer: ThreadPoolExecutor
 ) -> Future[CaseResult] | CaseResult:
     started = perf_counter()
     try:
@@ -277,7 +264,7 @@ def _segment(
     return writer.submit(_write, job, segmentation, started)
 
 
-def _write(job: Job, segmentation: Segmentation, started: float) -> CaseResult:
+def _write(job: _Job, segmentation: Segmentation, started: float) -> CaseResult:
     try:
         record = save_segmentation(segmentation, job.target)
     except Exception as error:
@@ -288,12 +275,22 @@ def _write(job: Job, segmentation: Segmentation, started: float) -> CaseResult:
     )  # fmt: skip
 
 
-def _failure(job: Job, error: Exception, started: float) -> CaseResult:
-    """The result of a case that failed on its own account; a defect is raised again."""
-    line = failure_line(error)
-    if line is None:
+def _failure(job: _Job, error: Exception, started: float) -> CaseResult:
+    """Return the result of a case that failed because of its scan or its output; raise any other error again."""
+    if isinstance(error, MedsegError | OSError):
+        message = one_line(error)
+    elif _is_out_of_memory(error):
+        message = "out of memory; close other programs, or set --max-ram to learn how much is needed"
+    else:
         raise error
-    named, *rest = (" ".join(str(path).split()) for path in (*job.case.paths, job.target.parent))
-    if not any(path in line for path in (named, *rest)):
-        line = f"{named}: {line}"
-    return CaseResult(job.case.name, "failed", message=line, seconds=perf_counter() - started)
+    paths = [" ".join(str(path).split()) for path in (*job.case.paths, job.target.parent)]
+    if not any(path in message for path in paths):
+        message = f"{paths[0]}: {message}"
+    return CaseResult(job.case.name, "failed", message=message, seconds=perf_counter() - started)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return True if an allocation failed: by Python, on a device, or by torch on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -1,10 +1,11 @@
-"""From a scan to a segmentation on the scan's own grid."""
+"""Segment one scan: preprocess it, predict its tiles, and restore the labels to the scan's own grid."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from time import perf_counter
 from typing import Any, Literal
 
@@ -12,19 +13,16 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from medseg.errors import OptionError
+from medseg.errors import OptionError, PlanError
 from medseg.inference.backends.choice import GoldenCheck, choose_backend
 from medseg.inference.backends.torch_backend import choose_device
 from medseg.inference.memory import Workload, parse_bytes
-from medseg.inference.observers import Certainty, ProbabilityMaps
 from medseg.inference.preprocessing import model_image, normalize_in_place, preprocessing
-from medseg.inference.saving import ModelFacts, record
-from medseg.inference.scan import Scan, load_scan
-from medseg.inference.segmentation import Segmentation, map_names
+from medseg.inference.scan import Scan, ScanSource, load_scan
+from medseg.inference.segmentation import Segmentation, map_names, provenance_record
 from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
 from medseg.inference.tiling.tiles import air_tiles
-from medseg.inference.tta import FlippedMean, flip_axes
-from medseg.networks.precision import Precision
+from medseg.inference.uncertainty import ProbabilityMaps, Uncertainty
 from medseg.plan import Plan
 from medseg.transforms.restore.label_decision import LabelDecision
 
@@ -32,31 +30,31 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A network with everything around it: preprocessing, tiles, blending and the way back to the scan's grid.
+    """Segment scans with a network and the plan that it was trained with.
 
     Args:
-        network: logits (B, K, *tile) of tiles (B, C, *tile); several are an ensemble (mean logits).
-        plan: the values the network was trained with.
+        network: maps tiles (B, C, *tile) to logits (B, K, *tile). Several networks are an ensemble, whose logits are
+            averaged. A network is put into eval mode and moved to the device.
+        plan: the values that the network was trained with.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a torch device.
-        backend: "torch", "openvino" or "auto".
-        precision: "fp32", "bf16", or "auto" (see `choose_backend`).
-        overlap: fraction of a tile shared with its neighbour; None takes the plan's.
-        batch_size: tiles given to the network at once.
-        interpolation: of logits on the way to the native grid, "linear" or "cubic".
-        tta: "flip" averages over flips along the plan's mirror_axes.
-        max_ram: most memory the whole process may take, as "4GB" or bytes; refused before the work starts if it cannot
-            be kept.
+        backend: "torch", "openvino" or "auto"; see `choose_backend`.
+        precision: "fp32", "bf16" or "auto"; see `choose_backend`.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1); None takes the plan's.
+        batch_size: tiles per forward pass.
+        interpolation: method used for logits from the model grid to the scan's grid.
+        tta: "flip" averages the logits over flips along the plan's mirror_axes.
+        max_ram: memory limit of the whole process, as "4GB" or in bytes. A scan for which it cannot be kept is refused
+            before the work starts.
         save_probabilities: keep the probability of every class.
-        uncertainty: keep an entropy map and an interval for each structure's volume.
-        golden_check: gates low precision; see `choose_backend`.
-        is_compiled: let torch.compile try, and keep it where a probe shows that it pays.
-        bundle: the bundle's name, for the record beside each result.
+        uncertainty: keep an entropy map, and an interval for the volume of each structure.
+        golden_check: decides whether low precision may be used; see `choose_backend`.
+        bundle: name of the bundle, for the record beside each result.
         weights_sha256: digests of the weights, for the record.
-        on_tiles: called with (tiles done, tiles in all) of the current scan.
+        on_tiles: called with (tiles done, total number of tiles) of the current scan.
 
     Raises:
-        PlanError: flips are asked for and the network was never trained to mirror.
-        OptionError: an option is none of those above.
+        PlanError: flips are requested, but the network was not trained to mirror.
+        OptionError: an option has a value that does not exist.
         BackendError: the backend is not installed.
     """
 
@@ -67,7 +65,7 @@ class Predictor:
         device: str | torch.device = "auto",
         *,
         backend: Literal["auto", "torch", "openvino"] = "auto",
-        precision: Precision | Literal["auto"] = "fp32",
+        precision: Literal["auto", "fp32", "bf16"] = "fp32",
         overlap: float | None = None,
         batch_size: int = 1,
         interpolation: Literal["linear", "cubic"] = "linear",
@@ -76,7 +74,6 @@ class Predictor:
         save_probabilities: bool = False,
         uncertainty: bool = False,
         golden_check: GoldenCheck | None = None,
-        is_compiled: bool = False,
         bundle: str = "",
         weights_sha256: Sequence[str] = (),
         on_tiles: Callable[[int, int], None] | None = None,
@@ -90,97 +87,129 @@ class Predictor:
         if batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, found {batch_size}")
         self.plan = plan
+        self.image_plan = self._image_plan(plan)
         self.flips = flip_axes(plan) if tta == "flip" else ()
         networks = [network] if isinstance(network, nn.Module) else list(network)
         tiles = (batch_size, plan.in_channels, *plan.tile)
-        self.backend, self.reason = choose_backend(
-            networks, choose_device(device), tiles, backend, precision, golden_check, is_compiled=is_compiled
+        self.backend, self.backend_reason = choose_backend(
+            networks, choose_device(device), tiles, backend, precision, golden_check
         )
-        self.values = FlippedMean(self.backend, self.flips) if self.flips else self.backend
         self.window = Window(
             tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation
         )
         self.decision = LabelDecision(plan.label_values, plan.activation)
-        self.preprocess = preprocessing(plan)
         self.max_ram = None if max_ram is None else parse_bytes(max_ram)
-        self.workload = Workload(
-            plan, self.backend, self.values, self.decision,
-            observer_bytes=int(uncertainty) + 2 * self.decision.num_channels * int(save_probabilities),
-        )  # fmt: skip
         self.save_probabilities = save_probabilities
         self.uncertainty = uncertainty
-        self.facts = ModelFacts(bundle, tuple(weights_sha256))
+        self.bundle = bundle
+        self.weights_sha256 = tuple(weights_sha256)
         self.on_tiles = on_tiles
 
-    def predict(self, source: Any) -> Segmentation:
+    @staticmethod
+    def _image_plan(plan: Plan) -> Plan:
+        """Return the plan of the images that are given to the network."""
+        return plan
+
+    @property
+    def scan_plan(self) -> Plan:
+        """The plan for reading a scan: its channels and axes."""
+        return self.plan
+
+    def predict(self, source: ScanSource) -> Segmentation:
         """Segment one scan.
 
         Args:
-            source: a path, a list of paths (one a channel), a nibabel or SimpleITK image, or (array, affine).
+            source: a path, a list of paths (one per channel), a nibabel or SimpleITK image, or (array, affine).
 
         Returns:
             Labels on the scan's own grid.
 
         Raises:
-            VolumeError: the scan cannot be read, or is not what the plan takes.
+            VolumeError: the scan cannot be read, or does not fit the plan.
             GeometryError: its channels lie on different grids.
             MemoryLimitError: max_ram cannot be kept.
         """
-        return self._predict_source(source, self.plan)
-
-    def _predict_source(self, source: Any, plan: Plan) -> Segmentation:
         started = perf_counter()
-        scan = load_scan(source, plan)
+        scan = load_scan(source, self.scan_plan)
         for note in scan.notes:
             logger.warning(note)
         return self.predict_scan(scan, read_seconds=perf_counter() - started)
 
     def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
-        """Segment a scan that is already in memory."""
-        window = self.window if self.max_ram is None else self.workload.fit(scan, self.window, self.max_ram)
+        """Segment a scan that is already in memory.
+
+        Args:
+            scan: see `load_scan`.
+            read_seconds: time it took to read the scan, for the record.
+
+        Raises:
+            MemoryLimitError: max_ram cannot be kept.
+        """
+        window = self.window if self.max_ram is None else self.workload().fit(scan, self.window, self.max_ram)
+        return self._predict_image(scan, window, self.on_tiles, read_seconds)
+
+    def _predict_image(
+        self, scan: Scan, window: Window, on_tiles: Callable[[int, int], None] | None, read_seconds: float = 0.0
+    ) -> Segmentation:
         started = perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            image, left_out = self._prepare(scan, window)
+            image, skipped = self._prepare(scan, window)
         notes = [*scan.notes]
         notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         prepared = perf_counter()
         grid = scan.reference.grid
         if window.interpolation == "cubic" and is_sheared(image, grid):
-            notes.append(f"{scan.name}: its axes are not perpendicular, so it was restored by linear interpolation")
+            notes.append(f"{scan.name}: restored by linear interpolation, because its axes are not perpendicular")
         channels = (self.decision.num_channels, self.plan.activation)
-        certainty = Certainty(grid.shape, *channels) if self.uncertainty else None
+        uncertainty = Uncertainty(grid.shape, *channels) if self.uncertainty else None
         maps = ProbabilityMaps(grid.shape, *channels) if self.save_probabilities else None
         labels = predict_labels(
-            image.as_tensor(), image.affine, grid.affine, grid.shape, self.values, self.decision, window,
+            image.as_tensor(), image.affine, grid.affine, grid.shape, self.predict_tiles, self.decision, window,
             self.backend.head_weight, self.backend.head_bias,
-            observers=[each for each in (certainty, maps) if each is not None], on_tiles=self.on_tiles,
-            left_out=left_out,
+            observers=[each for each in (uncertainty, maps) if each is not None], on_tiles=on_tiles, skipped=skipped,
         )  # fmt: skip
         seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
-        sources = [volume.name for volume in scan.channels]
-        settings = {**self._settings(), "sums": window.carried, "tiles_left_out": len(left_out)}
-        settings["backend_reason"] = self.reason
-        provenance = record(self.plan, self.facts, settings, sources, scan.input_sha256, seconds, notes)
+        settings = {**self._settings(), "tiles_left_out": len(skipped), "backend_reason": self.backend_reason}
         names = self.channel_names
         return Segmentation(
-            labels.numpy(), dict(self.plan.labels), scan.reference, provenance,
-            entropy=None if certainty is None else certainty.entropy,
+            labels.numpy(), dict(self.plan.labels), scan.reference,
+            provenance_record(self.image_plan, self.bundle, self.weights_sha256, settings, scan, seconds, notes),
+            entropy=None if uncertainty is None else uncertainty.entropy,
             probabilities=None if maps is None else dict(zip(names, maps.maps, strict=True)),
-            intervals_ml=None if certainty is None else certainty.intervals_ml(names, grid.voxel_volume_mm3),
+            intervals_ml=None if uncertainty is None else uncertainty.intervals_ml(names, grid.voxel_volume_mm3),
         )  # fmt: skip
 
     def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
-        """The network's input, and the tiles of it that hold nothing but air."""
-        image = model_image(scan, self.plan)
+        """Return the network's input, and the tiles that need not be predicted because they hold only air."""
+        plan = self.image_plan
+        image = model_image(scan, plan)
         if image is None:
-            return self.preprocess(scan.to_tensor()), frozenset()
-        left_out: frozenset[tuple[int, ...]] = frozenset()
-        below = self.plan.air_below
-        # Between probabilities of background and cubic overshoots nothing can be said of tiles that were not predicted.
-        if below is not None and window.interpolation == "linear" and not (self.uncertainty or self.save_probabilities):
-            left_out = air_tiles(image[0].as_tensor(), below, window.over(image.shape[1:]), rim=1)
-        return normalize_in_place(image, self.plan), left_out
+            return preprocessing(plan)(scan.to_tensor()), frozenset()
+        skipped: frozenset[tuple[int, ...]] = frozenset()
+        # A skipped tile has a label but no logits, which probabilities and cubic interpolation around it would need.
+        has_labels_only = window.interpolation == "linear" and not (self.uncertainty or self.save_probabilities)
+        if plan.air_below is not None and has_labels_only:
+            skipped = air_tiles(image[0].as_tensor(), plan.air_below, window.lay_tiles(image.shape[1:]), rim=1)
+        return normalize_in_place(image, plan), skipped
+
+    def predict_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the values (B, K, *tile) of tiles (B, C, *tile), averaged over test-time flips.
+
+        Values are logits, or features where the head is applied after blending.
+        """
+        return mean_over_flips(self.backend, tiles, self.flips) if self.flips else self.backend(tiles)
+
+    def workload(self, kept_slices: int = 0) -> Workload:
+        """Return what estimates the memory of a prediction.
+
+        Args:
+            kept_slices: number of further scans of the same shape whose results are kept.
+        """
+        observers = Uncertainty.bytes_per_voxel() if self.uncertainty else 0
+        if self.save_probabilities:
+            observers += ProbabilityMaps.bytes_per_voxel(self.decision.num_channels)
+        return Workload(self.image_plan, self.backend, self.predict_tiles, self.decision, observers, kept_slices)
 
     @property
     def channel_names(self) -> list[str]:
@@ -188,24 +217,14 @@ class Predictor:
         return self.plan.label_names[len(self.plan.labels) - self.decision.num_channels :]
 
     @property
-    def maps(self) -> list[str]:
+    def map_names(self) -> list[str]:
         """Names of the maps that are written beside each segmentation."""
         return map_names(self.uncertainty, self.channel_names if self.save_probabilities else ())
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of a result's record that, beside its input, must be equal for it to be taken as finished.
-
-        Without a memory limit that includes sums in full precision. Under one, a result whose sums were rounded to fit
-        is as good as the limit promises, and one with exact sums is better.
-        """
-        exact = {"sums": self.window.carried} if self.max_ram is None else {}
-        return {
-            **exact,
-            "plan_sha256": self.plan.digest,
-            "weights_sha256": list(self.facts.weights_sha256),
-            **self._settings(),
-        }
+        """Part of a result's record that must be equal for an earlier result to be kept by a restarted run."""
+        return {"plan_sha256": self.plan.digest, "weights_sha256": list(self.weights_sha256), **self._settings()}
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -218,3 +237,35 @@ class Predictor:
             "interpolation": self.window.interpolation,
             "flips": list(self.flips),
         }
+
+
+def flip_axes(plan: Plan) -> tuple[int, ...]:
+    """Return the spatial axes along which a model's input may be flipped.
+
+    Raises:
+        PlanError: the network was not trained to mirror any axis.
+    """
+    if not plan.mirror_axes:
+        raise PlanError(
+            f"{plan.name}: test-time flips are refused, because the plan's mirror_axes is empty and the network was "
+            "not trained on mirrored images (flips lower the Dice of hippocampus crops from 0.90 to 0.29); use "
+            "--tta none"
+        )
+    return tuple(sorted(set(plan.mirror_axes)))
+
+
+def mean_over_flips(
+    predict: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor, axes: Sequence[int]
+) -> torch.Tensor:
+    """Average the values over every combination of flips, each flipped back: Σ_f f⁻¹(predict(f(x))) / 2^axes.
+
+    Args:
+        predict: maps tiles (B, C, *tile) to values (B, K, *tile).
+        tiles: (B, C, *tile).
+        axes: spatial axes of the model grid, counted from 0.
+    """
+    flips = [[axis + 2 for axis in chosen] for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
+    total = predict(tiles).to(torch.float32, copy=True)
+    for dims in flips[1:]:
+        total += predict(tiles.flip(dims)).flip(dims)
+    return total.div_(len(flips))

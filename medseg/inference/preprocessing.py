@@ -1,9 +1,9 @@
-"""From a scan on its own grid to the network's input on the model grid."""
+"""Resample and normalise a scan: from its own grid to the network's input on the model grid."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from math import isfinite, prod
 
 import numpy as np
@@ -17,19 +17,29 @@ from medseg.plan import Plan
 from medseg.transforms import NormalizeIntensityByModality
 from medseg.transforms.restore.grid_map import AxisMap, GridMap, composed_affine, map_grids
 from medseg.transforms.restore.resample import SeparableResampler
+from medseg.volumes import Grid
 
-# Anatomical names of the axes, said outright because MONAI changes its default.
+# MONAI warns that its default of these names will change.
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
+# Voxels of the model grid that are interpolated at once.
+SLAB_VOXELS = 1 << 22
+# Positions that are closer to a voxel than this, in voxels, differ from it by the rounding of affines only.
+ROUNDING = 1e-9
+# MONAI does not resample if affines differ by less (monai.data.utils.AFFINE_TOL).
+SAME_AFFINE = 1e-3
 
 
 def preprocessing(plan: Plan) -> Compose:
-    """The deterministic steps between loading and the network: orientation, spacing, intensity.
+    """Compose the deterministic steps between loading and the network: orientation, spacing, intensity.
 
-    The same transforms, with the same arguments, stand in a bundle's inference.json behind LoadImaged and
+    A bundle's inference.json holds the same transforms with the same arguments, after LoadImaged and
     EnsureChannelFirstd.
 
+    Args:
+        plan: orientation, spacing and normalisation.
+
     Returns:
-        A callable on a MetaTensor (C, *native grid), giving a MetaTensor (C, *model grid) of float32.
+        A callable that maps a MetaTensor (C, *native grid) to a MetaTensor (C, *model grid) of float32.
     """
     steps: list = [Orientation(axcodes=plan.orientation, labels=AXIS_LABELS[: plan.spatial_dims])]
     if plan.spacing is not None:
@@ -38,70 +48,56 @@ def preprocessing(plan: Plan) -> Compose:
     return Compose(steps)
 
 
-# Voxels of the model grid interpolated at once.
-SLAB_VOXELS = 1 << 22
-# Positions closer to a voxel than this, in voxels, are rounding of the affines.
-ROUNDING = 1e-9
-# MONAI resamples nothing where affines differ by less (monai.data.utils.AFFINE_TOL).
-SAME_AFFINE = 1e-3
+def model_input(scan: Scan, plan: Plan) -> MetaTensor:
+    """Return the network's input (C, *model grid): the result of `preprocessing`, up to the rounding of float32."""
+    image = model_image(scan, plan)
+    return preprocessing(plan)(scan.to_tensor()) if image is None else normalize_in_place(image, plan)
 
 
-@dataclass(frozen=True)
-class ModelGrid:
-    """The grid that Orientation and Spacing make of a scan's.
-
-    Args:
-        affine: voxel index to mm.
-        shape: in voxels.
-    """
-
-    affine: np.ndarray
-    shape: tuple[int, ...]
-
-
-def model_grid(scan: Scan, plan: Plan) -> ModelGrid:
-    """The model grid of a scan, as MONAI computes it, without touching a voxel."""
-    native = scan.reference.grid
+def model_grid(native: Grid, plan: Plan) -> Grid:
+    """Return the grid that Orientation and Spacing make of a scan's grid, without touching a voxel."""
     proxy = MetaTensor(torch.zeros(1).expand(1, *native.shape), affine=torch.from_numpy(native.affine.copy()))
     oriented = Orientation(axcodes=plan.orientation, labels=AXIS_LABELS[: plan.spatial_dims], lazy=True)(proxy)
     affine, shape = oriented.peek_pending_affine(), tuple(oriented.peek_pending_shape())
     if plan.spacing is None:
-        return ModelGrid(affine.numpy(), shape)
+        return Grid(shape, affine.numpy())
     spaced = Spacing(pixdim=plan.spacing, mode="bilinear", padding_mode="border", lazy=True)(
         MetaTensor(torch.zeros(1).expand(1, *shape), affine=affine)
     )
     new_affine, new_shape = spaced.peek_pending_affine(), tuple(int(n) for n in spaced.peek_pending_shape())
     if new_shape == shape and torch.allclose(new_affine, affine, rtol=0, atol=SAME_AFFINE):
-        return ModelGrid(affine.numpy(), shape)
-    return ModelGrid(new_affine.numpy(), new_shape)
+        return Grid(shape, affine.numpy())
+    return Grid(new_shape, new_affine.numpy())
 
 
 def model_image(scan: Scan, plan: Plan) -> MetaTensor | None:
-    """The scan on the model grid (C, *model grid) in float32, intensities as in the file.
+    """Return the scan on the model grid (C, *model grid) in float32, with the intensities of the file.
 
     Returns:
-        None where the grids are related by a shear (gantry tilt), which takes MONAI's own way.
+        None if the grids are related by a shear (gantry tilt), for which MONAI's own transforms must be used.
 
     Raises:
-        VolumeError: a value is beyond float32.
+        VolumeError: a value exceeds the range of float32.
     """
-    grid, native = model_grid(scan, plan), scan.reference.grid
+    native = scan.reference.grid
+    grid = model_grid(native, plan)
     if map_grids(native.affine, native.shape, grid.affine, grid.shape) is None:
         return None
-    resampler = SeparableResampler(exact_map(native.affine, native.shape, grid))
+    resampler = SeparableResampler(exact_map(native, grid))
     image = torch.empty(len(scan.channels), *grid.shape)
     for channel, volume in zip(image, scan.channels, strict=True):
         _resample(volume.array, resampler, channel)
         if volume.array.dtype.itemsize > image.itemsize and not all(map(isfinite, torch.stack(channel.aminmax()))):
-            raise VolumeError(f"{volume.name}: holds values beyond float32; rescale them first")
-    return MetaTensor(image, affine=torch.from_numpy(grid.affine), meta={"filename_or_obj": scan.name})
+            raise VolumeError(f"{volume.name}: holds values beyond the range of float32; rescale them first")
+    return MetaTensor(image, affine=torch.from_numpy(grid.affine.copy()), meta={"filename_or_obj": scan.name})
 
 
 def normalize_in_place(image: MetaTensor, plan: Plan) -> MetaTensor:
-    """`NormalizeIntensityByModality` of an image (C, …) without a second one, channel by channel.
+    """Apply `NormalizeIntensityByModality` to an image (C, …) channel by channel, without a second image in memory.
 
     Args:
         image: finite float32; changed.
+        plan: normalisation of each channel.
     """
     plain, case = image.as_tensor(), str(image.meta.get("filename_or_obj", ""))
     if not all(map(isfinite, torch.stack(plain.aminmax()))):
@@ -114,21 +110,49 @@ def normalize_in_place(image: MetaTensor, plan: Plan) -> MetaTensor:
     return image
 
 
-def model_input(scan: Scan, plan: Plan) -> MetaTensor:
-    """The network's input (C, *model grid): `preprocessing` up to the rounding of float32."""
-    image = model_image(scan, plan)
-    return preprocessing(plan)(scan.to_tensor()) if image is None else normalize_in_place(image, plan)
+def preprocessing_bytes(native: Grid, model: Grid, plan: Plan) -> int:
+    """Estimate the memory that a scan's preprocessing takes, with the image that it returns.
+
+    Args:
+        native: the scan's grid.
+        model: the model grid; see `model_grid`.
+        plan: channels and normalisation.
+    """
+    float32, float64, channels = 4, 8, plan.in_channels
+    native_size, model_size = prod(native.shape), prod(model.shape)
+    if map_grids(native.affine, native.shape, model.affine, model.shape) is None:
+        # MONAI's transforms copy the whole image, and resample it in float64 with a position per voxel.
+        resampling = float64 * (channels * native_size + (2 * channels + 2 * len(model.shape)) * model_size)
+        resampling += float32 * channels * model_size
+        return 2 * float32 * channels * native_size + max(resampling, float32 * 3 * (channels + 1) * model_size)
+    resampler = SeparableResampler(exact_map(native, model))
+    largest = max(_slab_voxels(resampler, part, need) for part, need in _slabs(resampler))
+    slab = (float32 if _is_whole(resampler) else float64) * largest
+    has_percentiles = any(entry["scheme"] == "percentile" for entry in plan.normalization)
+    statistics = model_size * (1 + (2 * float32 if has_percentiles else 0))  # a mask, and sorted values
+    return float32 * channels * model_size + max(statistics, slab)
 
 
-def exact_map(native_affine: np.ndarray, native_shape: tuple[int, ...], grid: ModelGrid) -> GridMap:
-    """Where each voxel of the model grid lies on the scan's, not snapped to whole voxels as MONAI does not either."""
-    snapped = map_grids(native_affine, native_shape, grid.affine, grid.shape)
+def _slab_voxels(resampler: SeparableResampler, part: slice, need: slice) -> int:
+    """Return how many voxels exist at most while one slab is interpolated, one axis after the other."""
+    given = [need.stop - need.start, *(axis.model_size for axis in resampler.axes[1:])]
+    wanted = [part.stop - part.start, *(axis.native_size for axis in resampler.axes[1:])]
+    if _is_whole(resampler):
+        return 3 * prod(given)  # as read, and before and after reversing an axis
+    sizes = [prod(given[:axis]) * prod(wanted[axis:]) for axis in reversed(range(len(given) + 1))]
+    # The slab as read stays until the end. A pass holds its input, its result and one more tap of every voxel.
+    return sizes[0] + max(2 * after + before for before, after in pairwise([0, *sizes[1:]]))
+
+
+def exact_map(native: Grid, model: Grid) -> GridMap:
+    """Return where each voxel of the model grid lies on the scan's grid, not rounded, as in MONAI."""
+    snapped = map_grids(native.affine, native.shape, model.affine, model.shape)
     if snapped is None:
         raise ValueError("the grids are related by a shear")
     if all(axis.is_whole for axis in snapped.axes):
         return snapped
-    dims = len(grid.shape)
-    exact = composed_affine(native_affine, grid.affine, dims)
+    dims = len(model.shape)
+    exact = composed_affine(native.affine, model.affine, dims)
     axes = []
     for model_axis, axis in enumerate(snapped.axes):
         scale, offset = (_rounded(value) for value in (exact[axis.axis, model_axis], exact[axis.axis, dims]))
@@ -136,8 +160,16 @@ def exact_map(native_affine: np.ndarray, native_shape: tuple[int, ...], grid: Mo
     return GridMap(tuple(axes))
 
 
-def slabs(resampler: SeparableResampler) -> Iterator[tuple[slice, slice]]:
-    """The planes of the model grid that are interpolated together, and the scan's planes that they need."""
+def _rounded(value: float) -> float:
+    return float(round(value)) if abs(value - round(value)) < ROUNDING else float(value)
+
+
+# The resampler is used in the opposite direction here: its "model" grid is the scan's grid, from which it reads, and
+# its "native" grid is the model grid, which it fills.
+
+
+def _slabs(resampler: SeparableResampler) -> Iterator[tuple[slice, slice]]:
+    """Yield the planes of the model grid that are interpolated together, and the planes of the scan that they need."""
     first, *rest = resampler.axes
     plane = max(1, prod(axis.native_size for axis in rest), prod(axis.model_size for axis in rest))
     thickness = max(1, SLAB_VOXELS // plane)
@@ -146,20 +178,18 @@ def slabs(resampler: SeparableResampler) -> Iterator[tuple[slice, slice]]:
         yield part, resampler.needed(0, part)
 
 
-def _rounded(value: float) -> float:
-    return float(round(value)) if abs(value - round(value)) < ROUNDING else float(value)
+def _is_whole(resampler: SeparableResampler) -> bool:
+    return all(axis.is_whole for axis in resampler.axes)
 
 
 def _resample(array: np.ndarray, resampler: SeparableResampler, out: torch.Tensor) -> None:
-    """Interpolate one channel from the scan's array onto the model grid, a slab at a time."""
-    # To the resampler the file's grid is the "model" one it reads, and the model grid the "native" one it fills.
+    """Interpolate one channel from the scan's array onto the model grid, slab by slab."""
     source = array.transpose(resampler.axis_order)
     target = out.permute(*resampler.native_axes)
-    rest = tuple(slice(0, n) for n in target.shape[1:])
-    is_whole = all(axis.is_whole for axis in resampler.axes)
-    for part, need in slabs(resampler):
+    rest: Sequence[slice] = tuple(slice(0, n) for n in target.shape[1:])
+    for part, need in _slabs(resampler):
         with np.errstate(over="ignore"):
-            slab = source[need].astype(np.float32 if is_whole else np.float64, order="K")
+            slab = source[need].astype(np.float32 if _is_whole(resampler) else np.float64, order="K")
         region = (part, *rest)
         planes = resampler.across(torch.from_numpy(slab)[None], (need.start, *([0] * len(rest))), region)
         target[part] = resampler.along(planes, region, part)[0]

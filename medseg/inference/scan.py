@@ -1,8 +1,10 @@
-"""What a user may hand in as a scan, and how it becomes a tensor."""
+"""Read a scan from files or memory, check it against the plan, and turn it into a tensor."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,38 +16,25 @@ from monai.data import MetaTensor
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.plan import Plan
-from medseg.volumes import Volume, as_channels, files_of
+from medseg.volumes import Volume, as_channels, stem_of, suffix_of
 from medseg.volumes.files import file_sha256
+from medseg.volumes.nifti import VOXEL_SUFFIX
 
-
-def input_digest(path: Path) -> str:
-    """SHA-256 of a file's content; of a folder (a DICOM series), of the names and contents of its files in order.
-
-    A header that names a file with its voxels (.mhd, .nhdr, .hdr) is taken together with it.
-
-    Raises:
-        OSError: something cannot be read.
-    """
-    parts = files_of(path)
-    if parts == [path]:
-        return file_sha256(path)
-    lines = "".join(f"{file_sha256(part)}  {part.name}\n" for part in parts)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def input_digests(paths: Sequence[Path]) -> list[str]:
-    """The digest of each input."""
-    return [input_digest(path) for path in paths]
+# A path, a sequence of paths (one per channel), an image of nibabel or SimpleITK, a medseg Volume, or (array, affine).
+# nibabel and SimpleITK have no types that a checker could use.
+ScanSource = str | os.PathLike[str] | Volume | Sequence[Any] | Any
+# Headers that name a second file with the voxels.
+DETACHED = {".mhd": rb"(?im)^ElementDataFile\s*=\s*(.+?)\s*$", ".nhdr": rb"(?im)^data ?file:\s*(.+?)\s*$"}
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The channels of one case.
+    """Channels of one case.
 
     Args:
-        channels: one volume a channel, all on one grid.
-        input_sha256: digest of the file or folder of each channel; None where it was in memory.
-        notes: what the user should know about it.
+        channels: one volume per channel, all on one grid.
+        input_sha256: digest of the file or folder of each channel; None for images in memory.
+        notes: warnings about the scan, one line each.
     """
 
     channels: tuple[Volume, ...]
@@ -54,19 +43,19 @@ class Scan:
 
     @property
     def reference(self) -> Volume:
-        """The volume whose grid and header the segmentation gets."""
+        """Volume whose grid and header the segmentation gets."""
         return self.channels[0]
 
     @property
     def name(self) -> str:
-        """What to call the case in a message."""
+        """Name of the case in messages."""
         return self.reference.name
 
     def to_tensor(self) -> MetaTensor:
-        """(C, *native grid) float32 with the metadata that preprocessing and restoring need.
+        """Return the image (C, *native grid) in float32, with the metadata that preprocessing and restoring need.
 
         Raises:
-            VolumeError: a value is beyond float32.
+            VolumeError: a value exceeds the range of float32.
         """
         grid = self.reference.grid
         image = torch.empty((len(self.channels), *grid.shape), dtype=torch.float32)
@@ -74,7 +63,7 @@ class Scan:
             with np.errstate(over="ignore"):
                 np.copyto(image[c].numpy(), volume.array, casting="unsafe")
             if volume.array.dtype.itemsize > image.itemsize and not np.isfinite(image[c].aminmax()).all():
-                raise VolumeError(f"{volume.name}: holds values beyond float32; rescale them first")
+                raise VolumeError(f"{volume.name}: holds values beyond the range of float32; rescale them first")
         affine = torch.from_numpy(grid.affine.copy())
         meta = {
             "original_affine": affine.clone(),
@@ -85,16 +74,17 @@ class Scan:
         return MetaTensor(image, affine=affine, meta=meta)
 
 
-def load_scan(source: Any, plan: Plan) -> Scan:
+def load_scan(source: ScanSource, plan: Plan) -> Scan:
     """Read a scan and check it against the plan.
 
     Args:
-        source: a path, a sequence of paths (one a channel), a nibabel or SimpleITK image, a medseg Volume, or a pair
-            (array, affine) with the array in (i, j, k) order, channels first where the plan has several.
-        plan: how many channels and axes the model takes.
+        source: a path, a sequence of paths (one per channel), a nibabel or SimpleITK image, a medseg Volume, or a pair
+            (array, affine) whose array is in (i, j, k) order, with channels first if the plan has several.
+        plan: number of channels and axes of the model.
 
     Raises:
-        VolumeError: the source cannot be read, has another number of channels or axes, or voxels that are not finite.
+        VolumeError: the source cannot be read, has a wrong number of channels or axes, or holds voxels that are not
+            finite.
         GeometryError: the channels lie on different grids.
     """
     volumes = as_channels(source, plan.spatial_dims)
@@ -102,7 +92,7 @@ def load_scan(source: Any, plan: Plan) -> Scan:
         names = ", ".join(c.get("name", "?") for c in plan.channels)
         raise VolumeError(
             f"{volumes[0].name if volumes else 'scan'}: {plan.name} takes {plan.in_channels} channel(s) ({names}), "
-            f"found {len(volumes)}; give one file a channel in that order"
+            f"found {len(volumes)}; give one file per channel in that order"
         )
     for volume in volumes:
         if volume.grid.spatial_dims != plan.spatial_dims:
@@ -116,19 +106,46 @@ def load_scan(source: Any, plan: Plan) -> Scan:
 
 
 def _other_modalities(volumes: Sequence[Volume], plan: Plan) -> Iterator[str]:
-    """A line where a DICOM series tells another modality than the model was trained on; other formats do not tell."""
+    """Yield a warning if a DICOM series is of another modality than the training data. Other formats do not say."""
     for volume, channel in zip(volumes, plan.channels, strict=True):
         found = volume.header.get("Modality", "") if volume.format == "dicom" else ""
         if found and found.upper() != str(channel["modality"]).upper():
             yield (
-                f"{volume.name}: the series says its modality is {found}, {plan.name} was trained on "
-                f"{channel['modality']} ({channel['name']}); its labels mean nothing on other images"
+                f"{volume.name}: the modality is {found}, but {plan.name} was trained on {channel['modality']} "
+                f"({channel['name']}); its labels are meaningless on other images"
             )
 
 
 def check_one_grid(volumes: Sequence[Volume]) -> None:
-    """Raise GeometryError unless the channels of one case have one shape and lie at one place, up to half a voxel."""
+    """Raise GeometryError if the channels of one case differ in shape, or in position by more than half a voxel."""
     reference = volumes[0]
     for other in volumes[1:]:
         if difference := other.grid.difference(reference.grid, reference.name):
-            raise GeometryError(f"{other.name}: channels of one case need one grid: {difference}")
+            raise GeometryError(f"{other.name}: the channels of a case must share one grid; {difference}")
+
+
+def input_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, or of the names and contents of the files of a folder (a DICOM series).
+
+    A header whose voxels are in a second file (.hdr, .mhd, .nhdr) is digested together with that file.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    parts = _parts(path)
+    if parts == [path]:
+        return file_sha256(path)
+    lines = "".join(f"{file_sha256(part)}  {part.name}\n" for part in parts)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files that an input consists of."""
+    if path.is_dir():
+        return sorted(part for part in path.iterdir() if part.is_file())
+    suffix, voxels = suffix_of(path), path
+    if suffix in VOXEL_SUFFIX:
+        voxels = path.with_name(stem_of(path) + VOXEL_SUFFIX[suffix])
+    elif suffix in DETACHED and (named := re.search(DETACHED[suffix], path.read_bytes())):
+        voxels = path.parent / named[1].decode("utf-8", "surrogateescape")
+    return [path, voxels] if voxels != path and voxels.is_file() else [path]

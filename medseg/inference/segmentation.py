@@ -1,18 +1,34 @@
-"""The result of a prediction."""
+"""A segmentation on the scan's own grid, its files, and the record of how it was made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medseg.errors import GeometryError, OptionError
-from medseg.inference.saving import map_names as map_names  # kept here for those who import it
-from medseg.inference.saving import save_segmentation
-from medseg.volumes import Volume
+from medseg.errors import GeometryError, OptionError, VolumeError
+from medseg.inference.scan import Scan
+from medseg.plan import Plan
+from medseg.versions import software_versions
+from medseg.volumes import DICOM_SEG_SUFFIX, Volume, replacing, staged, stem_of, suffix_of, write_volume
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTICE = "Research use only. Not a medical device; not for diagnosis or treatment."
+# A DICOM Segmentation cannot hold the numbers of a map, and PNG cannot hold probabilities.
+MAP_SUFFIX_OF_DICOM_SEG = ".nii.gz"
+PROBABILITY_SUFFIX_OF_PNG = ".tif"
+# Windows does not allow these characters in a file name, and no system allows a slash.
+NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +36,16 @@ class Segmentation:
     """Labels on the scan's own grid.
 
     Args:
-        array: integers in the axis order of the file the scan came from.
+        array: integers, in the axis order of the scan's file.
         labels: value of each label by name, background included.
-        scan: the scan's first channel; its grid and header are what a saved file gets.
-        provenance: how the segmentation was made, written beside every saved file.
-        entropy: (i, j, k) uint8, 0 sure to 255 undecided; None unless asked for.
-        probabilities: half-precision map by label; None unless asked for.
-        intervals_ml: smallest and largest likely volume by label; None unless asked for.
+        scan: first channel of the scan, whose grid and header a saved file gets.
+        provenance: record of how the segmentation was made, which is written beside every saved file.
+        entropy: (i, j, k) uint8 from 0 (sure) to 255 (undecided); None unless it was requested.
+        probabilities: half-precision map by label; None unless requested.
+        intervals_ml: smallest and largest likely volume by label; None unless requested.
+
+    Raises:
+        GeometryError: the array does not have the shape of the scan.
     """
 
     array: np.ndarray
@@ -40,8 +59,8 @@ class Segmentation:
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.scan.grid.shape:
             raise GeometryError(
-                f"{self.scan.name}: segmentation of shape {self.array.shape} is not on the scan's grid "
-                f"{self.scan.grid.shape}"
+                f"{self.scan.name}: the segmentation is not on the scan's grid; found shape {self.array.shape}, "
+                f"expected {self.scan.grid.shape}"
             )
 
     def __repr__(self) -> str:
@@ -49,44 +68,53 @@ class Segmentation:
         if self.array.ndim == 3:
             found = ", ".join(f"{name} {volume:.2f} ml" for name, volume in volumes.items())
             return f"Segmentation({self.scan.name}, {size} voxels: {found})"
-        shares = {name: np.mean(self.array == self.labels[name]) for name in volumes}  # a picture has no thickness
+        # An image without a thickness has no volume.
+        shares = {name: np.mean(self.array == self.labels[name]) for name in volumes}
         found = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
         return f"Segmentation({self.scan.name}, {size} pixels: {found})"
 
     @property
     def affine(self) -> np.ndarray:
-        """Voxel index to mm (RAS+), the scan's own."""
+        """Affine of the scan: voxel index to mm (RAS+)."""
         return self.scan.grid.affine
 
     def volumes_ml(self) -> dict[str, float]:
-        """Volume of each label but the background, in millilitres; 0 where a label is absent."""
+        """Return the volume of each label except the background, in millilitres; 0 for absent labels."""
         counts = np.bincount(self.array.ravel(), minlength=max(self.labels.values()) + 1)
         voxel_ml = self.scan.grid.voxel_volume_mm3 / 1000
         return {name: float(counts[value] * voxel_ml) for name, value in self.labels.items() if value != 0}
 
     def save(self, path: str | Path) -> Path:
-        """Write the segmentation with the scan's geometry, and how it was made in a `.json` beside it.
+        """Write the segmentation with the scan's geometry, and a `.json` beside it that records how it was made.
 
-        An entropy map goes to `<name>_entropy` and probabilities to `<name>_probability_<label>` beside it.
+        An entropy map is written to `<name>_entropy` and probabilities to `<name>_probability_<label>`.
 
         Args:
-            path: the suffix chooses the format; `.dcm` is a DICOM Segmentation, where the scan is a DICOM series.
+            path: its suffix chooses the format; `.dcm` is a DICOM Segmentation, for scans that are DICOM series.
+
+        Returns:
+            The path.
 
         Raises:
-            VolumeError: a file cannot be written, or the `.json` is there and not medseg's; nothing is changed then.
+            VolumeError: a file cannot be written, or a `.json` of another program is in the way. No file is changed
+                then.
         """
         path = Path(path)
         save_segmentation(self, path)
         return path
 
-    def show(self, path: str | Path | None = None) -> Any:
-        """Draw three planes through the middle of the segmentation; return the figure, or save it to `path`."""
+    def show(self, path: str | Path | None = None) -> Figure | None:
+        """Draw three planes through the middle of the segmentation.
+
+        Args:
+            path: file to save the figure to; None returns the figure.
+        """
         from medseg.figures import three_planes
 
         return three_planes(self.scan.array, self.array, self.affine, labels=self.labels, path=path)
 
     def _repr_png_(self) -> bytes | None:
-        """The picture a notebook shows; None where matplotlib is not installed."""
+        """Return the picture that a notebook shows; None if matplotlib is not installed."""
         from medseg.figures import three_planes_png
 
         try:
@@ -95,11 +123,11 @@ class Segmentation:
             return None
 
     def view(self, backend: Literal["medseg", "niivue"] = "medseg") -> Any:
-        """A viewer to leaf through the slices, for a notebook's cell; it asks no network.
+        """Return a viewer of the slices for a notebook's cell. It works offline.
 
         Args:
-            backend: "medseg" is the report's viewer, which has `save(path)` for a page of its own; "niivue" is an
-                ipyniivue widget with the scan and the labels over it, in 3D too (`pip install 'medseg[niivue]'`).
+            backend: "medseg" is the report's viewer, whose `save(path)` writes a page of its own. "niivue" is an
+                ipyniivue widget that shows the labels over the scan, also in 3D (`pip install 'medseg[niivue]'`).
 
         Raises:
             ImportError: ipyniivue is not installed.
@@ -115,7 +143,7 @@ class Segmentation:
         return segmentation_viewer(self.scan.array, self.array, self.affine, self.labels, name, self._has_patient)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: three planes, the volumes, and a viewer of the slices."""
+        """Return what a notebook shows: three planes, the volumes, and a viewer of the slices."""
         from medseg.figures import segmentation_html
 
         return segmentation_html(
@@ -130,5 +158,156 @@ class Segmentation:
 
     @property
     def _has_patient(self) -> bool:
-        """Whether the scan's file says where it lies in a patient."""
+        """True if the scan's file format states its position in a patient."""
         return self.scan.format not in ("png", "tiff")
+
+
+def map_names(has_entropy: bool, probability_labels: Iterable[str]) -> list[str]:
+    """Return the names of the maps beside a segmentation."""
+    return ["entropy"] * has_entropy + [f"probability_{label}" for label in probability_labels]
+
+
+def map_path(path: Path, name: str) -> Path:
+    """Return the file of a map beside a segmentation.
+
+    Args:
+        path: the segmentation's file.
+        name: one of `map_names`.
+    """
+    suffix = MAP_SUFFIX_OF_DICOM_SEG if is_dicom_seg(path) else suffix_of(path)
+    if suffix == ".png" and name.startswith("probability_"):
+        suffix = PROBABILITY_SUFFIX_OF_PNG
+    return path.with_name(f"{_stem(path)}_{NOT_IN_FILE_NAMES.sub('_', name)}{suffix}")
+
+
+def provenance_path(path: str | Path) -> Path:
+    """Return the file of a segmentation's record, which has the suffix .json instead of the image's."""
+    return Path(path).with_name(_stem(Path(path)) + ".json")
+
+
+def is_dicom_seg(path: Path) -> bool:
+    """Return True if a segmentation of that name is a DICOM Segmentation."""
+    return path.suffix.lower() == DICOM_SEG_SUFFIX
+
+
+def _stem(path: Path) -> str:
+    return path.stem if is_dicom_seg(path) else stem_of(path)
+
+
+def has_our_record(path: Path) -> bool:
+    """Return True if medseg's record is beside the segmentation at `path`.
+
+    Raises:
+        VolumeError: another program wrote the `.json` (a BIDS sidecar, for example), so it must not be replaced.
+    """
+    beside = provenance_path(path)
+    if not beside.is_file():
+        return False
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not (isinstance(found, dict) and found.keys() >= {"notice", "plan_sha256"}):
+        raise VolumeError(f"{beside}: exists and was not written by medseg; choose another output folder")
+    return True
+
+
+def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
+    """Write all files of a segmentation. They appear together, when each of them is complete.
+
+    Maps of an earlier segmentation at the same path are removed if they are not replaced.
+
+    Args:
+        segmentation: what to write.
+        path: file of the labels; its suffix chooses the format.
+
+    Returns:
+        The record beside them.
+
+    Raises:
+        VolumeError: a file cannot be written, or a `.json` of another program is in the way. No file is changed then.
+    """
+    earlier_maps = _maps_beside(path) if has_our_record(path) else []
+    maps = map_names(segmentation.entropy is not None, segmentation.probabilities or ())
+    record = {
+        **segmentation.provenance, "output": path.name, "maps": maps, "volumes_ml": segmentation.volumes_ml(),
+    }  # fmt: skip
+    if segmentation.intervals_ml is not None:
+        record["volume_intervals_ml"] = dict(segmentation.intervals_ml)
+    with staged(path) as target:
+        record["warnings"] = [*record.get("warnings", ()), *_write_labels(segmentation, target)]
+        if segmentation.entropy is not None:
+            write_volume(map_path(target, "entropy"), segmentation.entropy, like=segmentation.scan)
+        for label, probability in (segmentation.probabilities or {}).items():
+            file = map_path(target, f"probability_{label}")
+            write_volume(file, probability.astype(np.float32), like=segmentation.scan)
+        with replacing(provenance_path(target)) as temporary:
+            # A file name that is not Unicode cannot be encoded in UTF-8; JSON has an equivalent escape for it.
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    for stale in {map_path(path, name) for name in earlier_maps} - {map_path(path, name) for name in maps}:
+        with suppress(OSError):
+            stale.unlink(missing_ok=True)
+    return record
+
+
+def _maps_beside(path: Path) -> list[str]:
+    """Return the names of the maps that the record of the segmentation at `path` lists."""
+    record = json.loads(provenance_path(path).read_text(encoding="utf-8"))
+    names = record.get("maps") if record.get("output") == path.name else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _write_labels(segmentation: Segmentation, path: Path) -> list[str]:
+    """Write the labels and return warnings about the file."""
+    if not is_dicom_seg(path):
+        write_volume(path, segmentation.array, like=segmentation.scan)
+        return []
+    from medseg.volumes.dicom.seg import SegmentationAlgorithm, write_dicom_seg
+
+    record = segmentation.provenance
+    algorithm = SegmentationAlgorithm(
+        name=str(record.get("bundle") or record.get("plan") or "medseg"),
+        version=str(record.get("versions", {}).get("medseg", "unknown")),
+        serial_number="+".join(record.get("weights_sha256", ())) or "unknown",
+    )
+    return write_dicom_seg(path, segmentation.array, segmentation.scan, segmentation.labels, algorithm)
+
+
+def provenance_record(
+    plan: Plan,
+    bundle: str,
+    weights_sha256: Sequence[str],
+    settings: Mapping[str, Any],
+    scan: Scan,
+    seconds: Mapping[str, float],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Return the record of how one segmentation was made, as plain data.
+
+    Args:
+        plan: the plan that was used.
+        bundle: name of the bundle; "" takes the plan's.
+        weights_sha256: digest of each weights file, several for an ensemble.
+        settings: of the predictor.
+        scan: what was segmented.
+        seconds: time of each step.
+        warnings: one line each.
+    """
+    return {
+        "schema_version": 1,
+        "notice": NOTICE,
+        "bundle": bundle or plan.name,
+        "weights_sha256": list(weights_sha256),
+        "plan": plan.name,
+        "plan_sha256": plan.digest,
+        "input": [volume.name for volume in scan.channels],
+        "input_sha256": list(scan.input_sha256),
+        "labels": dict(plan.labels),
+        **settings,
+        "versions": software_versions(),
+        "machine": platform.machine(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "warnings": list(warnings),
+    }

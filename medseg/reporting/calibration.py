@@ -14,7 +14,7 @@ from medseg.evaluation.overlap import bounding_box, union
 from medseg.evaluation.pairs import Structures, read_pair, reorder
 from medseg.figures import CalibrationBins, calibration_bins, reliability_diagram
 from medseg.figures.canvas import inline_svg
-from medseg.inference.saving import map_path
+from medseg.inference.segmentation import map_path
 from medseg.volumes import Grid, read_volume
 
 # Calibration is measured within this distance of reference or prediction; further away all is certain background.

@@ -1,4 +1,4 @@
-"""Read and write weights, and load published layouts into medseg's networks."""
+"""Weights: reading and writing files, loading the published layouts."""
 
 from medseg.weights.layouts import LAYOUTS, Layout, detect
 from medseg.weights.load import LoadReport, change_input_channels, load_into

@@ -145,7 +145,7 @@ def test_it_is_the_gate_of_low_precision(bundle, monkeypatch):
 
     def precision(**options):
         model = medseg.load(bundle, backend="torch", precision="auto", device="cpu", **options)
-        return model.backend.precision, model.reason
+        return model.backend.precision, model.backend_reason
 
     assert precision() == ("fp32", "torch on cpu (as asked), fp32 (the golden sample does not allow bf16: "
                            "the bundle has none; promoting weights makes one)")  # fmt: skip

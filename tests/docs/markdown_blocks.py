@@ -1,4 +1,4 @@
-"""Read the fenced blocks of a Markdown page, with the comment before each."""
+"""Fenced blocks of a Markdown page, with what the comment before them says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Block:
 
     Args:
         line: number of its first line of text in the page.
-        mark: ("not run", reason), ("file", name of the file to save the text as), or None.
+        mark: ("not run", the reason), ("file", the name its text is saved under) or None.
     """
 
     page: str
@@ -37,7 +37,7 @@ class Block:
         return self.mark is None or self.mark[0] != "not run"
 
     def commands(self) -> list[list[str]]:
-        """Return the words of each command of a shell block; in a console block, commands follow `$ `."""
+        """The words of each command of a shell block; of a console block those behind `$ `."""
         text = self.text.replace("\\\n", " ")
         if self.language == "console":
             text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
@@ -46,12 +46,12 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Return the pages whose blocks are run."""
+    """Every page whose blocks are run."""
     return [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """Return the fenced blocks of a page, in order.
+    """The fenced blocks of a page, in order.
 
     Raises:
         ValueError: a fence is not closed.

@@ -1,14 +1,14 @@
-"""The diagram and the tables of the architecture page agree with the code."""
+"""The picture of the architecture against the imports."""
 
 from __future__ import annotations
 
 import re
 
-from docs.layer_diagram import BLOCK, PAGE, REPOSITORY, declared_layers, imported_packages, reduced
+from docs.layer_diagram import BLOCK, PAGE, declared_layers, imported_packages, reduced
 
 
 def drawn() -> tuple[list[list[str]], set[tuple[str, str]]]:
-    """Parse the layers and the arrows of the diagram, independently of the code that draws it."""
+    """Layers and arrows of the page's diagram, parsed on their own."""
     text = BLOCK.search(PAGE.read_text(encoding="utf-8"))
     assert text is not None
     layers: list[list[str]] = []
@@ -24,7 +24,7 @@ def drawn() -> tuple[list[list[str]], set[tuple[str, str]]]:
 
 
 def closure(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Return the transitive closure (Warshall's algorithm)."""
+    """Everything that can be reached, by Warshall's algorithm."""
     nodes = {node for edge in edges for node in edge}
     reached = set(edges)
     for middle in nodes:
@@ -58,11 +58,3 @@ def test_the_page_names_every_package() -> None:
     text = PAGE.read_text(encoding="utf-8")
     present, _ = imported_packages()
     assert [package for package in sorted(present) if f"| `{package}` |" not in text] == []
-
-
-def test_the_files_to_change_exist() -> None:
-    section = PAGE.read_text(encoding="utf-8").partition("## Where to change what")[2].partition("\n## ")[0]
-    files = re.findall(r"^\| .+ \| `([^`]+)` \|$", section, re.MULTILINE)
-    assert len(files) >= 10
-    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
-    assert len(set(files)) == len(files)

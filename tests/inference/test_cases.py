@@ -58,13 +58,13 @@ def test_one_channel_models_tell_a_channel_suffix_from_a_case_number(tmp_path: P
 
 
 def test_what_cannot_be_understood_is_one_line(folder: Path) -> None:
-    with pytest.raises(VolumeError, match="matches no file"):
+    with pytest.raises(VolumeError, match=r"\*"):
         find_cases([str(folder / "*.mha")], 1)
     (folder / "x_0001.nii").touch()
-    with pytest.raises(VolumeError, match=r"takes 2 channels, named x_0000 to x_0001; found 0001"):
+    with pytest.raises(VolumeError, match=r"x_0001\.nii.*x_0000.*0001"):
         find_cases([folder / "x_0001.nii"], 2)
     (folder / "sub" / "b.nii").touch()
-    with pytest.raises(VolumeError, match="under the name of"):
+    with pytest.raises(VolumeError, match=r"b\.nii\.gz"):
         find_cases([folder], 1)
 
 
@@ -80,19 +80,19 @@ def test_an_output_folder_is_no_input(folder: Path) -> None:
     assert [c.name for c in find_cases([out / "a.nrrd"], 1, exclude=out)] == ["a"]
     assert [c.name for c in find_cases([out], 1, exclude=out)] == ["a"]
     assert [c.name for c in find_cases([str(out / "*.nrrd")], 1, exclude=out)] == ["a"]
-    with pytest.raises(VolumeError, match="matches no file"):
+    with pytest.raises(VolumeError, match=r"\*"):
         find_cases([str(folder / "*" / "a.nrrd")], 1, exclude=out)
 
 
 @pytest.mark.parametrize("given", ["", "  "])
 def test_an_empty_name_is_refused(given: str) -> None:
-    with pytest.raises(VolumeError, match="an input is empty"):
+    with pytest.raises(VolumeError, match="empty"):
         find_cases([given], 1)
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 def test_weights_among_the_inputs_are_refused(folder: Path, name: str) -> None:
-    with pytest.raises(VolumeError, match=f"{name}: looks like weights; give --weights before each file"):
+    with pytest.raises(VolumeError, match=f"{name}.*--weights"):
         find_cases([folder / "b.nii.gz", folder / name], 1)
 
 

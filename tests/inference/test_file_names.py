@@ -20,7 +20,7 @@ from inference.thin_network import ThresholdNetwork
 
 from medseg.errors import VolumeError
 from medseg.inference import Predictor, predict_files
-from medseg.inference.saving import map_path
+from medseg.inference.segmentation import map_path
 
 ARRAY = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
 
@@ -85,10 +85,10 @@ def test_the_source_folder_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_one_stem_in_two_folders_or_two_formats_is_refused(tmp_path: Path) -> None:
     paths = [write(tmp_path / folder / name) for folder, name in (("a", "x.nii.gz"), ("b", "x.nii.gz"))]
-    with pytest.raises(VolumeError, match=r"x\.nii\.gz: would be written under the name of .*separate folders"):
+    with pytest.raises(VolumeError, match=r"b.x\.nii\.gz.*a.x\.nii\.gz"):
         predict_files(make_predictor(), paths, tmp_path / "out")
     formats = [paths[0], write(tmp_path / "a" / "x.nrrd")]
-    with pytest.raises(VolumeError, match="the same case 'x' and channel"):
+    with pytest.raises(VolumeError, match=r"x\.nrrd.*x\.nii\.gz"):
         predict_files(make_predictor(), formats, tmp_path / "out")
 
 

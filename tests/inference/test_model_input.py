@@ -98,12 +98,12 @@ def test_the_model_grid_is_the_preprocessed_ones_however_the_file_stores_it(
     plan = small_plan(spacing=[2.0, 0.9, 1.3], orientation=orientation, normalization=[{"scheme": "none"}])
     scan = load_scan((np.zeros(shape, np.float32), affine), plan)
     image = preprocessing(plan)(scan.to_tensor())
-    found = model_grid(scan, plan)
+    found = model_grid(scan.reference.grid, plan)
     assert found.shape == image.shape[1:]
     np.testing.assert_allclose(found.affine, image.affine, atol=1e-9)
 
 
 def test_values_beyond_float32_are_refused() -> None:
     plan = small_plan(spacing=None)
-    with pytest.raises(VolumeError, match="image in memory: holds values beyond float32"):
+    with pytest.raises(VolumeError, match=r"image in memory.*float32"):
         model_input(load_scan((np.full((4, 4, 4), -1e39), np.eye(4)), plan), plan)

@@ -100,11 +100,11 @@ def test_constant_padding_shows_the_network_zeros() -> None:
 
 def test_wrong_tiles_are_refused() -> None:
     image = torch.zeros(1, 1, 16, 16)
-    with pytest.raises(ShapeError, match="use a larger tile"):
+    with pytest.raises(ShapeError, match=r"\(8, 8\).*16 voxels"):
         OverlapTileInferer((8, 8), pools=4)(image, lambda tiles: tiles[..., 1:-1, 1:-1])
-    with pytest.raises(ShapeError, match="not centred"):
+    with pytest.raises(ShapeError, match=r"\(7, 7\).*\(8, 8\)"):
         OverlapTileInferer((8, 8), pools=1)(image, lambda tiles: tiles[..., 1:, 1:])
-    with pytest.raises(ShapeError, match="not the"):
+    with pytest.raises(ShapeError, match=r"\(1, 1\).*\(2, 2\)"):
         OverlapTileInferer((8, 8), pools=1, margin=(2, 2))(image, lambda tiles: tiles[..., 1:-1, 1:-1])
-    with pytest.raises(ShapeError, match="cannot cover"):
+    with pytest.raises(ShapeError, match=r"\(8, 8, 8\).*\(16, 16\)"):
         OverlapTileInferer((8, 8, 8))(image, lambda tiles: tiles)

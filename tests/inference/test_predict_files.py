@@ -43,13 +43,12 @@ def test_a_memory_limit_reads_one_scan_at_a_time_with_the_same_results(scans: Pa
     assert [r.status for r in results] == ["done"] * 3
     refused = predict_files(make_predictor(max_ram="1MB"), [scans], tmp_path / "refused")
     assert [r.status for r in refused] == ["failed"] * 3
-    assert "needs about" in refused[0].message
+    assert "1 MB" in refused[0].message
     assert not (tmp_path / "refused").exists()
 
 
 def test_an_unknown_format_is_refused_before_the_work(scans: Path, tmp_path: Path) -> None:
-    rule = "format must be one of same, nifti, nrrd, mha, png, tiff, dicom-seg; found 'dicom'"
-    with pytest.raises(OptionError, match=rule):
+    with pytest.raises(OptionError, match=r"dicom-seg.*'dicom'"):
         predict_files(make_predictor(), [scans], tmp_path / "out", format="dicom")  # type: ignore[arg-type]
 
 
@@ -58,7 +57,7 @@ def test_an_output_folder_that_can_be_none_is_refused_before_the_network_runs(sc
     (tmp_path / "dangling").symlink_to("nowhere")
     predictor = make_predictor()
     for out in ("file", "file/below", "dangling", "dangling/below"):
-        with pytest.raises(OptionError, match=f"{out.split('/')[0]}: a .* where the output folder should be"):
+        with pytest.raises(OptionError, match=out.split("/")[0]):
             predict_files(predictor, [scans], tmp_path / out)
     assert calls(predictor) == 0
 
@@ -66,7 +65,7 @@ def test_an_output_folder_that_can_be_none_is_refused_before_the_network_runs(sc
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder nobody can write to")
 def test_an_output_folder_that_may_not_be_written_is_refused_before_the_network_runs(scans: Path) -> None:
     predictor = make_predictor()
-    with pytest.raises(OptionError, match="/proc: may not be written to"):
+    with pytest.raises(OptionError, match="/proc"):
         predict_files(predictor, [scans], "/proc/outputs")
     assert calls(predictor) == 0
 
@@ -81,5 +80,5 @@ def test_a_run_that_has_nothing_to_do_needs_no_folder_to_write_to(
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     assert [r.status for r in predict_files(make_predictor(), [scans], tmp_path / "out")] == ["skipped"] * 3
-    with pytest.raises(OptionError, match=r"out: may not be written to \(Read-only file system\)"):
+    with pytest.raises(OptionError, match=r"out.*Read-only file system"):
         predict_files(make_predictor(overlap=0.25), [scans], tmp_path / "out")

@@ -128,13 +128,13 @@ def test_several_channels_are_compared_and_kept_in_order(tmp_path: Path) -> None
     images = [nib.load(path) for path in paths]
     for pair in (tuple(paths), tuple(images), tuple(sitk.ReadImage(str(path)) for path in paths)):
         np.testing.assert_array_equal(predictor.predict(pair).array, np.where(first > 0, 7, 0))
-    with pytest.raises(VolumeError, match=r"takes 2 channel\(s\) \(flair, t1\), found 1"):
+    with pytest.raises(VolumeError, match=r"2 channel.*flair, t1.*1"):
         predictor.predict(paths[0])
     moved = np.eye(4)
     moved[0, 3] = 0.8
-    with pytest.raises(GeometryError, match=r"0\.8 mm.*half a voxel"):
+    with pytest.raises(GeometryError, match=r"moved\.nii.*0\.8 mm"):
         predictor.predict([paths[0], write_scan(tmp_path / "moved.nii", second, moved)])
-    with pytest.raises(GeometryError, match="shape"):
+    with pytest.raises(GeometryError, match=r"short\.nii"):
         predictor.predict([paths[0], write_scan(tmp_path / "short.nii", second[:5], np.eye(4))])
 
 
@@ -174,7 +174,7 @@ def test_flips_are_undone_before_the_mean_and_refused_where_untrained() -> None:
     # Along another axis the network is symmetric, and flips change nothing.
     other = Predictor(LeftHalf(), small_plan(**changes, mirror_axes=[1, 2]), "cpu", tta="flip").predict(image)
     np.testing.assert_array_equal(other.array, plain.array)
-    with pytest.raises(PlanError, match="mirror_axes is empty"):
+    with pytest.raises(PlanError, match="mirror_axes"):
         Predictor(LeftHalf(), small_plan(**changes), "cpu", tta="flip")
 
 
@@ -206,19 +206,22 @@ def test_low_precision_is_used_only_where_the_golden_check_allows_it(monkeypatch
     def build(**options: Any) -> Predictor:
         return Predictor(thin_network(4, 3), plan, "cpu", precision="auto", **options)
 
-    assert (build().backend.precision, "no golden sample" in build().reason) == ("fp32", True)
+    assert (build().backend.precision, "no golden sample" in build().backend_reason) == ("fp32", True)
     allowed = build(golden_check=lambda backend: "")
-    assert (allowed.backend.precision, allowed.reason.endswith("bf16 (the golden sample agrees)")) == ("bf16", True)
+    assert (allowed.backend.precision, allowed.backend_reason.endswith("bf16 (the golden sample agrees)")) == (
+        "bf16",
+        True,
+    )
     refused = build(golden_check=lambda backend: "labels agree on 98 %")
     assert refused.backend.precision == "fp32"
-    assert "labels agree on 98 %" in refused.reason
+    assert "labels agree on 98 %" in refused.backend_reason
 
 
 def test_bf16_labels_agree_with_fp32_but_for_near_ties() -> None:
     image = (np.random.default_rng(7).normal(size=(20, 24, 28)).astype(np.float32), np.eye(4))
     plan, network = small_plan(), thin_network(8, 3)
     labels = [Predictor(network, plan, "cpu", precision=p).predict(image).array for p in ("fp32", "bf16")]
-    assert 0.98 < (labels[0] == labels[1]).mean() < 1  # bf16 was really used, and is close
+    assert 0.98 < (labels[0] == labels[1]).mean() < 1  # below 1, because bf16 was really used
 
 
 def test_a_limit_that_cannot_be_kept_is_refused_before_the_network_runs() -> None:
@@ -229,7 +232,7 @@ def test_a_limit_that_cannot_be_kept_is_refused_before_the_network_runs() -> Non
             return torch.cat([x, x, x], dim=1)
 
     predictor = Predictor(Unrunnable(), small_plan(), "cpu", max_ram="20MB")
-    with pytest.raises(MemoryLimitError, match=r"image in memory: needs about [\d,]+ MB.*allowed are 20 MB"):
+    with pytest.raises(MemoryLimitError, match=r"image in memory: .*\d MB.* 20 MB"):
         predictor.predict((np.zeros((40, 40, 40), np.float32), np.eye(4)))
 
 
@@ -238,13 +241,13 @@ def test_the_batch_shrinks_to_keep_a_limit() -> None:
     network = thin_network(32, 3)
     predictor = Predictor(network, small_plan(), "cpu", batch_size=64)
     scan_needs = [
-        predictor.workload.estimate(_scan(predictor, image), window).network
+        predictor.workload().estimate(_scan(predictor, image), window).network
         for window in (predictor.window, _single(predictor.window))
     ]
     assert scan_needs[0] > 30 * scan_needs[1]
-    total = predictor.workload.estimate(_scan(predictor, image), predictor.window).total
+    total = predictor.workload().estimate(_scan(predictor, image), predictor.window).total
     limited = Predictor(network, small_plan(), "cpu", batch_size=64, max_ram=total - 20_000_000)
-    assert limited.workload.fit(_scan(limited, image), limited.window, limited.max_ram or 0).batch_size < 64
+    assert limited.workload().fit(_scan(limited, image), limited.window, limited.max_ram or 0).batch_size < 64
     np.testing.assert_array_equal(limited.predict(image).array, predictor.predict(image).array)
 
 
@@ -265,7 +268,7 @@ def _single(window: Any) -> Any:
     [
         ((np.full((4, 4, 4), np.nan), np.eye(4)), "NaN"),
         ((np.full((4, 4, 4), np.inf), np.eye(4)), "infinite"),
-        ((np.full((4, 4, 4), -1e39), np.eye(4)), "image in memory: holds values beyond float32; rescale them first"),
+        ((np.full((4, 4, 4), -1e39), np.eye(4)), "image in memory.*float32"),
         ((np.zeros((4, 4, 4), complex), np.eye(4)), "complex128"),
         ((np.zeros((4, 4, 4)), np.zeros((4, 4))), "affine"),
         ((np.zeros((4, 4, 4)), np.full((4, 4), np.nan)), "affine"),
@@ -275,7 +278,7 @@ def _single(window: Any) -> Any:
         ((np.zeros((4, 4, 4)), [[1, 2], [3]]), "affine"),
         (sitk.Image([4, 5, 6, 2], sitk.sitkFloat32), "4D.*where 3D is expected"),
         (sitk.Image([4, 5, 6], sitk.sitkComplexFloat32), "complex64"),
-        (3.5, "float: not an image"),
+        (3.5, "float"),
         ("nowhere.nii.gz", "no such file"),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_memory_limit_holds_for_all_slices_together() -> None:
     free = SlicePredictor(NETWORK, slice_plan(), "cpu").predict(image)
     limited = SlicePredictor(NETWORK, slice_plan(), "cpu", max_ram="16GB", batch_size=4).predict(image)
     np.testing.assert_array_equal(limited.array, free.array)
-    with pytest.raises(MemoryLimitError, match="needs about"):
+    with pytest.raises(MemoryLimitError, match="1 MB"):
         SlicePredictor(NETWORK, slice_plan(), "cpu", max_ram="1MB").predict(image)
 
 
@@ -146,5 +146,5 @@ def test_images_of_another_dimension_are_refused(tmp_path: Path) -> None:
     predictor = SlicePredictor(NETWORK, slice_plan(), "cpu")
     with pytest.raises(VolumeError, match=r"shape \(5, 6\)"):
         predictor.predict((np.zeros((5, 6), np.float32), np.eye(4)))
-    with pytest.raises(PlanError, match="states no slice_axis"):
+    with pytest.raises(PlanError, match="slice_axis"):
         SlicePredictor(NETWORK, slice_plan(slice_axis=None), "cpu")

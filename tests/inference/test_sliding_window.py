@@ -1,8 +1,9 @@
-"""SlidingWindowInferer against monai.inferers.sliding_window_inference."""
+"""Tests of SlidingWindowInferer against MONAI's class of the same name."""
 
 from __future__ import annotations
 
 import itertools
+from inspect import signature
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from inference.thin_network import thin_network
 from monai.data import MetaTensor
 from monai.inferers import SliceInferer, sliding_window_inference
 from monai.inferers import SlidingWindowInferer as MonaiSlidingWindowInferer
-from monai.utils import BlendMode
+from monai.utils import BlendMode, PytorchPadMode
 
 from medseg.errors import ShapeError
 from medseg.inference import SlidingWindowInferer
@@ -41,17 +42,21 @@ def test_logits_equal_monais(mode: str, shape: tuple, tile: tuple, overlap: floa
 @pytest.mark.parametrize(
     "arguments",
     [
+        ((16, 12),),
         ((16, 12), 3, 0.25, BlendMode.CONSTANT),
         ((16, 12), 2, (0.5, 0.25), "gaussian", (0.25, 0.125), "constant", -1.0, "cpu", "cpu"),
         (16, 2, 0.5, "gaussian"),
         ((16, -1), 1, 0.5, "gaussian"),
         ((16, None), 1, 0.5, "gaussian"),
+        ((16, 12), 1, 0.5, "gaussian", 0.125, "reflect"),
+        ((16, 12), 1, 0.5, "gaussian", 0.125, PytorchPadMode.REPLICATE),
+        ((16, 12), 1, 0.5, "gaussian", 0.125, "circular", 0.0, None, None, True, True, 10**6, 2, 0),
     ],
 )
-def test_only_the_name_of_the_class_changes_for_users_of_monais(arguments: tuple) -> None:
-    """The same arguments in the same places; the last image is shorter than the tile, so padding matters."""
+def test_arguments_and_defaults_are_those_of_monai(arguments: tuple) -> None:
+    """The second image is smaller than the tile, so that it is padded."""
     network = thin_network(4, 5, 2)
-    for shape in ((33, 20), (9, 20)):
+    for shape in ((33, 20), (13, 20)):
         images = torch.randn(2, 1, *shape, generator=torch.manual_seed(1))
         with torch.no_grad():
             ours = SlidingWindowInferer(*arguments)(images, network)
@@ -59,18 +64,30 @@ def test_only_the_name_of_the_class_changes_for_users_of_monais(arguments: tuple
         assert (ours - theirs).abs().max() <= 1e-5
 
 
-def test_padding_that_is_no_constant_is_refused() -> None:
-    with pytest.raises(ValueError, match="padding_mode must be constant, found 'reflect'"):
-        SlidingWindowInferer((8, 8), padding_mode="reflect")  # type: ignore[arg-type]
+def test_the_signature_is_that_of_monai() -> None:
+    ours, theirs = (signature(kind).parameters for kind in (SlidingWindowInferer, MonaiSlidingWindowInferer))
+    assert list(ours) == list(theirs)
+    assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
 
 
-def test_volumes_for_a_2d_network_are_taken_slice_by_slice_as_monai_does() -> None:
+def test_unsupported_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="'zeros'"):
+        SlidingWindowInferer((8, 8), padding_mode="zeros")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="with_coord"):
+        SlidingWindowInferer((8, 8), with_coord=True)
+    with pytest.raises(ValueError, match="sw_batch_size"):
+        SlidingWindowInferer((8, 8), sw_batch_size=0)
+
+
+def test_a_2d_network_predicts_volumes_slice_by_slice_as_in_monai() -> None:
     network = thin_network(4, 5, 2)
     volumes = torch.randn(2, 1, 33, 20, 5, generator=torch.manual_seed(1))
     with torch.no_grad():
         ours = SlidingWindowInferer((16, 12), 2, 0.5, "gaussian")(volumes, network)
         theirs = SliceInferer(2, (16, 12), sw_batch_size=2, overlap=0.5, mode="gaussian")(volumes, network)
-        alone = torch.stack([SlidingWindowInferer((16, 12))(volumes[..., n], network) for n in range(5)], -1)
+        alone = torch.stack(
+            [SlidingWindowInferer((16, 12), 1, 0.5, "gaussian")(volumes[..., n], network) for n in range(5)], -1
+        )
     assert (ours - theirs).abs().max() <= 1e-5
     torch.testing.assert_close(ours, alone)
 
@@ -106,15 +123,13 @@ def test_networks_that_shrink_or_return_lists_are_refused() -> None:
     image = torch.zeros(1, 1, 16, 16)
     with pytest.raises(ShapeError, match="OverlapTileInferer"):
         SlidingWindowInferer((8, 8))(image, lambda tiles: tiles[..., 1:-1, 1:-1])
-    with pytest.raises(ShapeError, match="found list"):
+    with pytest.raises(ShapeError, match="list"):
         SlidingWindowInferer((8, 8))(image, lambda tiles: [tiles])  # type: ignore[arg-type, return-value]
-    with pytest.raises(ValueError, match="sw_batch_size"):
-        SlidingWindowInferer((8, 8), sw_batch_size=0)
 
 
 def test_every_combination_of_tile_positions_is_finished_once() -> None:
     """Rows and slabs of all lengths, last tiles moved back by every amount."""
     for first, second in itertools.product(range(4, 14), repeat=2):
         image = torch.randn(1, 1, first, second, generator=torch.manual_seed(first * 100 + second))
-        merged = SlidingWindowInferer((4, 4))(image, lambda tiles: 2 * tiles)
+        merged = SlidingWindowInferer((4, 4), overlap=0.5)(image, lambda tiles: 2 * tiles)
         torch.testing.assert_close(merged, 2 * image, atol=1e-5, rtol=1e-5)

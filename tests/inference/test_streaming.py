@@ -53,7 +53,7 @@ def test_labels_are_those_of_merging_in_memory(
     )  # fmt: skip
     assert torch.equal(streamed, in_memory)
     if np.prod(shape) > 1000:
-        assert len(in_memory.unique()) > 2  # a picture of one class would prove nothing
+        assert len(in_memory.unique()) > 2  # an image of one class would prove nothing
 
 
 @pytest.mark.parametrize(("shape", "tile"), [((35, 51, 37), (16, 24, 20)), ((50, 61), (16, 12))])
@@ -85,7 +85,7 @@ def test_sheared_grids_restore_through_whole_logits() -> None:
     image = torch.randn(1, *shape, generator=torch.manual_seed(3))
     decision = LabelDecision([0, 1])
     with torch.no_grad():
-        logits = SlidingWindowInferer((8, 8, 8))(image[None], network)[0]
+        logits = SlidingWindowInferer((8, 8, 8), 1, 0.5, "gaussian")(image[None], network)[0]
     expected = restore_labels(logits, np.eye(4), native_affine, shape, decision)
     backend = TorchBackend(network, CPU)
     streamed = predict_labels(image, np.eye(4), native_affine, shape, backend, decision, Window((8, 8, 8)))
@@ -93,11 +93,47 @@ def test_sheared_grids_restore_through_whole_logits() -> None:
 
 
 def test_progress_counts_every_tile() -> None:
-    seen: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     backend = TorchBackend(thin_network(3, 2), CPU)
     predict_labels(
         torch.zeros(1, 16, 16, 20), np.eye(4), np.eye(4), (16, 16, 20), backend, LabelDecision([0, 1]),
-        Window((8, 8, 8), batch_size=4), on_tiles=lambda done, total: seen.append((done, total)),
+        Window((8, 8, 8), batch_size=4), on_tiles=lambda done, total: calls.append((done, total)),
     )  # fmt: skip
-    assert seen[-1] == (36, 36)
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert calls[-1] == (36, 36)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_pipelining_does_not_change_a_label(batch_size: int) -> None:
+    shape, classes = (50, 33, 41), 5
+    network = thin_network(6, classes)
+    image = torch.randn(1, *shape, generator=torch.manual_seed(4))
+    native = np.diag([0.7, 1.3, 1.0, 1.0])
+    labels = [
+        predict_labels(
+            image, np.eye(4), native, (70, 25, 41), TorchBackend(network, torch.device("cpu")),
+            LabelDecision(range(classes)), Window((24, 20, 16), batch_size=batch_size, is_pipelined=is_pipelined),
+        )
+        for is_pipelined in (True, False)
+    ]  # fmt: skip
+    assert torch.equal(*labels)
+    assert len(labels[0].unique()) > 2
+
+
+def test_an_error_of_the_network_or_of_the_progress_callback_is_raised() -> None:
+    image = torch.zeros(1, 20, 16, 16)
+    decision, window = LabelDecision([0, 1]), Window((16, 16, 16))
+
+    def broken(tiles: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        predict_labels(image, np.eye(4), np.eye(4), (20, 16, 16), broken, decision, window)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_labels(
+            image, np.eye(4), np.eye(4), (20, 16, 16), lambda x: torch.cat([x, x], 1), decision, window, on_tiles=stop
+        )

@@ -52,9 +52,9 @@ def test_a_size_of_zero_takes_the_image_size() -> None:
 
 
 def test_wrong_sizes_are_refused() -> None:
-    with pytest.raises(ShapeError, match="2 sizes"):
+    with pytest.raises(ShapeError, match=r"\(4, 4\).*\(8, 8, 8\)"):
         lay_tiles((8, 8, 8), (4, 4), 0.5)
-    with pytest.raises(ShapeError, match="at least one voxel"):
+    with pytest.raises(ShapeError, match=r"\(8, 0, 8\)"):
         lay_tiles((8, 0, 8), (4, 4, 4), 0.5)
-    with pytest.raises(ShapeError, match=r"\[0, 1\), found 1.0"):
+    with pytest.raises(ShapeError, match="1\\.0"):
         lay_tiles((8, 8), (4, 4), 1.0)

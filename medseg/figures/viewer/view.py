@@ -1,4 +1,4 @@
-"""One case cropped and thinned for a page: channels and label maps as bytes on one small grid."""
+"""One case cut and thinned to what a page can hold: channels and label maps as bytes on one small grid."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from medseg.volumes import Grid
 
 @dataclass(frozen=True, eq=False)
 class Channel:
-    """One channel of an image in 256 grey levels.
+    """One channel of an image as a page holds it.
 
     Args:
-        levels: uint8 levels of `grey`, (x, y, z).
-        grey: image values of the levels.
-        name: such as "T2"; empty for a single channel without a known name.
+        levels: uint8 levels of ``grey``, (x, y, z).
+        grey: what the levels mean.
+        name: "T2", or empty where the image has one channel of no known name.
     """
 
     levels: np.ndarray
@@ -31,19 +31,19 @@ class Channel:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Volumes of one case to show, along the page's axes (x, y, z: right, anterior, superior if a patient is known).
+    """What is shown of one case, along the page's axes (x, y, z: right, anterior, superior where a patient is known).
 
     Args:
-        prediction: uint8; 0 is background, n the n-th of `values`.
-        reference: the same, or None if there is nothing to compare with.
-        channels: channels of the image; empty without an image.
+        prediction: uint8; 0 is background, n the n-th of ``values``.
+        reference: the same, or None where there is nothing to compare with.
+        channels: of the image; none where no image is known.
         values: label values in the order of their bytes.
         affine: 4×4, index to mm (RAS+).
         panels: the planes to show.
-        tilt_degrees: tilt of an oblique grid.
-        steps: number of the file's voxels per shown voxel along each axis.
-        notes: remarks on what was cropped or could not be shown.
-        left_out: names of channels that were dropped because of their size.
+        tilt_degrees: how oblique the grid is.
+        steps: how many of the file's voxels one shown voxel stands for along each axis.
+        notes: what was cropped or could not be shown.
+        left_out: names of channels that would have made the page too large.
     """
 
     prediction: np.ndarray
@@ -65,26 +65,25 @@ class View:
 
     @property
     def num_voxels(self) -> int:
-        """Number of voxels of one volume."""
+        """Voxels of one of its volumes."""
         return self.prediction.size
 
     def nearest_index(self, place_mm: np.ndarray) -> list[int]:
-        """Return the index of the voxel nearest to a point in mm (RAS+)."""
+        """The voxel nearest to a place in mm (RAS+)."""
         index = np.rint(np.linalg.solve(self.affine, [*place_mm, 1])[:3]).astype(int)
         return np.clip(index, 0, np.array(self.prediction.shape) - 1).tolist()
 
     def volumes(self) -> dict[str, np.ndarray]:
-        """Return all volumes by the name of their block in the page."""
-        volumes = {"prediction": self.prediction}
+        """Everything a page must hold of it, by the name of its block."""
+        found = {"prediction": self.prediction}
         if self.reference is not None:
-            volumes["reference"] = self.reference
-        return volumes | {f"image-{number}": channel.levels for number, channel in enumerate(self.channels)}
+            found["reference"] = self.reference
+        return found | {f"image-{number}": channel.levels for number, channel in enumerate(self.channels)}
 
     def thinned(self, max_voxels: int) -> View:
-        """Return this view with at most `max_voxels` voxels, by whole steps along the finest axes.
+        """This view with at most so many voxels: whole steps along the finest axes, images averaged, labels picked.
 
-        Images are averaged over each block. The label of a block is that of its middle voxel, so that no new label
-        appears.
+        The labels of a block are those of its middle voxel, so that no label appears that was not there.
         """
         steps = thinning_steps(self.prediction.shape, self.spacing, max_voxels)
         if max(steps) == 1:
@@ -104,13 +103,13 @@ class View:
         )
 
     def without_last_channel(self) -> View:
-        """Return this view without its last channel."""
+        """This view with its last channel left out."""
         *kept, last = self.channels
         return replace(self, channels=tuple(kept), left_out=(last.name, *self.left_out))
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """The notes, the omitted channels, and the reduction of the resolution."""
+        """The notes, which channels are left out, and how far the view is thinned."""
         notes = list(self.notes)
         if self.left_out:
             notes.append(f"without {', '.join(self.left_out)}: the page would be too large")
@@ -121,39 +120,39 @@ class View:
 
 
 def thinning_steps(shape: Sequence[int], spacing: Sequence[float], max_voxels: int) -> tuple[int, ...]:
-    """Return steps per axis that leave at most `max_voxels`, increased along the axis that is finest so far."""
+    """Steps along each axis that leave at most ``max_voxels``, always taken along the axis that is finest so far."""
     steps = [1] * len(shape)
 
-    def num_left() -> int:
+    def left() -> int:
         return math.prod(-(-size // step) for size, step in zip(shape, steps, strict=True))
 
-    while num_left() > max(max_voxels, 1):
+    while left() > max(max_voxels, 1):
         open_axes = [axis for axis in range(len(shape)) if steps[axis] < shape[axis]]
         steps[min(open_axes, key=lambda axis: spacing[axis] * steps[axis])] += 1
     return tuple(steps)
 
 
 def _block_means(image: np.ndarray, steps: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Average over each block of steps; incomplete blocks at the end repeat the last voxel."""
+    """Mean of each block of steps; the blocks at the end repeat the last voxel."""
     smooth = image
     for axis, step in enumerate(steps):
         if step > 1:
-            # a window of even size is centred one voxel further left unless it is moved
+            # a window of even size reaches one further to the left unless it is moved
             smooth = ndimage.uniform_filter1d(smooth, step, axis=axis, mode="nearest", origin=step % 2 - 1)
     middle = tuple(slice((step - 1) // 2, None, step) for step in steps)
     return smooth[middle][tuple(slice(0, size) for size in shape)]
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Format sizes as 64×64×32."""
+    """Sizes as they are read aloud: 64×64×32."""
     return "×".join(str(size) for size in shape)
 
 
 MARGIN_MM = 20.0
 MAX_VOXELS = 2_500_000
-# A crop of a huge scan is subsampled to at most so many voxels before anything is computed from it.
-_MAX_CROPPED_VOXELS = 8 * MAX_VOXELS
-# One byte per voxel: background and 255 values.
+# What is cut out of a huge scan is picked down to this many voxels before anything is computed from it.
+_PICKED_VOXELS = 8 * MAX_VOXELS
+# One byte a voxel: background and 255 values.
 MAX_VALUES = 255
 
 
@@ -172,15 +171,15 @@ def cut_out(
 
     Args:
         prediction, reference: integer label maps of the grid's shape.
-        grid: grid of the label maps and images.
-        images: name and array of each channel, of the same shape; consumed one at a time.
-        box: region to show; empty slices keep the whole image.
-        modalities: channel name → modality; others are guessed from the values.
-        has_patient: False if the affine says nothing about a patient.
-        known: label values to show; None shows all above 0.
+        grid: of everything.
+        images: name and image of each channel, of the same shape; taken one at a time.
+        box: what must be seen; empty slices keep everything.
+        modalities: channel name → modality; a channel without looks at its values.
+        has_patient: whether the grid lies in a patient.
+        known: the label values to show; None shows all.
 
     Returns:
-        The view at full resolution, or with at most 20 million voxels.
+        The view at full resolution, or at most 20 million voxels.
     """
     frame = PatientFrame(grid, has_patient)
     notes: list[str] = []
@@ -195,7 +194,7 @@ def cut_out(
     if len(values) > MAX_VALUES:
         notes.append(f"shows {MAX_VALUES} of {len(values)} label values")
         values = values[:MAX_VALUES]
-    picks = thinning_steps(lengths, grid.spacing, _MAX_CROPPED_VOXELS)
+    picks = thinning_steps(lengths, grid.spacing, _PICKED_VOXELS)
     picked = tuple(slice(side.start, side.stop, pick) for side, pick in zip(box, picks, strict=True))
     cropped = PatientFrame(_picked_grid(grid, picked), has_patient)
     channels = []
@@ -224,7 +223,7 @@ def cut_out(
 
 
 def as_bytes(label_map: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Map each voxel to the position of its value, counted from 1; 0 for background and every other value."""
+    """Each voxel as the position of its value, counted from 1; 0 for background and every other value."""
     result = np.zeros(label_map.shape, dtype=np.uint8)
     for position, value in enumerate(values[:MAX_VALUES], start=1):
         result[label_map == value] = position
@@ -241,7 +240,7 @@ def _with_margin(box: Sequence[slice], grid: Grid) -> tuple[slice, ...]:
 
 
 def _picked_grid(grid: Grid, picked: Sequence[slice]) -> Grid:
-    """Return the grid of every n-th voxel of a box."""
+    """The grid of every n-th voxel of a box."""
     steps = [side.step for side in picked]
     start = np.diag([*steps, *[1] * (4 - len(steps))]).astype(float)
     start[: len(steps), 3] = [side.start for side in picked]
@@ -251,4 +250,4 @@ def _picked_grid(grid: Grid, picked: Sequence[slice]) -> Grid:
 
 def _values(maps: Sequence[np.ndarray]) -> tuple[int, ...]:
     found = np.unique(np.concatenate([np.unique(labels) for labels in maps]))
-    return tuple(int(value) for value in found if value > 0)
+    return tuple(int(value) for value in found if value != 0)

@@ -1,4 +1,4 @@
-"""Run a network over the tiles of one image and hand on blended blocks as they are finished."""
+"""Run a network over the tiles of one image and pass on blended blocks as soon as they are finished."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from contextlib import contextmanager
 import torch
 
 from medseg.errors import ShapeError
-from medseg.inference.tiling.blending import Blender, Carried, FinishedBlock
+from medseg.inference.tiling.blending import Blender, FinishedBlock
 from medseg.inference.tiling.tiles import TileGrid
 
 Index = tuple[int, ...]
-Batch = tuple[Sequence[Index], bool]
 
 
 def merge_tiles(
@@ -26,42 +25,40 @@ def merge_tiles(
     batch_size: int = 1,
     device: torch.device | None = None,
     on_tiles: Callable[[int], None] | None = None,
-    carried: Carried = "fp32",
     is_pipelined: bool = False,
-    left_out: frozenset[Index] = frozenset(),
+    skipped: frozenset[Index] = frozenset(),
 ) -> None:
     """Predict and blend every tile of an image.
 
     Args:
         image: (C, *image_shape) on the model grid.
-        grid: where the tiles lie.
-        weight: (*tile) blending weights; their device is where blocks are blended.
-        predict: batch of tiles (B, C, *tile) to values (B, K, *tile).
-        consume: called with blocks that together cover the image once, in order.
-        batch_size: tiles given to the network at once.
-        device: where the network lives; None is the image's device.
+        grid: positions of the tiles.
+        weight: (*tile) blending weights. Blending happens on their device.
+        predict: maps a batch of tiles (B, C, *tile) to values (B, K, *tile).
+        consume: called with blocks in order; together they cover the image once.
+        batch_size: tiles per forward pass.
+        device: where the network runs; None is the image's device.
         on_tiles: called with the number of tiles just finished.
-        carried: see `Blender`.
-        is_pipelined: cut the next batch, and blend and consume the last one, in a thread of its own while the network
-            runs. The steps and their order are the same, so is the result.
-        left_out: indices of tiles that are not predicted.
+        is_pipelined: extract the next batch, and blend and consume the previous one, in a second thread while the
+            network runs. The steps and their order do not change, so neither does the result.
+        skipped: indices of tiles that are not predicted.
 
     Raises:
-        ShapeError: the network returns anything but one tensor with the tile's spatial shape.
+        ShapeError: the network does not return one tensor with the tile's spatial shape.
     """
-    blender = Blender(grid, weight, carried)
+    blender = Blender(grid, weight)
 
-    def cut(batch: Sequence[Index]) -> torch.Tensor:
+    def extract(batch: Sequence[Index]) -> torch.Tensor:
         tiles = [grid.extract(image, index) for index in batch]
-        together = tiles[0][None] if len(tiles) == 1 else torch.stack(tiles)
-        return together if device is None else together.to(device)
+        stacked = tiles[0][None] if len(tiles) == 1 else torch.stack(tiles)
+        return stacked if device is None else stacked.to(device)
 
     def blend(batch: Sequence[Index], values: torch.Tensor | None) -> None:
         for number, index in enumerate(batch):
             value = None if values is None else values[number].to(weight.device, torch.float32)
             for block in blender.add(index, value):
                 consume(block)
-                del block  # a finished block is released before the network runs again
+                del block  # release a finished block before the network runs again
         if on_tiles is not None:
             on_tiles(len(batch))
 
@@ -70,22 +67,22 @@ def merge_tiles(
         _check(values, len(tiles), grid.tile)
         return values
 
-    batches = _batches(grid, batch_size, left_out)
+    batches = _batches(grid, batch_size, skipped)
     if is_pipelined:
-        _pipelined(batches, cut, run, blend)
+        _run_pipelined(batches, extract, run, blend)
         return
     for batch, is_predicted in batches:
-        blend(batch, run(cut(batch)) if is_predicted else None)
+        blend(batch, run(extract(batch)) if is_predicted else None)
 
 
-def _batches(grid: TileGrid, size: int, left_out: frozenset[Index]) -> Iterator[Batch]:
-    """Tiles in the grid's order, and whether they are predicted: one that is left out is a batch of its own."""
+def _batches(grid: TileGrid, size: int, skipped: frozenset[Index]) -> Iterator[tuple[Sequence[Index], bool]]:
+    """Yield batches of tiles in the grid's order, and whether each is predicted. A skipped tile is its own batch."""
     batch: list[Index] = []
     for index in grid.visit():
-        if batch and (index in left_out or len(batch) == size):
+        if batch and (index in skipped or len(batch) == size):
             yield tuple(batch), True
             batch = []
-        if index in left_out:
+        if index in skipped:
             yield (index,), False
         else:
             batch.append(index)
@@ -93,13 +90,13 @@ def _batches(grid: TileGrid, size: int, left_out: frozenset[Index]) -> Iterator[
         yield tuple(batch), True
 
 
-def _pipelined(
-    batches: Iterator[Batch],
-    cut: Callable[[Sequence[Index]], torch.Tensor],
+def _run_pipelined(
+    batches: Iterator[tuple[Sequence[Index], bool]],
+    extract: Callable[[Sequence[Index]], torch.Tensor],
     run: Callable[[torch.Tensor], torch.Tensor],
     blend: Callable[[Sequence[Index], torch.Tensor | None], None],
 ) -> None:
-    """One worker does all that is not the network, in the order of the tiles and at most one batch behind it."""
+    """Extract one batch ahead of the network and blend one batch behind it, both in the order of the tiles."""
     behind: deque[Future[None]] = deque()
 
     def step(batch: Sequence[Index], tiles: Future[torch.Tensor] | None) -> None:
@@ -108,13 +105,13 @@ def _pipelined(
             behind.pop().result()
         behind.append(worker.submit(blend, batch, values))
 
-    with _worker() as worker:
+    with _single_threaded_worker() as worker:
         ahead: tuple[Sequence[Index], Future[torch.Tensor] | None] | None = None
         for batch, is_predicted in batches:
-            coming = (batch, worker.submit(cut, batch) if is_predicted else None)
+            following = (batch, worker.submit(extract, batch) if is_predicted else None)
             if ahead is not None:
                 step(*ahead)
-            ahead = coming
+            ahead = following
         if ahead is not None:
             step(*ahead)
         while behind:
@@ -122,25 +119,25 @@ def _pipelined(
 
 
 @contextmanager
-def _worker() -> Iterator[ThreadPoolExecutor]:
-    """A thread whose torch operations stay in it: a second team of threads would fight the network's for the cores."""
+def _single_threaded_worker() -> Iterator[ThreadPoolExecutor]:
+    """Start a thread whose torch operations use one core, because more would compete with the network's threads."""
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(1, "medseg-blend") as worker:
-        worker.submit(_stay_alone).result()
-        torch.set_num_threads(threads)  # the number for threads that are started later
+        worker.submit(_use_one_core).result()
+        torch.set_num_threads(threads)  # torch.set_num_threads also sets the default of threads started later
         yield worker
 
 
-def _stay_alone() -> None:
-    torch.get_num_threads()  # a thread takes over the process's number at its first question, and only then
+def _use_one_core() -> None:
+    torch.get_num_threads()  # a thread copies the process's number when it first asks, which would undo the next line
     torch.set_num_threads(1)
 
 
-def _check(values: torch.Tensor, batch: int, tile: tuple[int, ...]) -> None:
+def _check(values: torch.Tensor, batch_size: int, tile: tuple[int, ...]) -> None:
     if not isinstance(values, torch.Tensor):
         raise ShapeError(f"the network must return one tensor of logits, found {type(values).__name__}")
-    if values.shape[0] != batch or tuple(values.shape[2:]) != tile:
+    if values.shape[0] != batch_size or tuple(values.shape[2:]) != tile:
         raise ShapeError(
-            f"the network must return a voxel of logits for every voxel of a tile {(batch, '·', *tile)}, found "
-            f"{tuple(values.shape)}; networks with valid convolutions need medseg.inference.OverlapTileInferer"
+            f"the network must return logits for every voxel of a tile, shape {(batch_size, 'K', *tile)}; found "
+            f"{tuple(values.shape)}; use medseg.inference.OverlapTileInferer for networks with valid convolutions"
         )

@@ -1,49 +1,213 @@
-"""Predict, blend and restore in one sweep: native labels without classes × volume."""
+"""Predict, blend and restore an image in one pass, without a volume of classes × voxels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
 
-from medseg.inference.tiling.blending import Carried, FinishedBlock, importance_map
+from medseg.inference.tiling.blending import Blender, FinishedBlock, importance_map
 from medseg.inference.tiling.merging import merge_tiles
-from medseg.inference.tiling.tiles import TileGrid, clear_air, lay_tiles
+from medseg.inference.tiling.tiles import TileGrid, label_as_background, lay_tiles
 from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import SLAB_VALUES, LabelDecision, LabelRestorer, Observer
-from medseg.transforms.restore.native import restore_sheared
+from medseg.transforms.restore.native import restore_sheared, sheared_bytes
 from medseg.transforms.restore.resample import SeparableResampler, memory_order
 from medseg.volumes import Grid
 
 
-class NativeAssembly:
-    """Restores each finished block at once: what lies between two blocks is interpolated when the second arrives.
-
-    Blocks come in the order of `Blender`: slabs along the longest axis, rows along the second. Kept between blocks are
-    the last planes of the slab before and the last rows of the block before, as many as the interpolation reaches
-    back (one for linear, three for cubic, none where nothing is interpolated).
+@dataclass(frozen=True)
+class Window:
+    """Settings of the sliding window: how an image is cut into tiles and put together again.
 
     Args:
-        tail: restores a region from a block of the model grid.
+        tile: in voxels, one size per axis.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1).
+        blending: weights of a tile's voxels.
+        batch_size: tiles per forward pass.
+        interpolation: method used from the model grid to the native grid.
+        device: where tiles are blended and restored.
+        slab_values: number of values resampled to the native grid at once.
+        is_pipelined: extract, blend and restore in a second thread while the network runs.
+    """
+
+    tile: tuple[int, ...]
+    overlap: float = 0.5
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    batch_size: int = 1
+    interpolation: Literal["linear", "cubic"] = "linear"
+    device: str = "cpu"
+    slab_values: int = SLAB_VALUES
+    is_pipelined: bool = True
+
+    def lay_tiles(self, shape: Sequence[int]) -> TileGrid:
+        """Return the tiles over an image of that shape."""
+        return lay_tiles(shape, self.tile, self.overlap)
+
+
+def predict_labels(
+    image: torch.Tensor,
+    model_affine: Any,
+    native_affine: Any,
+    native_shape: Sequence[int],
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    decision: LabelDecision,
+    window: Window,
+    head_weight: torch.Tensor | None = None,
+    head_bias: torch.Tensor | None = None,
+    observers: Sequence[Observer] = (),
+    on_tiles: Callable[[int, int], None] | None = None,
+    skipped: frozenset[tuple[int, ...]] = frozenset(),
+) -> torch.Tensor:
+    """Predict an image on the model grid and return its labels on the native grid.
+
+    `prediction_bytes` states how much memory this takes; keep the two in step.
+
+    Args:
+        image: (C, *model grid).
+        model_affine: voxel index to mm of the model grid.
+        native_affine: voxel index to mm of the native grid.
+        native_shape: shape of the native grid in voxels.
+        predict: maps tiles (B, C, *tile) to values (B, K, *tile).
+        decision: turns logits into label values.
+        window: tiles and blending.
+        head_weight: (classes, K) weight of the head to apply to the values; None if they are logits.
+        head_bias: (classes,) bias of the head.
+        observers: receive the logits of every native voxel.
+        on_tiles: called with (tiles done, total number of tiles).
+        skipped: tiles that are labelled as background without being predicted; see `air_tiles`.
+
+    Returns:
+        (*native shape) integers on the CPU.
+    """
+    grid = window.lay_tiles(image.shape[1:])
+    weight = importance_map(grid.tile, window.blending, torch.device(window.device))
+    done = 0
+
+    def count(tiles: int) -> None:
+        nonlocal done
+        done += tiles
+        if on_tiles is not None:
+            on_tiles(done, grid.num_tiles)
+
+    grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
+
+    def merge(consume: Callable[[FinishedBlock], None]) -> None:
+        merge_tiles(
+            image, grid, weight, predict, consume, window.batch_size, on_tiles=count,
+            is_pipelined=window.is_pipelined, skipped=frozenset() if grid_map is None else skipped,
+        )  # fmt: skip
+
+    head_weight, head_bias = (None if part is None else part.to(window.device) for part in (head_weight, head_bias))
+    num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
+    if grid_map is None:
+        whole = torch.empty(num_values, *grid.image_shape, device=window.device)
+
+        def place(block: FinishedBlock) -> None:
+            assert block.values is not None  # no tile is skipped here
+            if head_weight is None:
+                decision.check(len(block.values))
+            whole[(slice(None), *block.region)] = block.values
+
+        merge(place)
+        return restore_sheared(
+            whole, model_affine, native_affine, native_shape, decision, head_weight, head_bias, observers
+        ).cpu()
+    resampler = SeparableResampler(grid_map, window.interpolation)
+    out = torch.empty(tuple(native_shape), dtype=decision.dtype)
+    restorer = LabelRestorer(resampler, decision, head_weight, head_bias, observers, window.slab_values)
+    merge(NativeAssembly(restorer, out, num_values).add)
+    label_as_background(out, skipped, grid, resampler, decision.label_values[0])
+    return out
+
+
+def prediction_bytes(
+    model: Grid,
+    native: Grid,
+    num_channels: int,
+    num_values: int,
+    has_head: bool,
+    is_observed: bool,
+    decision: LabelDecision,
+    window: Window,
+) -> tuple[int, int]:
+    """Estimate the memory that `predict_labels` takes beside the network, the labels and the observers.
+
+    Args:
+        model: the model grid.
+        native: the native grid.
+        num_channels: channels of the image.
+        num_values: channels that are blended.
+        has_head: True if they are features and the head is applied to them later.
+        is_observed: True if there are observers.
+        decision: as of `predict_labels`.
+        window: as of `predict_labels`.
+
+    Returns:
+        Bytes held from the first tile to the last, and bytes needed to blend and restore one batch.
+    """
+    grid, itemsize = window.lay_tiles(model.shape), torch.float32.itemsize
+    batch = itemsize * window.batch_size * prod(window.tile)
+    held = itemsize * num_channels * prod(model.shape) + (2 if window.is_pipelined else 1) * num_channels * batch
+    held += Blender.num_bytes(grid, num_values)
+    blending = num_values * batch
+    grid_map = map_grids(model.affine, model.shape, native.affine, native.shape)
+    if grid_map is None:
+        held += itemsize * num_values * prod(model.shape)
+        return held, blending + sheared_bytes(num_values, decision.num_channels, native.spatial_dims, is_observed)
+    resampler = SeparableResampler(grid_map, window.interpolation)
+    kept, extended = NativeAssembly.num_bytes(resampler, grid.largest_block, num_values)
+    restoring = LabelRestorer.num_bytes(
+        resampler, grid.largest_block, num_values, decision.num_channels, has_head, is_observed, window.slab_values
+    )
+    return held + kept, blending + extended + restoring
+
+
+class NativeAssembly:
+    """Restore each finished block at once, and interpolate what lies between two blocks when the second one arrives.
+
+    Blocks come in the order of `Blender`: slabs along the longest axis, rows along the second. Between blocks it keeps
+    the last planes of the previous slab and the last rows of the previous block, as many as the interpolation needs:
+    one for linear, three for cubic, none if the grids coincide.
+
+    Args:
+        restorer: restores a region from a block of the model grid.
         out: labels on the native grid, written in place.
         num_values: channels of the blocks.
     """
 
-    def __init__(self, tail: LabelRestorer, out: torch.Tensor, num_values: int) -> None:
-        self.tail = tail
+    def __init__(self, restorer: LabelRestorer, out: torch.Tensor, num_values: int) -> None:
+        self.restorer = restorer
         self.out = out
         self.num_values = num_values
-        self.resampler = tail.resampler
+        self.resampler = restorer.resampler
         self.row_end = self.resampler.axes[1].model_size
         self.planes_before: torch.Tensor | None = None
         self.planes_next: torch.Tensor | None = None
         self.rows_before: torch.Tensor | None = None
 
+    @staticmethod
+    def num_bytes(resampler: SeparableResampler, block: Sequence[int], num_values: int) -> tuple[int, int]:
+        """Return upper bounds in bytes of the planes and rows kept between blocks, and of one block extended by them.
+
+        Args:
+            resampler: from the model grid to the native grid.
+            block: model voxels of the largest block, in the resampler's streaming order.
+            num_values: channels of the block.
+        """
+        planes, rows = resampler.halos[:2]
+        if not planes and not rows:
+            return 0, 0
+        voxel, depth = torch.float32.itemsize * num_values, prod(block[2:])
+        kept = 2 * planes * resampler.axes[1].model_size + rows * (block[0] + planes)
+        return voxel * kept * depth, voxel * (block[0] + planes) * (block[1] + rows) * depth
+
     def add(self, block: FinishedBlock) -> None:
-        """Write the native voxels that the block completes; those of a block without values are background."""
+        """Write the native voxels that the block completes. Those of a block without values are background."""
         order = self.resampler.axis_order
         values = block.values
         if values is None:
@@ -59,13 +223,13 @@ class NativeAssembly:
             *(slice(0, axis.native_size) for axis in self.resampler.axes[2:]),
         ]
         if block.values is None:
-            self.out.permute(*self.resampler.native_axes)[tuple(region)] = self.tail.decision.label_values[0]
+            self.out.permute(*self.resampler.native_axes)[tuple(region)] = self.restorer.decision.label_values[0]
         else:
-            self.tail(extended, origin, region, self.out)
+            self.restorer(extended, origin, region, self.out)
         self._keep(extended, slab, row)
 
     def _extend(self, values: torch.Tensor, slab: slice, row: slice) -> torch.Tensor:
-        """The block with the planes and rows before it that interpolation reaches back to."""
+        """Return the block together with the kept planes and rows before it, which interpolation needs."""
         planes = 0 if self.planes_before is None else self.planes_before.shape[1]
         rows = 0 if self.rows_before is None else self.rows_before.shape[2]
         if not planes and not rows:
@@ -92,116 +256,11 @@ class NativeAssembly:
 
     @staticmethod
     def _empty(like: torch.Tensor, planes: int, rows: int) -> torch.Tensor:
-        """Room for that many planes and rows, axes in memory as in `like`."""
+        """Allocate that many planes and rows, with the axes in memory as in `like`."""
         shape = (like.shape[0], planes, rows, *like.shape[3:])
         return torch.empty_permuted(shape, memory_order(like), dtype=like.dtype, device=like.device)
 
 
-@dataclass(frozen=True)
-class Window:
-    """How an image is cut into tiles and put together again.
-
-    Args:
-        tile: in voxels, one size an axis.
-        overlap: fraction of a tile shared with its neighbour, in [0, 1).
-        blending: weights of a tile's voxels.
-        batch_size: tiles given to the network at once.
-        interpolation: from the model grid to the native grid.
-        device: where tiles are blended and restored.
-        carried: how unfinished sums wait for the next slab of tiles; see `Blender`.
-        slab_values: values resampled to the native grid at once.
-        is_pipelined: cut, blend and restore in a thread of its own while the network runs.
-    """
-
-    tile: tuple[int, ...]
-    overlap: float = 0.5
-    blending: Literal["gaussian", "constant"] = "gaussian"
-    batch_size: int = 1
-    interpolation: Literal["linear", "cubic"] = "linear"
-    device: str = "cpu"
-    carried: Carried = "fp32"
-    slab_values: int = SLAB_VALUES
-    is_pipelined: bool = True
-
-    def over(self, shape: Sequence[int]) -> TileGrid:
-        """The tiles over an image of that shape."""
-        return lay_tiles(shape, self.tile, self.overlap)
-
-
-def predict_labels(
-    image: torch.Tensor,
-    model_affine: Any,
-    native_affine: Any,
-    native_shape: Sequence[int],
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    decision: LabelDecision,
-    window: Window,
-    head_weight: torch.Tensor | None = None,
-    head_bias: torch.Tensor | None = None,
-    observers: Sequence[Observer] = (),
-    on_tiles: Callable[[int, int], None] | None = None,
-    left_out: frozenset[tuple[int, ...]] = frozenset(),
-) -> torch.Tensor:
-    """Labels on the native grid of an image on the model grid.
-
-    Args:
-        image: (C, *model grid).
-        model_affine: voxel index to mm of the model grid.
-        native_affine: voxel index to mm of the native grid.
-        native_shape: its shape.
-        predict: tiles (B, C, *tile) to values (B, K, *tile).
-        decision: from logits to label values.
-        window: tiles and blending.
-        head_weight: (classes, K) still to be applied to the values; None where they are logits.
-        head_bias: (classes,) of the head.
-        observers: see every logit on the native grid.
-        on_tiles: called with (tiles done, tiles in all).
-        left_out: tiles that are background without being predicted; see medseg.inference.tiling.tiles.
-
-    Returns:
-        (*native shape) integers on the CPU.
-    """
-    grid = window.over(image.shape[1:])
-    weight = importance_map(grid.tile, window.blending, torch.device(window.device))
-    done = 0
-
-    def count(tiles: int) -> None:
-        nonlocal done
-        done += tiles
-        if on_tiles is not None:
-            on_tiles(done, grid.num_tiles)
-
-    grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
-
-    def merge(consume: Callable[[FinishedBlock], None]) -> None:
-        merge_tiles(
-            image, grid, weight, predict, consume, window.batch_size, on_tiles=count, carried=window.carried,
-            is_pipelined=window.is_pipelined, left_out=frozenset() if grid_map is None else left_out,
-        )  # fmt: skip
-
-    head_weight, head_bias = (None if part is None else part.to(window.device) for part in (head_weight, head_bias))
-    num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
-    if grid_map is None:
-        whole = torch.empty(num_values, *grid.image_shape, device=window.device)
-
-        def place(block: FinishedBlock) -> None:
-            assert block.values is not None  # every tile is predicted here
-            if head_weight is None:
-                decision.check(len(block.values))
-            whole[(slice(None), *block.region)] = block.values
-
-        merge(place)
-        return restore_sheared(
-            whole, model_affine, native_affine, native_shape, decision, head_weight, head_bias, observers
-        ).cpu()
-    resampler = SeparableResampler(grid_map, window.interpolation)
-    out = torch.empty(tuple(native_shape), dtype=decision.dtype)
-    tail = LabelRestorer(resampler, decision, head_weight, head_bias, observers, window.slab_values)
-    merge(NativeAssembly(tail, out, num_values).add)
-    clear_air(out, left_out, grid, resampler, decision.label_values[0])
-    return out
-
-
 def is_sheared(image: MetaTensor, native: Grid) -> bool:
-    """Whether a model grid and a native grid are related by a shear, which only linear interpolation undoes."""
+    """Return True if the two grids are related by a shear, which is restored by linear interpolation only."""
     return map_grids(image.affine, image.shape[1:], native.affine, native.shape) is None

@@ -1,9 +1,10 @@
-"""Where the tiles of a sliding window lie and in which order they are visited."""
+"""Lay the tiles of a sliding window over an image, and skip those that hold only air."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -21,9 +22,10 @@ class TileGrid:
     Args:
         image_shape: spatial shape of the image in voxels.
         tile: spatial shape of a tile in voxels.
-        starts: for each axis the first voxel of its tiles, ascending, in the padded image.
-        pad_before: voxels of padding before each axis; only axes shorter than the tile are padded.
-        pad_value: what they are padded with.
+        starts: for each axis the first voxel of its tiles in the padded image, ascending.
+        pad_before: voxels of padding before each axis. Only axes shorter than the tile are padded.
+        pad_value: value of the padding where `pad_mode` is "constant".
+        pad_mode: a mode of `torch.nn.functional.pad`.
     """
 
     image_shape: tuple[int, ...]
@@ -31,34 +33,40 @@ class TileGrid:
     starts: tuple[tuple[int, ...], ...]
     pad_before: tuple[int, ...]
     pad_value: float = 0.0
+    pad_mode: str = "constant"
 
     @property
     def padded_shape(self) -> tuple[int, ...]:
-        """Shape of the image after padding to at least one tile."""
+        """Shape of the image after padding it to at least one tile."""
         return tuple(max(n, t) for n, t in zip(self.image_shape, self.tile, strict=True))
 
     @property
     def num_tiles(self) -> int:
-        """How many tiles there are."""
+        """Number of tiles."""
         return prod(len(s) for s in self.starts)
 
     @property
     def axis_order(self) -> tuple[int, ...]:
-        """Axes from the longest to the shortest: the order of visiting, which makes unfinished slabs smallest."""
+        """Axes from the longest to the shortest. Visiting tiles in this order keeps unfinished slabs small."""
         return longest_first(self.image_shape)
 
+    @property
+    def largest_block(self) -> tuple[int, ...]:
+        """Largest part of the image that one row of tiles can finish, in `axis_order`."""
+        order = self.axis_order
+        sizes = []
+        for axis in order[:2]:
+            steps = [b - a for a, b in pairwise((*self.starts[axis], self.padded_shape[axis]))]
+            sizes.append(max(steps))
+        return (*sizes, *(self.padded_shape[axis] for axis in order[2:]))
+
     def visit(self) -> Iterator[tuple[int, ...]]:
-        """Index of every tile a axis, in `axis_order`: the first of them slowest."""
+        """Yield the index of every tile, in `axis_order`; the first axis changes slowest."""
         counts = [len(self.starts[axis]) for axis in self.axis_order]
-        for flat in range(self.num_tiles):
-            index = []
-            for count in reversed(counts):
-                flat, i = divmod(flat, count)
-                index.append(i)
-            yield tuple(reversed(index))
+        yield from np.ndindex(*counts)
 
     def extract(self, image: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
-        """Cut the tile at `index` (in `axis_order`) from an image (C, *image_shape), padded where it is too short."""
+        """Return the tile at `index` (in `axis_order`) of an image (C, *image_shape), padded where it is too short."""
         begin = [0] * len(self.tile)
         for axis, i in zip(self.axis_order, index, strict=True):
             begin[axis] = self.starts[axis][i]
@@ -67,19 +75,26 @@ class TileGrid:
         for axis in reversed(range(len(self.tile))):
             missing = self.tile[axis] - part.shape[axis + 1]
             padding += [self.pad_before[axis], missing - self.pad_before[axis]]
-        return F.pad(part, padding, value=self.pad_value) if any(padding) else part
+        if not any(padding):
+            return part
+        return F.pad(part, padding, self.pad_mode, self.pad_value if self.pad_mode == "constant" else None)
 
 
 def lay_tiles(
-    image_shape: Sequence[int], tile: Sequence[int | None], overlap: float | Sequence[float], pad_value: float = 0.0
+    image_shape: Sequence[int],
+    tile: Sequence[int | None],
+    overlap: float | Sequence[float],
+    pad_value: float = 0.0,
+    pad_mode: str = "constant",
 ) -> TileGrid:
-    """Lay tiles over an image as MONAI does: a step of ⌊tile · (1 − overlap)⌋, the last tile moved back inside.
+    """Lay tiles over an image as MONAI does: in steps of ⌊tile · (1 − overlap)⌋, the last tile moved back inside.
 
     Args:
         image_shape: spatial shape in voxels.
         tile: tile shape in voxels; None, 0 or less takes the image's size along that axis.
-        overlap: fraction of a tile shared with its neighbour, in [0, 1), one for all axes or one an axis.
-        pad_value: of images smaller than a tile.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1); one number, or one per axis.
+        pad_value: value around images smaller than a tile.
+        pad_mode: how images smaller than a tile are padded; a mode of `torch.nn.functional.pad`.
 
     Raises:
         ShapeError: the numbers of axes differ, an axis of the image is empty, or the overlap is out of range.
@@ -93,11 +108,11 @@ def lay_tiles(
         raise ShapeError(f"an image must have at least one voxel along every axis, found shape {tuple(image_shape)}")
     overlaps = [float(overlap)] * dims if isinstance(overlap, int | float) else [float(o) for o in overlap]
     if len(overlaps) != dims or not all(0 <= o < 1 for o in overlaps):
-        raise ShapeError(f"overlap must be one number, or one an axis, in [0, 1), found {overlap}")
+        raise ShapeError(f"overlap must be one number, or one per axis, in [0, 1), found {overlap}")
     size = tuple(int(t) if t and t > 0 else int(n) for n, t in zip(image_shape, tile, strict=True))
     starts = tuple(_starts(max(n, t), t, o) for n, t, o in zip(image_shape, size, overlaps, strict=True))
     before = tuple(max(t - n, 0) // 2 for n, t in zip(image_shape, size, strict=True))
-    return TileGrid(tuple(int(n) for n in image_shape), size, starts, before, pad_value)
+    return TileGrid(tuple(int(n) for n in image_shape), size, starts, before, pad_value, pad_mode)
 
 
 def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
@@ -107,15 +122,15 @@ def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
 
 
 def air_tiles(intensity: torch.Tensor, below: float, grid: TileGrid, rim: int) -> frozenset[tuple[int, ...]]:
-    """Indices (in the grid's axis order) of the tiles that hold nothing but air.
+    """Return the indices (in the grid's axis order) of the tiles that hold only air.
 
     Args:
-        intensity: (*image_shape) the first channel on the model grid, as in the file.
-        below: what air is below.
-        grid: the tiles.
+        intensity: (*image_shape) first channel on the model grid, in the file's own unit.
+        below: voxels below this intensity are air.
+        grid: positions of the tiles.
         rim: voxels around a tile that must be air as well.
     """
-    # The largest value of each tile, axis by axis: neighbouring tiles share what they share.
+    # Reducing axis by axis computes the maximum of each tile, and shares the work where tiles overlap.
     largest = intensity
     for axis in range(intensity.ndim):
         pad, length = grid.pad_before[axis], grid.image_shape[axis]
@@ -128,17 +143,17 @@ def air_tiles(intensity: torch.Tensor, below: float, grid: TileGrid, rim: int) -
     return frozenset(tuple(index) for index in air.tolist())
 
 
-def clear_air(
+def label_as_background(
     labels: torch.Tensor, tiles: Iterable[Sequence[int]], grid: TileGrid, resampler: SeparableResampler, background: int
 ) -> None:
-    """Label as background every native voxel that is interpolated from a voxel of a left-out tile.
+    """Label every native voxel as background that is interpolated from a voxel of a skipped tile.
 
     Args:
-        labels: (*native shape), changed.
-        tiles: indices of the left-out tiles, in the grid's axis order.
-        grid: the tiles.
+        labels: (*native shape), changed in place.
+        tiles: indices of the skipped tiles, in the grid's axis order.
+        grid: positions of the tiles.
         resampler: from the model grid to the native grid.
-        background: the label.
+        background: value of the background label.
     """
     target = labels.permute(*resampler.native_axes)
     for index in tiles:

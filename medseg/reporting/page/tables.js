@@ -1,6 +1,6 @@
-// Format tables and numbers.
+// Tables and numbers of the report.
 "use strict";
-// Return a table in a box that scrolls, with a line above it that says what it shows.
+// A table in a box that scrolls, described by a line above it.
 medseg.table = function (id, about, head, body) {
   const { element } = medseg;
   return element("div", {}, element("p", { class: "about", id: `${id}-about` }, about),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Literal, Protocol
 
 import torch
@@ -138,6 +138,45 @@ class LabelRestorer:
         self.head_weight = head_weight
         self.head_bias = head_bias
         self.slab_values = slab_values
+
+    @staticmethod
+    def num_bytes(
+        resampler: SeparableResampler,
+        block: Sequence[int],
+        num_values: int,
+        num_classes: int,
+        has_head: bool,
+        is_observed: bool,
+        slab_values: int = SLAB_VALUES,
+    ) -> int:
+        """Return an upper bound in bytes of what restoring one block allocates.
+
+        Args:
+            resampler: from the model grid to the native grid.
+            block: model voxels of the largest block, in the resampler's streaming order.
+            num_values: channels of the block.
+            num_classes: logits per voxel.
+            has_head: True if the values are features.
+            is_observed: True if observers compute probabilities from the logits.
+            slab_values: as of the constructor.
+        """
+        zooms = [axis.native_size / axis.model_size for axis in resampler.axes]
+        native = [ceil(block[1] * zooms[1]) + 1, *(axis.native_size for axis in resampler.axes[2:])]
+        plane = prod(native)
+        largest = prod(max(n, m + halo) for n, m, halo in zip(native, block[1:], resampler.halos[1:], strict=True))
+        is_single = not has_head and not is_observed
+        together = 1 if is_single else num_values
+        planes = min(SLAB_PLANES, max(1, slab_values // (together * plane)))
+        # Interpolation holds its input, its result and one more tap of every voxel.
+        copies = 3 if any(resampler.halos) else 0
+        values = copies * together * largest * (ceil(planes / zooms[0]) + resampler.halos[0])
+        if is_single:
+            values += 2 * planes * plane + 5 * max(CHUNK_VOXELS, plane)
+        else:
+            chunk = plane * min(planes, max(1, CHUNK_VALUES // (num_classes * plane)))
+            per_voxel = max(copies, 1) * num_values + num_classes * (4 if is_observed else 1) + 4
+            values += chunk * per_voxel
+        return torch.float32.itemsize * values
 
     def __call__(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice], out: torch.Tensor) -> None:
         """Write the labels of a region to `out`.

@@ -205,6 +205,20 @@ def restore_sheared(
     return labels
 
 
+def sheared_bytes(num_values: int, num_classes: int, spatial_dims: int, is_observed: bool) -> int:
+    """Return an upper bound in bytes of what `restore_sheared` allocates beside its arguments and its result.
+
+    Args:
+        num_values: channels of the values.
+        num_classes: logits per voxel.
+        spatial_dims: 2 or 3.
+        is_observed: True if observers compute probabilities from the logits.
+    """
+    positions = 8 * (spatial_dims + 3) + 4 * spatial_dims  # computed in float64, kept in float32
+    values = 4 * (num_values + num_classes * (4 if is_observed else 1) + 4)
+    return voxels_at_once(num_values, num_classes) * (positions + values)
+
+
 def voxels_at_once(num_values: int, num_classes: int) -> int:
     """Return how many native voxels `restore_sheared` interpolates together, so that their values stay few."""
     return max(1, min(SHEARED_CHUNK_VOXELS, CHUNK_VALUES // max(num_values, num_classes)))

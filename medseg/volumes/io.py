@@ -215,9 +215,9 @@ def _format_module(format: str) -> ModuleType:
         from medseg.volumes import itk
 
         return itk
-    from medseg.volumes import pictures
+    from medseg.volumes import png_tiff
 
-    return pictures
+    return png_tiff
 
 
 def _storable(array: np.ndarray, path: Path) -> np.ndarray:

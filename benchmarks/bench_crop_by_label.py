@@ -1,9 +1,10 @@
-"""Patches centred on labels: one draw against MONAI's and against a bare copy of the patch.
+"""Time one draw of patches centred on labels against MONAI, TorchIO and a bare copy of the patch.
 
     python benchmarks/bench_crop_by_label.py [--size 256] [--patch 96] [--repeats 21]
 
-Image (float32) and label map (uint8) of size³, three classes of which two are rare; one patch³ of both a draw. The
-bare copy cuts the same two patches at a random place and does nothing else. Medians of interleaved repeats.
+The image (float32) and label map (uint8) have size³ voxels and three classes, two of them rare. Each draw crops one
+patch³ from both. The bare copy crops the same two patches at a random position and does nothing else. The table shows
+medians of interleaved repeats.
 """
 
 import argparse
@@ -28,7 +29,7 @@ RATIOS = [1.0, 1.0, 1.0]
 
 
 def volumes(size: int) -> dict[str, MetaTensor]:
-    """Noise and a label map with a ball of radius size/16 and one of size/40."""
+    """Make noise, and a label map with a ball of radius size/16 and one of radius size/40."""
     generator = np.random.default_rng(0)
     label = np.zeros((1, size, size, size), np.uint8)
     axes = np.ogrid[:size, :size, :size]
@@ -39,7 +40,7 @@ def volumes(size: int) -> dict[str, MetaTensor]:
 
 
 def bare_copy(volumes: list[Any], patch: int, copy: Callable[[Any], Any]) -> Callable[[], object]:
-    """The same patch at a random place of every volume, copied by `copy`."""
+    """Return a draw that copies the same random patch of every volume by `copy`."""
     state = np.random.RandomState(0)
 
     def draw() -> list[Any]:
@@ -50,7 +51,7 @@ def bare_copy(volumes: list[Any], patch: int, copy: Callable[[Any], Any]) -> Cal
 
 
 def torchio_sampler(data: dict[str, MetaTensor], patch: int) -> Callable[[], object] | None:
-    """One patch of TorchIO's LabelSampler, or None where TorchIO is not installed."""
+    """Return a draw of one patch by TorchIO's LabelSampler, or None if TorchIO is not installed."""
     try:
         import torchio
     except ImportError:

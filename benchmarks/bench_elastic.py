@@ -1,10 +1,11 @@
-"""Elastic deformation of an image and its label map: one draw against the peers that are installed.
+"""Time the elastic deformation of an image and its label map against the peers that are installed.
 
     python benchmarks/bench_elastic.py [--size 128] [--repeats 11]
 
-Image (float32) and label map (uint8) of size³; every peer deforms on every call, linear for the image and nearest for
-the labels, without rotation or scaling except where said. "Sketch" is the plain idea: separable upsampling of a 3³ grid
-to a dense field and one `grid_sample` an array. Medians of interleaved repeats, torch's thread count as printed.
+The image (float32) and label map (uint8) have size³ voxels. Every peer deforms at every call, with linear
+interpolation of the image and nearest for the labels, without rotation or scaling unless the row names them.
+"Dense field" is the simple implementation: separable upsampling of a 3³ grid to a dense field, and one `grid_sample`
+per array. The table shows medians of interleaved repeats; torch's number of threads is printed.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def ours(data: dict[str, torch.Tensor], **arguments: object) -> Callable[[], obj
     return lambda: deform(data)
 
 
-def sketch(data: dict[str, torch.Tensor]) -> Callable[[], object]:
+def dense_field(data: dict[str, torch.Tensor]) -> Callable[[], object]:
     draw = RandElasticDeformation(prob=1.0).set_random_state(0)
     size = torch.tensor(data["image"].shape[1:])
 
@@ -96,7 +97,7 @@ def rows(size: int, repeats: int) -> list[Row]:
         "medseg": ours(data),
         "medseg, with rotation, scaling, flips": ours(data, rotation_range=0.3, scale_range=0.2, flip=(0, 1, 2)),
         "medseg, 32-voxel B-spline form": ours(data, form="unet3d_cicek2016"),
-        "sketch": sketch(data),
+        "dense field": dense_field(data),
         "MONAI Rand3DElasticd": monai(data),
         "TorchIO RandomElasticDeformation": torchio(data),
         "batchgeneratorsv2 SpatialTransform": batchgenerators(data),

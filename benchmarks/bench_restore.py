@@ -1,12 +1,12 @@
-"""From logits on the model grid to labels on the scan's own: medseg against nnU-Net's way and MONAI's.
+"""Time the restoration of logits on the model grid to labels on the native grid against nnU-Net's way.
 
     python benchmarks/bench_restore.py [--scale 1.0] [--classes 14] [--repeats 1]
 
-14 classes from 256×256×100 to 512×512×300 (times --scale). nnU-Net resamples the logits of one class after the other
-(`resample_data_or_seg`: `skimage.transform.resize`, order 3, mode edge, no anti-aliasing, in float64), then takes the
-argmax; `resize` calls `scipy.ndimage.zoom(…, grid_mode=True)`, which is called here. Where spacings differ threefold it
-resamples slices (order 3) and takes the nearest slice across (separate_z): both ways are shown, each run whole, every
-class. The logits are those of an abdomen-like picture: a few dozen ellipsoids of 13 organs, their boundaries blurred.
+14 classes are resampled from 256×256×100 to 512×512×300 voxels (times --scale). nnU-Net resamples the logits class by
+class (`resample_data_or_seg`: `skimage.transform.resize`, order 3, mode edge, no anti-aliasing, in float64), then takes
+the argmax. `resize` calls `scipy.ndimage.zoom(…, grid_mode=True)`, which is called here. For spacings that differ by a
+factor of three it resamples slices (order 3) and takes the nearest slice across (separate_z). Both ways are timed with
+every class. The logits resemble those of an abdomen: a few dozen ellipsoids of 13 organs with blurred boundaries.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL, NATIVE = (256, 256, 100), (512, 512, 300)
 
 
 def organ_logits(shape: tuple[int, ...], classes: int) -> np.ndarray:
-    """Logits (classes, *shape) of overlapping ellipsoids with soft boundaries, and noise below them."""
+    """Make logits (classes, *shape) of overlapping ellipsoids with soft boundaries and some noise."""
     rng = np.random.default_rng(0)
     labels = np.zeros(shape, dtype=np.uint8)
     index = [np.linspace(0, 1, n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(shape)]
@@ -45,7 +45,7 @@ def organ_logits(shape: tuple[int, ...], classes: int) -> np.ndarray:
 
 
 def nnunet_labels(logits: np.ndarray, native: tuple[int, ...], order: int, is_separate: bool) -> np.ndarray:
-    """nnU-Net's resampling of every class, and the argmax."""
+    """Resample every class as nnU-Net does, then take the argmax."""
     factors = np.asarray(native) / np.asarray(logits.shape[1:])
     resized = np.empty((len(logits), *native), dtype=np.float32)
     for c, channel in enumerate(logits.astype(np.float64)):
@@ -61,7 +61,7 @@ def nnunet_labels(logits: np.ndarray, native: tuple[int, ...], order: int, is_se
 
 
 def timed(name: str, work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Median seconds of a call, and what it gave; each is told at once, so that a run cut short is not lost."""
+    """Return the median seconds of a call, and its result; print each run, in case the benchmark is stopped."""
     seconds = []
     for number in range(repeats):
         begin = time.perf_counter()
@@ -72,16 +72,18 @@ def timed(name: str, work: Callable[[], Any], repeats: int) -> tuple[float, Any]
 
 
 def main() -> None:
-    """Run every way once or more and print one table."""
+    """Time every way and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--classes", type=int, default=14)
-    parser.add_argument("--repeats", type=int, default=1, help="of the slow ways; medseg is repeated five times more")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="repeats of the slow ways; medseg is repeated five times as often"
+    )
     arguments = parser.parse_args()
     model = tuple(max(8, round(n * arguments.scale)) for n in MODEL)
     native = tuple(max(8, round(n * arguments.scale)) for n in NATIVE)
     logits = organ_logits(model, arguments.classes)
-    # The affine by which all ways put voxel centres at the same places: edge to edge, as resize and zoom do.
+    # With this affine voxel centres have the same positions in all ways: edge to edge, as in resize and zoom.
     factor = np.asarray(model) / np.asarray(native)
     affine = np.diag([*factor, 1.0])
     affine[:3, 3] = 0.5 * factor - 0.5

@@ -1,8 +1,8 @@
-"""Draw the pictures of the boundary weight map and of elastic deformation, from generated cells or from a slice given.
+"""Draw the pictures of the boundary weight map and of elastic deformation, from generated cells or from a given slice.
 
     python docs/pictures/draw_transforms.py [--out docs/pictures] [--image SLICE --label LABEL]
 
-A label given is binary (0 is membrane); its cells are the connected components.
+A given label map is binary (0 is membrane); its connected components are the cells.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from medseg.transforms.elastic.resampling import Padding
 
 
 def generated_cells(size: int = 320, num_cells: int = 60, seed: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """A picture like electron microscopy, and its instance map: touching cells with wavy outlines, dark membranes."""
+    """Make a picture like electron microscopy and its instance map: touching, irregular cells with dark membranes."""
     random = np.random.default_rng(seed)
     voxels = np.moveaxis(np.indices((size, size)), 0, -1).astype(float)
     voxels += np.stack([ndimage.gaussian_filter(random.normal(size=(size, size)), 9) * 130 for _ in range(2)], -1)

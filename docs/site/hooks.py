@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -43,8 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         uri = path.relative_to(REPOSITORY).as_posix()
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     for name in API:
-        module = name if name == "medseg" else f"medseg.{name}"
-        files.append(File.generated(config, f"api/{name}.md", content=f"# {module}\n\n::: {module}\n"))
+        files.append(File.generated(config, f"api/{name}.md", content=_api_page(name)))
     return files
 
 
@@ -66,6 +66,19 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
         return f"{head}{os.path.relpath(uri, PurePosixPath(in_site).parent)}{anchor})"
 
     return _LINK.sub(adapt, _MERMAID.sub(_layers, markdown))
+
+
+def _api_page(name: str) -> str:
+    """Return the page of one subpackage; mkdocstrings replaces the lines that begin with `:::`."""
+    module = name if name == "medseg" else f"medseg.{name}"
+    page = f"# {module}\n\n::: {module}\n"
+    # A function in a file of the same name would be taken for that file, so it is named in full.
+    folder = REPOSITORY / "medseg" / name
+    for function in getattr(import_module(module), "__all__", ()) if folder.is_dir() else ():
+        if (folder / f"{function}.py").is_file():
+            options = "    options:\n      show_root_heading: true\n      show_root_full_path: false\n"
+            page += f"\n::: {module}.{function}.{function}\n{options}"
+    return page
 
 
 def _bundle_pages() -> list[Path]:

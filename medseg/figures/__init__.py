@@ -1,4 +1,4 @@
-"""Pictures of arrays. Matplotlib is imported when the first one is drawn."""
+"""Draw arrays: planes of a scan, calibration, transforms, and the slice viewer. Matplotlib is imported on first use."""
 
 from medseg.figures.notebook import niivue_widget, segmentation_html
 from medseg.figures.reliability import CalibrationBins, calibration_bins, reliability_diagram

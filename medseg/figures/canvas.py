@@ -1,4 +1,4 @@
-"""Matplotlib without a display: imported late, drawn to memory, saved whole or not at all."""
+"""Matplotlib figures without a display, colours of labels, and figures as SVG inside a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from medseg.volumes import replacing
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that size in inches, on matplotlib's Agg canvas and outside pyplot's global state.
+    """Create an empty figure on matplotlib's Agg canvas, without pyplot's global state.
+
+    Args:
+        width, height: size in inches.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -31,31 +34,30 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def png_bytes(figure: Any, dpi: int = 110) -> bytes:
-    """The figure as a PNG in memory."""
+    """Return the figure as a PNG in memory."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor())
     return buffer.getvalue()
 
 
 def save_png(figure: Any, path: str | Path, dpi: int = 110) -> Path:
-    """Write the figure to a PNG file, whole or not at all."""
+    """Write the figure atomically to a PNG file."""
     data = png_bytes(figure, dpi)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
     return Path(path)
 
 
-# Okabe & Ito (2008): distinguishable with every common colour vision; black and grey are left to the images.
+# Okabe & Ito (2008): distinguishable with every common type of colour vision. Black and grey are those of the images.
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
-
-# What an evaluation compares: sky blue and orange, never red against green.
+# Sky blue and orange, because many people cannot distinguish red and green.
 REFERENCE_COLOR, PREDICTION_COLOR = OKABE_ITO[1], OKABE_ITO[0]
 _GOLDEN_ANGLE = 137.50776405
 
 
 def label_palette(count: int) -> list[str]:
-    """Colours of so many labels beside each other: Okabe and Ito's up to seven, else hues a golden angle apart."""
+    """Return colours for `count` labels: Okabe and Ito's for up to seven, else hues a golden angle apart."""
     if count <= len(OKABE_ITO):
         return list(OKABE_ITO[:count])
     hues = [(position * _GOLDEN_ANGLE) % 360 / 360 for position in range(1, count + 1)]
@@ -64,18 +66,18 @@ def label_palette(count: int) -> list[str]:
 
 
 def label_color(position: int) -> str:
-    """Colour of the label at a position (0 is the first label after the background); repeats after seven."""
+    """Return the colour of a label by its position (0 is the first after background); colours repeat after seven."""
     return OKABE_ITO[position % len(OKABE_ITO)]
 
 
 def rgb(color: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a colour written as #RRGGBB."""
+    """Convert a colour `#RRGGBB` to red, green and blue, 0 to 255."""
     red, green, blue = bytes.fromhex(color.removeprefix("#"))
     return red, green, blue
 
 
 def color_labels(label_map: np.ndarray) -> np.ndarray:
-    """RGB picture (…, 3) uint8 of integers: 0 black, then the seven colours over and over."""
+    """Colour integers as RGB, uint8, shape (…, 3): 0 is black, colours repeat after seven."""
     palette = np.array([rgb(color) for color in OKABE_ITO], dtype=np.uint8)
     picture = palette[(np.asarray(label_map).astype(np.int64) - 1) % len(palette)]
     picture[np.asarray(label_map) == 0] = 0
@@ -83,26 +85,26 @@ def color_labels(label_map: np.ndarray) -> np.ndarray:
 
 
 def inline_svg(figure: Any, name: str, title: str, description: str) -> str:
-    """The figure as an `svg` element that loads nothing, without a background.
+    """Return the figure as an `svg` element without a background that loads nothing.
 
-    What matplotlib draws black follows the page's text, so that it stays legible on a dark page; words stay words.
+    Black parts take the colour of the page's text, so that they stay legible on a dark page. Texts stay texts.
 
     Args:
-        figure: drawn by one of this package's functions.
-        name: begins every id inside, so that two figures fit on one page.
-        title: read aloud in the figure's place.
-        description: its numbers, for those who do not see it.
+        figure: a matplotlib figure.
+        name: prefix of every id in the element, so that two figures can stand on one page.
+        title: title for screen readers.
+        description: the figure's numbers for screen readers.
     """
     import matplotlib
 
     buffer = io.StringIO()
-    without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=without)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     drawn = buffer.getvalue()
     (box,) = re.findall(r'<svg[^>]* viewBox="([^"]+)"', drawn)
     inside = drawn[drawn.index(">", drawn.index("<svg")) + 1 : drawn.rindex("</svg>")]
-    # its rule for every element of the page becomes attributes of this one
+    # Matplotlib's style rule would apply to every svg of the page; its content becomes attributes of this element.
     inside = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", inside, flags=re.DOTALL)
     inside = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
     inside = inside.replace("xlink:href", "href").replace("#000000", "currentColor")

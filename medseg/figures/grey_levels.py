@@ -1,4 +1,4 @@
-"""256 grey levels of an image that a page can hold, and the windows it is looked at through."""
+"""Quantise an image to 256 grey levels for a page, and choose the windows to view it through."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Radiology's usual (width, level) in HU.
+# The usual windows of radiology: (width, level) in HU.
 CT_WINDOWS = {
     "soft tissue": (400.0, 40.0),
     "lung": (1500.0, -600.0),
@@ -15,25 +15,26 @@ CT_WINDOWS = {
     "bone": (2500.0, 480.0),
     "brain": (80.0, 40.0),
 }
-# HU at these positions of the 256 levels: fine where narrow windows look, coarse in air and bone. Together they span
-# every window above.
+# (level, HU) knots of the 256 levels: fine where the narrow windows lie, coarse in air and bone. They span every window
+# above.
 _CT_KNOTS = ((0, -1350.0), (56, -160.0), (216, 240.0), (255, 1730.0))
 PERCENTILES = (0.5, 99.5)
 PERCENTILE_WINDOW = "percentiles 0.5–99.5"
-# An image whose lowest voxel lies in this range is taken for CT where nobody says what it is: air is -1000 HU.
-_AIR_HU = (-3100, -500)
-_SAMPLE = 1_000_000
+# An image of unknown modality counts as CT if its lowest value lies in this range, because air has -1000 HU.
+_LOWEST_CT_HU = (-3100, -500)
+# Percentiles are computed from about so many voxels.
+_MAX_SAMPLES = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class GreyLevels:
-    """What the 256 stored levels mean.
+    """Image values of the 256 levels, and windows.
 
     Args:
-        modality: as declared, or what the values suggest.
+        modality: as declared, or guessed from the values.
         values: the image value of each level, increasing, shape (256,).
-        windows: name → (width, level) in image values; the first is shown first.
-        reason: why the image is taken for this modality; empty where that was declared.
+        windows: name → (width, level) in image values; the first is the default.
+        reason: why the image counts as this modality; empty if the modality was declared.
     """
 
     modality: str
@@ -42,7 +43,7 @@ class GreyLevels:
     reason: str = ""
 
     def encode(self, image: np.ndarray) -> np.ndarray:
-        """The nearest level of each voxel, uint8; values beyond the ends take the end, what is no number the first."""
+        """Return the nearest level of each voxel as uint8; NaN takes the first level."""
         halfway = (self.values[1:] + self.values[:-1]) / 2
         levels = np.searchsorted(halfway, image, side="right").astype(np.uint8)
         if image.dtype.kind == "f":
@@ -51,29 +52,29 @@ class GreyLevels:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Image values shown black and white through the first window."""
+        """Image values that the default window shows black and white."""
         width, level = next(iter(self.windows.values()))
         return level - width / 2, level + width / 2
 
     def shades(self, window: str) -> np.ndarray:
-        """Brightness 0 to 1 of each level through a window, shape (256,)."""
+        """Return the brightness of each level through a window, 0 to 1, shape (256,)."""
         width, level = self.windows[window]
         return np.clip((self.values - (level - width / 2)) / width, 0, 1)
 
 
 def grey_levels(image: np.ndarray, modality: str | None = None) -> GreyLevels:
-    """Choose levels and windows for an image: HU windows for CT, percentiles of the non-zero voxels for the rest.
+    """Choose levels and windows: HU windows for CT, else percentiles 0.5 to 99.5 of the non-zero voxels.
 
     Args:
         image: real numbers of any type and shape.
-        modality: "CT", "MR", …; None looks at the values. An image without any non-zero voxel gets one grey.
+        modality: "CT", "MR", …; None guesses from the values. An image of a single value gets one grey.
     """
     reason = ""
     if modality is None:
         lowest = float(np.fmin.reduce(image, axis=None)) if image.size else 0.0
         is_whole = image.dtype.kind in "ui" or bool((image.ravel()[:1000] % 1 == 0).all())
-        if is_whole and _AIR_HU[0] <= lowest <= _AIR_HU[1]:
-            modality, reason = "CT", f"taken for CT because its lowest value is {lowest:.0f}"
+        if is_whole and _LOWEST_CT_HU[0] <= lowest <= _LOWEST_CT_HU[1]:
+            modality, reason = "CT", f"shown as CT because its lowest value is {lowest:.0f}"
         else:
             modality = "image"
     if modality.upper() == "CT":
@@ -86,9 +87,9 @@ def grey_levels(image: np.ndarray, modality: str | None = None) -> GreyLevels:
 
 
 def _percentiles(image: np.ndarray) -> tuple[float, float]:
-    # order="K" reads the file's own order, so that nothing is copied
+    # order="K" keeps the order in memory and so avoids a copy.
     values = image.ravel(order="K")
-    values = values[:: max(1, values.size // _SAMPLE)]
+    values = values[:: max(1, values.size // _MAX_SAMPLES)]
     values = values[(values != 0) & np.isfinite(values)]
     if not values.size:
         return 0.0, 1.0

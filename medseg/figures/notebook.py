@@ -1,10 +1,9 @@
-"""A segmentation as a piece of HTML, for notebooks."""
+"""A segmentation in a notebook cell: as HTML with the package's own viewer, or as a NiiVue widget."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 import nibabel as nib
@@ -14,6 +13,7 @@ from medseg.figures.canvas import label_palette, rgb
 from medseg.figures.grey_levels import grey_levels
 from medseg.figures.planes import check_one_shape
 from medseg.figures.three_planes import three_planes_png
+from medseg.figures.viewer import templates
 from medseg.figures.viewer.segmentation_viewer import segmentation_viewer
 
 NOTICE = "Research use only."
@@ -28,46 +28,51 @@ def segmentation_html(
     name: str = "",
     has_patient: bool = True,
 ) -> str:
-    """The three planes, the volumes, and the report's viewer to leaf through the slices; no network.
+    """Show the three middle planes, the volumes, and the viewer for all slices, without a network.
 
-    Only the viewer, an iframe of its own, has scripts: where a notebook is not trusted or a page drops iframes, the
-    picture and the table stay. Where matplotlib is not installed the picture is left out.
+    Only the viewer, in an iframe of its own, has scripts. If a notebook is not trusted or a page drops iframes, the
+    picture and the table remain. Without matplotlib the picture is left out.
 
     Args:
         image: (i, j, k) or (i, j).
         label_map: integers of the same shape.
         affine: 4×4, voxel index to mm (RAS+).
         labels: value by name; 0 is background.
-        volumes_ml: by name.
-        name: of the scan; shown, escaped.
-        has_patient: whether the affine lies in a patient; PNG and TIFF do not.
+        volumes_ml: volume in ml by name.
+        name: name of the scan, to show.
+        has_patient: False if the affine says nothing about a patient, as for PNG and TIFF.
     """
     shown = [label for label, value in labels.items() if value != 0]
-    alt = "; ".join([f"{name or 'scan'} in three planes", *(f"{label} {volumes_ml[label]:.2f} ml" for label in shown)])
+    png, problem = "", ""
     try:
         png = base64.b64encode(three_planes_png(image, label_map, affine, labels)).decode("ascii")
-        picture = f'<img src="data:image/png;base64,{png}" alt="{escape(alt)}" style="max-width:100%">'
     except ImportError as error:
-        picture = f"<p>{escape(str(error))}</p>"
-    swatch = '<span style="background:{};display:inline-block;width:0.8em;height:0.8em"></span> '
-    rows = "".join(
-        f'<tr><th scope="row" style="text-align:left">{swatch.format(color)}{escape(label)}</th>'
-        f"<td>{volumes_ml[label]:.2f}</td></tr>"
-        for label, color in zip(shown, label_palette(len(shown)), strict=True)
-    )
-    viewer = segmentation_viewer(image, label_map, affine, labels, name, has_patient)._repr_html_()
+        problem = str(error)
     return (
-        f"<figure>{picture}<figcaption>{escape(name)} {NOTICE}</figcaption></figure>"
-        f'<table><thead><tr><th scope="col">label</th><th scope="col">ml</th></tr></thead><tbody>{rows}</tbody></table>'
-        f"<details><summary>slices</summary>{viewer}</details>"
+        templates()
+        .get_template("cell.html")
+        .render(
+            png=png,
+            problem=problem,
+            alt="; ".join(
+                [f"{name or 'scan'} in three planes", *(f"{label} {volumes_ml[label]:.2f} ml" for label in shown)]
+            ),
+            name=name,
+            notice=NOTICE,
+            rows=[
+                {"label": label, "color": color, "ml": volumes_ml[label]}
+                for label, color in zip(shown, label_palette(len(shown)), strict=True)
+            ],
+            viewer=segmentation_viewer(image, label_map, affine, labels, name, has_patient)._repr_html_(),
+        )
     )
 
 
 def niivue_widget(image: np.ndarray, label_map: np.ndarray, affine: np.ndarray, labels: Mapping[str, int]) -> Any:
-    """An `ipyniivue.NiiVue` widget with the scan in the window of `three_planes` and its labels over it.
+    """Return an `ipyniivue.NiiVue` widget with the scan in the window of `three_planes` and its labels over it.
 
-    Niivue needs WebGL 2 in the browser, which the package's own viewer does not. Label values are renumbered in the
-    order of the names, because Niivue takes a colour for every value from 0 to the largest.
+    NiiVue needs WebGL 2 in the browser, which the package's own viewer does not. Label values are renumbered in the
+    order of the names, because NiiVue needs a colour for every value from 0 to the largest.
 
     Args:
         image: (i, j, k) or (i, j).
@@ -109,14 +114,14 @@ def niivue_widget(image: np.ndarray, label_map: np.ndarray, affine: np.ndarray, 
 
 
 def _color_table(names: list[str]) -> dict[str, list[Any]]:
-    """Niivue's colours of the values 0, 1, …: red, green, blue, how opaque, and what they are called."""
+    """Return NiiVue's table of colours of the values 0, 1, …: red, green, blue, opacity and names."""
     colors = [(0, 0, 0), *(rgb(color) for color in label_palette(len(names)))]
     red, green, blue = (list(part) for part in zip(*colors, strict=True))
     return {"R": red, "G": green, "B": blue, "A": [0] + [255] * len(names), "labels": ["background", *names]}
 
 
 def _storable(image: np.ndarray) -> np.ndarray:
-    """The image in a type that NIfTI has and Niivue reads: half precision and 64 bits become 32-bit numbers."""
+    """Convert half precision and 64-bit numbers to float32, because NIfTI or NiiVue lack these types."""
     return image if image.dtype in (np.uint8, np.int16, np.uint16, np.int32, np.float32) else image.astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""The three middle planes of a volume, each turned the way radiologists look at it."""
+"""Planes of a volume in radiological convention, from axes of any order and direction."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from medseg.volumes import Grid
 
 @dataclass(frozen=True)
 class Panel:
-    """One plane on the screen, in radiological convention.
+    """Layout of one plane on the screen, in radiological convention.
 
     Args:
-        name: "axial", "coronal", "sagittal", or "image" where nothing is known about a patient.
-        axis: the volume's axis that the plane cuts.
-        across, down: the axes shown to the right and downwards.
-        flip_across, flip_down: whether positions are shown in decreasing order.
-        letters: the patient's side at the (left, right, top, bottom) edge; four empty texts where unknown.
+        name: "axial", "coronal", "sagittal", or "image" for an image without a patient.
+        axis: axis of the volume that is perpendicular to the plane.
+        across, down: axes shown to the right and downwards.
+        flip_across, flip_down: True if positions are shown in decreasing order.
+        letters: side of the patient at the (left, right, top, bottom) edge; empty strings if unknown.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Panel:
     letters: tuple[str, str, str, str]
 
     def cut(self, volume: np.ndarray, position: int) -> np.ndarray:
-        """The plane at a position as rows from top to bottom."""
+        """Cut the plane at a position out of a volume, as rows from top to bottom."""
         plane = np.take(volume, position, axis=self.axis)
         rows = plane.T if self.across < self.down else plane
         return rows[:: -1 if self.flip_down else 1, :: -1 if self.flip_across else 1]
@@ -53,11 +53,11 @@ PLAIN_PANEL = Panel("image", 2, 0, 1, False, False, ("", "", "", ""))
 
 @dataclass(frozen=True, eq=False)
 class PatientFrame:
-    """How a file's axes become the page's: three axes nearest to right, anterior and superior.
+    """Convert a file's axes to the page's axes (x, y, z), the ones nearest to right, anterior and superior.
 
     Args:
-        grid: the file's.
-        has_patient: whether the file says where it lies in a patient; PNG and TIFF do not.
+        grid: grid of the file.
+        has_patient: False if the affine says nothing about a patient, as for PNG and TIFF; axes then stay as stored.
     """
 
     grid: Grid
@@ -72,11 +72,11 @@ class PatientFrame:
         return self.grid.shape + (1,) * (3 - self.grid.spatial_dims)
 
     def turned(self, array: np.ndarray) -> np.ndarray:
-        """The array along the page's axes (x, y, z); a view."""
+        """Return the array along the page's axes, as a view."""
         return apply_orientation(array.reshape(self._shape), self._turn)
 
     def turned_steps(self, steps: Sequence[int]) -> tuple[int, ...]:
-        """Numbers along the file's axes, in the order of the page's."""
+        """Reorder steps along the file's axes to the page's axes."""
         padded = (*steps, *[1] * (3 - len(steps)))
         result = [1, 1, 1]
         for native, (axis, _) in enumerate(self._turn):
@@ -85,7 +85,7 @@ class PatientFrame:
 
     @property
     def affine(self) -> np.ndarray:
-        """4×4, index along the page's axes to mm (RAS+)."""
+        """4×4 matrix from the index along the page's axes to mm (RAS+)."""
         return self.grid.affine @ inv_ornt_aff(self._turn, self._shape)
 
     @property
@@ -96,9 +96,9 @@ class PatientFrame:
 
     @property
     def panels(self) -> tuple[Panel, ...]:
-        """The planes to show: three, the one that an image of a single slice has, or one of an image without patient.
+        """The planes to show; a plane needs more than one voxel in both directions.
 
-        A plane needs more than one voxel each way.
+        These are three for a volume, and one for a single slice or an image without a patient.
         """
         if not self.has_patient:
             return (PLAIN_PANEL,)
@@ -108,7 +108,7 @@ class PatientFrame:
 
     @property
     def tilt_degrees(self) -> float:
-        """How far the most tilted axis lies off the patient's axis it is shown as; 0 for a straight grid."""
+        """Largest angle between an axis and the patient's axis it is shown as, in degrees; 0 for a straight grid."""
         if not (self.has_patient and self.grid.is_oblique):
             return 0.0
         return math.degrees(float(np.max(obliquity(self.grid.affine))))
@@ -116,15 +116,15 @@ class PatientFrame:
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice, ready to be drawn with its first row on top.
+    """One slice to draw, with its first row on top.
 
     Args:
         name: "axial", "coronal" or "sagittal".
         image: (rows, columns).
         labels: (rows, columns) integers.
         pixel_mm: (height, width) of a pixel.
-        letters: what lies at the (left, right, top, bottom) edge.
-        index: position of the slice towards right, anterior or superior as in the viewer, and that axis's size.
+        letters: side of the patient at the (left, right, top, bottom) edge.
+        index: position of the slice towards right, anterior or superior, and the number of slices.
     """
 
     name: str
@@ -144,13 +144,13 @@ def cut_planes(
         image: (i, j, k).
         labels: integers of the same shape.
         affine: 4×4, voxel index to mm (RAS+).
-        center: the voxel; by default the middle of the labelled voxels, or of the volume where there are none.
+        center: the voxel; by default `labelled_center(labels)`.
 
     Raises:
         GeometryError: the shapes differ or are not three-dimensional.
     """
     if image.shape != labels.shape or image.ndim != 3:
-        raise GeometryError(f"image {image.shape} and labels {labels.shape} must have one three-dimensional shape")
+        raise GeometryError(f"image and labels must have one 3D shape, found {image.shape} and {labels.shape}")
     middle = labelled_center(labels) if center is None else center
     grid = Grid(image.shape, affine)
     frame = PatientFrame(grid)
@@ -170,7 +170,7 @@ def cut_planes(
 
 
 def labelled_center(labels: np.ndarray) -> tuple[int, ...]:
-    """The labelled voxel nearest to the labels' middle; the volume's middle where nothing is labelled."""
+    """Return the voxel at the median position of the labelled voxels, or the middle of a volume without labels."""
     found = np.nonzero(labels)
     if not len(found[0]):
         return tuple(n // 2 for n in labels.shape)
@@ -178,10 +178,10 @@ def labelled_center(labels: np.ndarray) -> tuple[int, ...]:
 
 
 def check_one_shape(**arrays: np.ndarray) -> None:
-    """Refuse arrays that do not lie on one 2D or 3D grid.
+    """Check that all arrays have one 2D or 3D shape.
 
     Raises:
-        GeometryError: the shapes differ, or are not two- or three-dimensional.
+        GeometryError: the shapes differ, or are neither 2D nor 3D.
     """
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     first = next(iter(shapes.values()))
@@ -191,7 +191,7 @@ def check_one_shape(**arrays: np.ndarray) -> None:
 
 
 def fullest_slice(amount: np.ndarray) -> int:
-    """Index along the third axis of the slice with the largest sum; the middle one where all are equal.
+    """Return the index along the third axis of the slice with the largest sum; the middle if all are equal.
 
     Args:
         amount: (i, j, k).
@@ -201,10 +201,10 @@ def fullest_slice(amount: np.ndarray) -> int:
 
 
 def take_slice(array: np.ndarray, index: int) -> np.ndarray:
-    """The 2D plane to draw, (i, j): the array itself, or its slice along the third axis."""
+    """Return a 2D array itself, or a slice of a 3D array along the third axis, shape (i, j)."""
     return array if array.ndim == 2 else array[:, :, index]
 
 
 def pixel_aspect(spacing: Sequence[float] | None) -> float:
-    """Height over width of a pixel (i, j); 1 where no spacing is known."""
+    """Return height over width of a pixel (i, j); 1 if the spacing is unknown."""
     return 1.0 if spacing is None else float(spacing[0]) / float(spacing[1])

@@ -1,4 +1,4 @@
-"""Reliability diagrams: does what is predicted with 80 % come true eight times in ten?"""
+"""Calibration of probabilities in bins, and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NUM_BINS = 20
 
 @dataclass(frozen=True, eq=False)
 class CalibrationBins:
-    """Voxels sorted by predicted probability into bins of equal width; bins of several cases add up with `+`.
+    """Voxels counted by predicted probability in bins of equal width; bins of several cases add up with `+`.
 
     Bin k of n holds probabilities in [k/n, (k+1)/n), the last one 1 as well.
 
     Args:
-        counts: voxels a bin.
-        probability_sums: sum of the probabilities a bin.
-        outcome_sums: voxels a bin where it came true.
+        counts: number of voxels per bin.
+        probability_sums: sum of the probabilities per bin.
+        outcome_sums: number of voxels per bin that belong to the class.
         squared_error: sum of (probability − outcome)² over all voxels.
     """
 
@@ -34,7 +34,9 @@ class CalibrationBins:
 
     def __add__(self, other: CalibrationBins) -> CalibrationBins:
         if len(self.counts) != len(other.counts):
-            raise ValueError(f"bins must be equally many to add up, found {len(self.counts)} and {len(other.counts)}")
+            raise ValueError(
+                f"bins can only be added if their number is equal, found {len(self.counts)} and {len(other.counts)}"
+            )
         return CalibrationBins(
             self.counts + other.counts,
             self.probability_sums + other.probability_sums,
@@ -44,29 +46,29 @@ class CalibrationBins:
 
     @property
     def mean_probability(self) -> np.ndarray:
-        """What was promised in each bin; NaN where it is empty."""
+        """Mean predicted probability per bin; NaN for an empty bin."""
         return self._per_voxel(self.probability_sums)
 
     @property
     def frequency(self) -> np.ndarray:
-        """How often it came true in each bin; NaN where it is empty."""
+        """Share of voxels that belong to the class per bin; NaN for an empty bin."""
         return self._per_voxel(self.outcome_sums)
 
     @property
     def expected_error(self) -> float:
-        """ECE: mean |frequency − probability| over voxels (Naeini et al. 2015); NaN without any."""
+        """ECE: mean |frequency − probability| over voxels (Naeini et al. 2015); NaN without voxels."""
         gaps = np.abs(self.outcome_sums - self.probability_sums)
         return float(gaps.sum() / self.counts.sum()) if self.counts.sum() else float("nan")
 
     @property
     def average_error(self) -> float:
-        """ACE: mean |frequency − probability| over the bins that hold voxels (Neumann et al. 2018); NaN without any."""
+        """ACE: mean |frequency − probability| over the bins with voxels (Neumann et al. 2018); NaN without voxels."""
         gaps = np.abs(self.frequency - self.mean_probability)[self.counts > 0]
         return float(gaps.mean()) if len(gaps) else float("nan")
 
     @property
     def brier_score(self) -> float:
-        """Mean (probability − outcome)² over voxels; NaN without any."""
+        """Mean (probability − outcome)² over voxels; NaN without voxels."""
         return self.squared_error / float(self.counts.sum()) if self.counts.sum() else float("nan")
 
     def _per_voxel(self, sums: np.ndarray) -> np.ndarray:
@@ -74,12 +76,12 @@ class CalibrationBins:
 
 
 def calibration_bins(probabilities: np.ndarray, outcomes: np.ndarray, num_bins: int = NUM_BINS) -> CalibrationBins:
-    """Sort voxels by probability and count what came true.
+    """Count voxels, and those that belong to the class, by predicted probability.
 
     Args:
         probabilities: in [0, 1], any shape.
-        outcomes: booleans of the same shape: the voxel belongs to the class.
-        num_bins: at least 1.
+        outcomes: booleans of the same shape; True if the voxel belongs to the class.
+        num_bins: number of bins, at least 1.
 
     Raises:
         ValueError: the shapes differ, a probability is outside [0, 1] or not a number, or there is no bin.
@@ -94,26 +96,26 @@ def calibration_bins(probabilities: np.ndarray, outcomes: np.ndarray, num_bins: 
     if wrong.any():
         raise ValueError(f"probabilities must lie in [0, 1], found {flat[wrong][0]}")
     bins = np.minimum((flat * num_bins).astype(np.int64), num_bins - 1)
-    counts, promised, came_true = (
+    counts, probability_sums, outcome_sums = (
         np.bincount(bins, weights=weights, minlength=num_bins) for weights in (None, flat, true.astype(float))
     )
-    return CalibrationBins(counts, promised, came_true, float(((flat - true) ** 2).sum()))
+    return CalibrationBins(counts, probability_sums, outcome_sums, float(((flat - true) ** 2).sum()))
 
 
 def reliability_diagram(
     bins: CalibrationBins | Mapping[str, CalibrationBins], path: str | Path | None = None, title: str = "Reliability"
 ) -> Any:
-    """Draw how often predicted probabilities came true, above how many voxels there were.
+    """Draw the observed frequency over the predicted probability, and below it the number of voxels.
 
-    A curve on the diagonal is calibrated; below it the network is too sure of itself. Bins without voxels are left out.
+    A curve on the diagonal is calibrated; below the diagonal the network is overconfident. Empty bins are left out.
 
     Args:
-        bins: of one class, or of several by name.
-        path: where to save a PNG, whole or not at all.
-        title: one line above the diagram.
+        bins: bins of one class, or of several classes by name.
+        path: PNG file to write atomically.
+        title: title of the diagram.
 
     Returns:
-        The matplotlib figure, or the path where one was given.
+        The matplotlib figure, or the path if one was given.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -132,9 +134,9 @@ def reliability_diagram(
             curve.mean_probability[held], curve.frequency[held], color=color, marker="o", markersize=4, label=label
         )
         lower.stairs(curve.counts, [k / len(held) for k in range(len(held) + 1)], color=color)
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that came true", title=title)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed frequency", title=title)
     lower.set(xlabel="predicted probability", ylabel="voxels")
-    # linear below one voxel: empty bins have no logarithm
+    # Linear below one voxel, because the logarithm of an empty bin does not exist.
     lower.set_yscale("symlog", linthresh=1)
     lower.set_ylim(0, 2 * max([1.0, *(float(curve.counts.max(initial=0)) for curve in curves.values())]))
     if curves:

@@ -1,4 +1,4 @@
-"""A scan and its label map in three planes: the picture to look at before believing a segmentation."""
+"""Draw a scan and its label map in three planes."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def three_planes(
 ) -> Any:
     """Draw axial, coronal and sagittal slices with the label map laid over them.
 
-    Slices follow the radiological convention (the patient's right on the left) whatever the file's axes, and pixels
-    keep their true proportions. A two-dimensional image gives one picture.
+    Slices follow the radiological convention (the patient's right on the left) for any axis order of the file, and
+    pixels keep their true proportions. A 2D image gives one picture.
 
     Args:
-        image: (i, j, k) or (i, j), any real type; shown through the first window of `grey_levels`, as in the report:
-            soft tissue for CT, percentiles 0.5 to 99.5 of the non-zero voxels for the rest.
+        image: (i, j, k) or (i, j), any real type; shown through the default window of `grey_levels` as in the report:
+            soft tissue for CT, else percentiles 0.5 to 99.5 of the non-zero voxels.
         label_map: integers of the same shape, 0 is background.
         affine: 4×4, voxel index to mm (RAS+).
         labels: value by name, for the legend; by default the values found.
-        path: where to save a PNG, whole or not at all.
-        title: one line above the planes.
-        center: voxel the planes go through; by default the middle of the labels.
+        path: PNG file to write atomically.
+        title: title above the planes.
+        center: voxel that the planes go through; by default the middle of the labels.
 
     Returns:
-        The matplotlib figure, or the path where one was given.
+        The matplotlib figure, or the path if one was given.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -55,7 +55,7 @@ def three_planes(
 def three_planes_png(
     image: np.ndarray, label_map: np.ndarray, affine: np.ndarray, labels: Mapping[str, int] | None = None
 ) -> bytes:
-    """The same picture as PNG bytes, for notebooks."""
+    """Return the picture of `three_planes` as PNG bytes, for notebooks."""
     return png_bytes(draw_three_planes(image, label_map, affine, labels), dpi=80)
 
 
@@ -67,9 +67,11 @@ def draw_three_planes(
     title: str = "",
     center: tuple[int, ...] | None = None,
 ) -> Any:
-    """The figure behind `three_planes`."""
+    """Return the figure of `three_planes`."""
     if image.shape != label_map.shape or image.ndim not in (2, 3):
-        raise GeometryError(f"image {image.shape} and label map {label_map.shape} must have one 2D or 3D shape")
+        raise GeometryError(
+            f"image and label map must have one 2D or 3D shape, found {image.shape} and {label_map.shape}"
+        )
     if labels is None:
         labels = {str(int(v)): int(v) for v in np.unique(label_map)}
     shown = {name: value for name, value in labels.items() if value != 0}
@@ -111,7 +113,7 @@ def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, hig
         if not mask.any():
             continue
         overlay[mask] = (*(part / 255 for part in rgb(color)), 0.28)
-        # Padded by one pixel so that the outline of a label that touches the border is closed.
+        # Pad by one pixel, so that the outline of a label that touches the border is closed.
         padded = np.pad(mask, 1).astype(np.float32)
         grid_x, grid_y = np.arange(-1, columns + 1), np.arange(-1, rows + 1)
         ax.contour(grid_x, grid_y, padded, levels=[0.5], colors=[color], linewidths=1.3)
@@ -125,11 +127,11 @@ def _draw_plane(ax: Any, plane: Plane, shown: Mapping[str, int], low: float, hig
               (0.5, 0.02, "center", "bottom"))  # fmt: skip
     for letter, (x, y, horizontal, vertical) in zip(plane.letters, places, strict=True):
         text = ax.text(x, y, letter, transform=ax.transAxes, color="white", fontsize=10, ha=horizontal, va=vertical)
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])  # readable on white as on black
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])  # legible on white and on black
 
 
 def _present(shown: Mapping[str, int], label_map: np.ndarray) -> list[str]:
-    """Names of the labels that occur."""
+    """Return the names of the labels that occur."""
     found = set(np.unique(label_map).tolist())
     return [name for name, value in shown.items() if value in found]
 

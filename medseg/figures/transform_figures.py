@@ -1,4 +1,4 @@
-"""A deformation made visible: the image before and after, with a grid that was deformed like it."""
+"""Figures of transforms: deformation grids and weight maps."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def deformation_grid(
 ) -> Any:
     """Draw an image before and after a deformation, with a grid and the outlines of its labels.
 
-    The lines of the grid are the level sets of the source coordinates, so they are carried along exactly as the image.
+    The lines of the grid are level sets of the source coordinates, so that they are deformed exactly as the image.
 
     Args:
         image: (i, j) or (i, j, k).
         moved: the deformed image, of the same shape.
-        coordinates: (i, j, 2) or (i, j, k, 3), where in `image` each voxel of `moved` comes from, in voxels, as
-            `Deformation.source_coordinates` gives them.
-        path: where to save a PNG, whole or not at all.
-        title: what stands above the deformed image.
-        label_map: integers of the same shape, whose outlines are drawn before.
-        moved_label_map: the same after.
-        spacing: mm, so that pixels keep their proportions; square by default.
-        num_lines: lines of the grid an axis.
+        coordinates: (i, j, 2) or (i, j, k, 3), position in `image` that each voxel of `moved` comes from, in voxels, as
+            returned by `Deformation.source_coordinates`.
+        path: PNG file to write atomically.
+        title: title of the deformed image.
+        label_map: integers of the same shape; their outlines are drawn on the image.
+        moved_label_map: the deformed label map.
+        spacing: voxel size in mm, for the proportions of the pixels; square by default.
+        num_lines: lines of the grid per axis.
         index: slice along the third axis; the middle one by default.
 
     Returns:
-        The matplotlib figure, or the path where one was given.
+        The matplotlib figure, or the path if one was given.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -81,7 +81,7 @@ def deformation_grid(
 
 
 def outlines(label_map: np.ndarray) -> np.ndarray:
-    """Pixels whose next neighbour down or to the right has another label.
+    """Return True at the pixels whose neighbour below or to the right has another label.
 
     Args:
         label_map: (i, j) integers.
@@ -113,13 +113,13 @@ def weight_map(
         image: (i, j) or (i, j, k), any real type.
         target: integers of the same shape, classes or instances; 0 is background and black. Colours repeat after seven.
         weights: non-negative numbers of the same shape.
-        path: where to save a PNG, whole or not at all.
-        title: what stands above the weights.
-        spacing: mm, so that pixels keep their proportions; square by default.
+        path: PNG file to write atomically.
+        title: title of the weights.
+        spacing: voxel size in mm, for the proportions of the pixels; square by default.
         index: slice along the third axis; by default the one with the largest sum of weights.
 
     Returns:
-        The matplotlib figure, or the path where one was given.
+        The matplotlib figure, or the path if one was given.
 
     Raises:
         ImportError: matplotlib is not installed.

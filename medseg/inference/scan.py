@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,12 @@ from monai.data import MetaTensor
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.plan import Plan
-from medseg.volumes import Volume, as_channels, stem_of, suffix_of
+from medseg.volumes import Volume, as_channels, files_of
 from medseg.volumes.files import file_sha256
-from medseg.volumes.nifti import VOXEL_SUFFIX
 
 # A path, a sequence of paths (one per channel), an image of nibabel or SimpleITK, a medseg Volume, or (array, affine).
 # nibabel and SimpleITK have no types that a checker could use.
 ScanSource = str | os.PathLike[str] | Volume | Sequence[Any] | Any
-# Headers that name a second file with the voxels.
-DETACHED = {".mhd": rb"(?im)^ElementDataFile\s*=\s*(.+?)\s*$", ".nhdr": rb"(?im)^data ?file:\s*(.+?)\s*$"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,20 +128,8 @@ def input_digest(path: Path) -> str:
     Raises:
         OSError: something cannot be read.
     """
-    parts = _parts(path)
+    parts = files_of(path)
     if parts == [path]:
         return file_sha256(path)
     lines = "".join(f"{file_sha256(part)}  {part.name}\n" for part in parts)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _parts(path: Path) -> list[Path]:
-    """Return the files that an input consists of."""
-    if path.is_dir():
-        return sorted(part for part in path.iterdir() if part.is_file())
-    suffix, voxels = suffix_of(path), path
-    if suffix in VOXEL_SUFFIX:
-        voxels = path.with_name(stem_of(path) + VOXEL_SUFFIX[suffix])
-    elif suffix in DETACHED and (named := re.search(DETACHED[suffix], path.read_bytes())):
-        voxels = path.parent / named[1].decode("utf-8", "surrogateescape")
-    return [path, voxels] if voxels != path and voxels.is_file() else [path]

@@ -1,11 +1,11 @@
-"""A transposed convolution and the convolution after it, done as one convolution of the coarser map.
+"""Fold a transposed convolution and the convolution after it into one convolution of the coarser map.
 
-Between a transposed convolution and the convolution of the joined maps there is no norm and no activation, so the two
-are one linear map and their kernels can be multiplied first. A convolution of 3 voxels an axis over a map enlarged by 2
-reads 2 different coarse voxels an axis, whichever of the two finer voxels it is at: 8 products instead of 27 in 3D, for
-each pair of a coarse and an output channel, and neither the enlarged nor the joined map is ever stored. The numbers are
-those of the two layers but for the order of the sums. That a transposed convolution is one at the lower resolution and
-a rearrangement is Shi et al. 2016, arXiv:1609.07009.
+There is no normalisation and no activation between a transposed convolution and the convolution of the joined maps. The
+two are therefore one linear map, and their kernels can be multiplied in advance. A convolution with 3 voxels per axis
+over a map enlarged by 2 reads 2 different coarse voxels per axis at each of the two finer voxels. In 3D this takes 8
+products instead of 27 for each pair of a coarse and an output channel, and neither the enlarged nor the joined map is
+stored. The result equals that of the two layers except for the order of the sums. Shi et al. 2016 (arXiv:1609.07009)
+compute a transposed convolution in this way, as a convolution at the lower resolution and a rearrangement of voxels.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from medseg.networks.blocks import ConvBlock
 
-# A product of two kernels takes about as long as this many in a convolution (fp32 against bf16, forward and backward).
+# Time of one product while composing kernels, in products of a convolution (fp32 and not bf16, forward and backward).
 COMPOSING_COST = 10
-# Rearranging the voxels costs time as well: with more of the products than this, nothing was gained.
+# Rearranging the voxels takes time too. Above this share of the separate layers' products, nothing was gained.
 WORTHWHILE = 0.65
 _CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -29,14 +29,14 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 @dataclass(frozen=True)
 class AxisFold:
-    """How one axis is folded: o = stride · j + phase − crop, from the coarse voxels j − pad + tap.
+    """Fold of one axis: output voxel stride · j + phase − crop is a sum over the coarse voxels j − pad + tap.
 
     Args:
-        stride: of the upsampling.
-        kernel: size of the convolution's.
-        taps: coarse voxels an output voxel is made from.
-        pad: zeros on both sides of the coarse map.
-        crop: voxels too many on both sides of the output.
+        stride: stride of the upsampling.
+        kernel: kernel size of the convolution.
+        taps: number of coarse voxels that contribute to an output voxel.
+        pad: zeros to add on both sides of the coarse map.
+        crop: voxels to remove on both sides of the output.
     """
 
     stride: int
@@ -47,7 +47,7 @@ class AxisFold:
 
     @staticmethod
     def of(stride: int, kernel: int) -> "AxisFold | None":
-        """The fold of an axis, None where there is none that saves products."""
+        """Return the fold of an axis, or None if there is none that saves products."""
         if stride == 1 and kernel % 2:
             return AxisFold(1, kernel, kernel, kernel // 2, 0)
         if (stride, kernel) == (2, 3):
@@ -56,7 +56,11 @@ class AxisFold:
 
 
 def folds_of(upsample: nn.Module, block: nn.Module) -> tuple[AxisFold, ...]:
-    """How a transposed convolution (kernel = stride) and a block's padded one are folded; () where they cannot be."""
+    """Return the fold per axis of a transposed convolution and the block after it, or () if they cannot be folded.
+
+    The transposed convolution must have a kernel equal to its stride, and the block must begin with a padded
+    convolution.
+    """
     convolution = next(block.children(), None)
     if not isinstance(upsample, nn.ConvTranspose2d | nn.ConvTranspose3d) or not isinstance(block, ConvBlock):
         return ()
@@ -72,16 +76,17 @@ def folds_of(upsample: nn.Module, block: nn.Module) -> tuple[AxisFold, ...]:
 
 
 def is_worth_folding(folds: Sequence[AxisFold], upsample: Any, convolution: Any, voxels: int | None) -> bool:
-    """Whether folding takes few enough of the products that the separate layers take, the skip's included.
+    """Return True if folding takes clearly fewer products than the separate layers, including those for the skip.
 
-    So where the transposed convolution keeps the channels (Çiçek et al. 2016: half of the products), and not where it
-    halves them (Ronneberger et al. 2015: three quarters, which rearranging the voxels uses up).
+    This is so where the transposed convolution keeps the channels (Çiçek et al. 2016: half of the products). It is not
+    so where it halves them (Ronneberger et al. 2015: three quarters, and rearranging the voxels takes the rest of the
+    time).
 
     Args:
-        folds: one an axis.
+        folds: one per axis.
         upsample: the transposed convolution.
-        convolution: of the joined maps.
-        voxels: of the output, all samples together; None for a kernel that was composed beforehand.
+        convolution: the convolution of the joined maps.
+        voxels: number of output voxels of all samples; None if the kernel was composed in advance.
     """
     taps, phases, kernel = (prod([getattr(f, name) for f in folds]) for name in ("taps", "stride", "kernel"))
     channels, middle, out = upsample.in_channels, upsample.out_channels, convolution.out_channels
@@ -95,18 +100,18 @@ def is_worth_folding(folds: Sequence[AxisFold], upsample: Any, convolution: Any,
 
 
 def composed_kernel(folds: Sequence[AxisFold], upsample: Any, kernel: Tensor) -> Tensor:
-    """The kernel of both layers on the coarse map.
+    """Compose the kernel that does both layers on the coarse map.
 
-    K[q, o, c, u] = Σ_{m, a, t} U[c, m, a] W[o, m, t], over the t = stride · (u − pad) + a − q + crop + ⌊k/2⌋ an axis:
-    the fine voxel t of the convolution at the phase q of the output lies at the offset a in the coarse voxel u.
+    K[q, o, c, u] = Σ_{m, a, t} U[c, m, a] W[o, m, t], where t = stride · (u − pad) + a − q + crop + ⌊k/2⌋ on each axis.
+    The convolution's voxel t, at phase q of the output, lies at offset a within the coarse voxel u.
 
     Args:
-        folds: one an axis.
-        upsample: the transposed convolution, U (C, M, *stride) and its bias.
-        kernel: W (O, M, *k), the part of the convolution's that falls on the upsampled map.
+        folds: one per axis.
+        upsample: the transposed convolution, with weights U (C, M, *stride) and its bias.
+        kernel: W (O, M, *k), the convolution's weights for the enlarged map.
 
     Returns:
-        (phases · O, C, *taps), in fp32 at least; with a bias, C + 1 channels, the last for a map of ones.
+        (phases · O, C, *taps), in fp32 or more. With a bias there are C + 1 channels, the last one for a map of ones.
     """
     with torch.autocast(kernel.device.type, enabled=False):
         precise = torch.promote_types(kernel.dtype, torch.float32)
@@ -123,18 +128,22 @@ def composed_kernel(folds: Sequence[AxisFold], upsample: Any, kernel: Tensor) ->
 def convolve_folded(
     folds: Sequence[AxisFold], composed: Tensor, coarser: Tensor, skip: Tensor, skip_kernel: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """The convolution of the skip joined with the upsampled coarser map, (B, O, …).
+    """Convolve the skip joined with the enlarged coarser map, without enlarging and joining.
 
     Args:
-        folds: one an axis.
+        folds: one per axis.
         composed: see `composed_kernel`.
         coarser: (B, C, …).
-        skip: (B, S, …), as large as the upsampled map.
-        skip_kernel: (O, S, *k), the part of the convolution's kernel that falls on the skip.
+        skip: (B, S, …), with the size of the enlarged map.
+        skip_kernel: (O, S, *k), the convolution's weights for the skip.
         bias: (O), of the convolution.
+
+    Returns:
+        (B, O, …), in the memory format of the skip.
     """
     dims = len(folds)
-    if composed.shape[1] > coarser.shape[1]:  # the bias, which ends where the map does, as the zeros around it begin
+    if composed.shape[1] > coarser.shape[1]:
+        # The bias is added inside the map and not in the zeros around it, so it is the weight of a map of ones.
         coarser = torch.cat([coarser, torch.ones_like(coarser[:, :1])], dim=1)
     coarser = F.pad(coarser, [fold.pad for fold in folds[::-1] for _ in range(2)])
     is_last = skip.is_contiguous(memory_format=_CHANNELS_LAST[dims]) and not skip.is_contiguous()
@@ -143,7 +152,7 @@ def convolve_folded(
         composed = composed.contiguous(memory_format=_CHANNELS_LAST[dims])
     phases = _CONVOLVE[dims](coarser, composed.to(coarser.dtype))
     phases = phases.unflatten(1, (*(fold.stride for fold in folds), -1))
-    # (B, *stride, O, *coarse): every phase goes beside the others of its axis, in the memory order of the skip
+    # From (B, *stride, O, *coarse), interleave the phases of each axis, in the memory format of the skip.
     axes = [axis for i in range(dims) for axis in (dims + 2 + i, 1 + i)]
     channel = dims + 1
     order = (0, *axes, channel) if is_last else (0, channel, *axes)
@@ -153,14 +162,14 @@ def convolve_folded(
         spread = spread.flatten(axis, axis + 1)
     if is_last:
         spread = spread.movedim(-1, 1)
-    # one padding by negative margins: three slices would each fill a whole gradient with zeros
+    # Crop by one negative padding: each of three slices would fill a whole gradient with zeros.
     spread = F.pad(spread, [-fold.crop for fold in folds[::-1] for _ in range(2)])
     margin = [fold.kernel // 2 for fold in folds]
     return _CONVOLVE[dims](skip, skip_kernel, bias, padding=margin).add_(spread)
 
 
 def _selection(folds: Sequence[AxisFold]) -> Tensor:
-    """Which product of weights counts for which phase and tap, 0 or 1: (offsets · k, phases · taps) over all axes."""
+    """Return which products of weights count for which phase and tap, as 0 or 1: (offsets · k, phases · taps)."""
     selection = torch.ones(1, 1, 1, 1)
     for fold in folds:
         sizes = (fold.stride, fold.kernel, fold.stride, fold.taps)

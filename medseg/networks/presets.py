@@ -1,4 +1,4 @@
-"""Networks by name: each preset is one published variant, and every argument can be overridden."""
+"""Create networks by name: each preset is a published variant, and every argument can be overridden."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
 from medseg.networks.unetr import UNETR
 
+# MONAI's names of arguments that have another name here.
 MONAI_NAMES = {
     "feature_size": "channels",
     "filters": "channels",
@@ -33,21 +34,21 @@ MONAI_NAMES = {
 
 
 def check_argument_names(what: str, network_class: type[nn.Module], given: Iterable[str]) -> None:
-    """Refuse arguments that the class does not take, with the one that was probably meant.
+    """Refuse arguments that a network does not take, and propose the name that was probably meant.
 
     Args:
-        what: how the message begins.
-        network_class: the class.
-        given: the names.
+        what: beginning of the error message.
+        network_class: class of the network.
+        given: names of the arguments.
 
     Raises:
-        NetworkError: for the first unknown one.
+        NetworkError: a name is unknown.
     """
     known = [*inspect.signature(network_class).parameters]
     for name in given:
         if name in known:
             continue
-        hint = did_you_mean(MONAI_NAMES.get(name, name), known) or f"; known are {', '.join(known)}"
+        hint = did_you_mean(MONAI_NAMES.get(name, name), known) or f"; expected one of {', '.join(known)}"
         raise NetworkError(f"{what}: unknown argument {name!r}{hint}")
 
 
@@ -63,12 +64,12 @@ _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
             "initialization": "he_normal",
         },
     ),
-    # the padded re-implementation with batch normalisation: 31,036,546 parameters at 1 → 2 channels
+    # The padded re-implementation with batch normalisation: 31,036,546 parameters at 1 → 2 channels
     "unet_padded": (
         UNet,
         {"channels": (64, 128, 256, 512, 1024), "norm": "batch", "conv_bias": False, "odd_sizes": "pad"},
     ),
-    # the same with bilinear upsampling: 17,261,890 parameters at 1 → 2 channels
+    # The same with bilinear upsampling: 17,261,890 parameters at 1 → 2 channels
     "unet_padded_bilinear": (
         UNet,
         {
@@ -80,7 +81,7 @@ _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
             "odd_sizes": "pad",
         },
     ),
-    # the re-implementation with three poolings: 8,563,078 parameters at 1 → 2 channels; its logits pass ReLU and BN
+    # The re-implementation with three poolings, whose logits pass ReLU and BN: 8,563,078 parameters at 1 → 2 channels
     "unet_shallow": (
         UNet,
         {
@@ -93,8 +94,21 @@ _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
             "head_kernel_size": 3,
         },
     ),
-    # the residual-encoder U-Net of nnU-Net (Isensee et al. 2024, arXiv:2404.09556), its default 3D stages:
-    # 102,348,226 parameters at 1 → 2 channels (nnU-Net builds 1,544 more, heads for deep supervision)
+    # The U-Net of nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z) with its 3D stages: 31,194,050
+    # parameters at 1 → 2 channels (nnU-Net builds 1,544 more, heads for deep supervision)
+    "unet_isensee2021": (
+        UNet,
+        {
+            "spatial_dims": 3,
+            "channels": (32, 64, 128, 256, 320, 320),
+            "norm": "instance",
+            "activation": "leaky_relu",
+            "downsampling": "strided",
+            "initialization": "he_normal",
+        },
+    ),
+    # The residual-encoder U-Net of nnU-Net (Isensee et al. 2024, arXiv:2404.09556) with its 3D stages: 102,348,226
+    # parameters at 1 → 2 channels (nnU-Net builds 1,544 more, heads for deep supervision)
     "unet_residual_encoder": (
         UNet,
         {
@@ -119,14 +133,14 @@ _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
             "upsampling_bias": False,
         },
     ),
-    # the padded re-implementation with batch normalisation and PReLU: 19,077,859 parameters at 3 → 3 channels
+    # The padded re-implementation with batch normalisation and PReLU: 19,077,859 parameters at 3 → 3 channels
     "unet3d_prelu": (
         UNet3D,
         {"channels": (64, 128, 256, 512), "norm": "batch", "activation": "prelu", "padding": "same"},
     ),
     # Zhou et al. 2018 with one head: 9,042,177 parameters at 3 → 1 channels (heads="all": 9,042,276)
     "unetplusplus_zhou2018": (UNetPlusPlus, {"channels": (32, 64, 128, 256, 512), "norm": "none"}),
-    # the pre-activation re-implementation, its four heads included: 47,195,340 parameters at 3 → 3 channels
+    # The pre-activation re-implementation with its four heads: 47,195,340 parameters at 3 → 3 channels
     "unetplusplus_preactivation": (
         UNetPlusPlus,
         {
@@ -142,9 +156,9 @@ _PRESETS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     # Hatamizadeh et al. 2021 with the authors' decoder, 1 → 14 channels at 96³: 92,579,758 parameters in convolutions
     # and linear layers (the 92.58 M the authors publish), 92,784,046 in all
     "unetr_hatamizadeh2021": (UNETR, {"image_size": 96, "taps": (3, 6, 9, 12)}),
-    # the same as MONAI builds it, whose skips leave the transformer one block later
+    # The same as MONAI builds it, with skips taken one block later
     "unetr_monai": (UNETR, {"image_size": 96, "taps": (4, 7, 10, 12)}),
-    # the plain re-implementation: 148,955,299 parameters at 4 → 3 channels and 128³ voxels
+    # The plain re-implementation: 148,955,299 parameters at 4 → 3 channels and 128³ voxels
     "unetr_relu": (
         UNETR,
         {
@@ -177,24 +191,24 @@ def list_presets() -> list[str]:
 def create(
     name: str, in_channels: int, out_channels: int, *, max_bytes: int | None = None, **overrides: Any
 ) -> nn.Module:
-    """Return a new network by its preset's name.
+    """Create a network from a preset.
 
     Args:
         name: one of `list_presets()`.
         in_channels: channels of the input.
-        out_channels: channels of the logits (classes, the background counted).
+        out_channels: channels of the logits, which are the classes including the background.
         max_bytes: limit of the parameters, checked before memory is allocated; None for the physical memory.
-        **overrides: arguments of the network's class that replace the preset's, plain values as in a plan.json,
-            e.g. `channels=(24, 48, 96, 192), norm="instance", padding="same"`.
+        **overrides: arguments of the network's class that replace the preset's, as plain values like those of a
+            plan.json, e.g. `channels=(24, 48, 96, 192), norm="instance", padding="same"`.
 
     Returns:
         The network, with fresh weights, in training mode.
 
     Raises:
-        NetworkError: the name is unknown, or an argument is unknown or cannot be used.
+        NetworkError: the name is unknown, or an argument is unknown or not possible.
     """
     if name not in _PRESETS:
-        raise NetworkError(f"network {name!r} is not one of: {', '.join(list_presets())}")
+        raise NetworkError(f"network {name!r}: no such preset; expected one of {', '.join(list_presets())}")
     for argument, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if not isinstance(channels, int) or channels < 1:
             raise NetworkError(f"{name}: {argument}={channels!r}: expected a positive integer")

@@ -1,4 +1,4 @@
-"""Which input sizes an encoder-decoder network can take, and what comes out: plain arithmetic, one axis at a time."""
+"""Compute which input sizes an encoder-decoder network can take, and the output sizes, one axis at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from medseg.networks.blocks import per_axis
 
 @dataclass(frozen=True)
 class AxisSizes:
-    """The arithmetic of one spatial axis of a U-shaped network.
+    """The sizes of one spatial axis in a U-shaped network.
 
     Args:
-        strides: step of each transition from a stage to the next coarser one.
-        encoder_loss: voxels each encoder stage takes from the axis (0 for padded convolutions), finest stage first.
-        decoder_loss: the same of the decoder stages, coarsest first.
-        pads_odd: odd sizes are floored by the pooling and padded again at the skip.
+        strides: step from each stage to the next coarser one.
+        encoder_loss: voxels by which the convolutions of each encoder stage shorten the axis (0 if they are padded),
+            finest stage first.
+        decoder_loss: the same for the decoder stages, coarsest first.
+        pads_odd: whether pooling rounds odd sizes down and the maps are padded again at the skips.
     """
 
     strides: tuple[int, ...]
@@ -53,14 +54,14 @@ class AxisSizes:
 def stage_losses(
     kernels: Sequence[Sequence[int]], convolutions: Sequence[int], axis: int, padded: bool
 ) -> tuple[int, ...]:
-    """Return how many voxels each stage takes from `axis`, given its kernel sizes and number of convolutions."""
+    """Return by how many voxels each stage shortens `axis`, from its kernel sizes and number of convolutions."""
     if padded:
         return (0,) * len(kernels)
     return tuple((kernel[axis] - 1) * count for kernel, count in zip(kernels, convolutions, strict=True))
 
 
 def suggest(size: int, nearest: Callable[[int], tuple[int | None, int | None]]) -> str:
-    """Return `size` if it is valid, otherwise the nearest valid sizes, as words."""
+    """Return the advice for one axis: that `size` is valid, or the nearest valid sizes."""
     below, above = nearest(size)
     if below == size:
         return f"{size} is valid"
@@ -69,24 +70,26 @@ def suggest(size: int, nearest: Callable[[int], tuple[int | None, int | None]]) 
 
 
 def check_size(network: str, shape: Sequence[int], axes: Sequence[AxisSizes]) -> None:
-    """Raise ShapeError naming the nearest valid sizes unless every axis of the spatial `shape` can be used."""
+    """Raise ShapeError, with the nearest valid sizes, unless the network can take the spatial `shape`."""
     if all(axis.output(size) is not None for axis, size in zip(axes, shape, strict=True)):
         return
     advice = "; ".join(
         f"axis {i}: {suggest(size, axis.nearest)}" for i, (size, axis) in enumerate(zip(shape, axes, strict=True))
     )
-    raise ShapeError(f"{network} cannot take an input of {tuple(shape)} voxels; nearest valid sizes: {advice}")
+    raise ShapeError(f"{network}: cannot take an input of {tuple(shape)} voxels; nearest valid sizes: {advice}")
 
 
 def check_input(network: str, shape: Sequence[int], in_channels: int, axes: Sequence[AxisSizes]) -> None:
-    """Raise ShapeError unless `shape` is (B, in_channels, …) with one usable size an axis."""
+    """Raise ShapeError unless `shape` is (B, in_channels, …) with a valid size on each spatial axis."""
     if len(shape) != len(axes) + 2:
         raise ShapeError(
-            f"{network} expects (batch, channels, {len(axes)} spatial axes), {len(axes) + 2} axes in all, "
-            f"but got shape {tuple(shape)}"
+            f"{network}: found an input of shape {tuple(shape)}, expected {len(axes) + 2} axes: batch, channels and "
+            f"{len(axes)} spatial axes"
         )
     if shape[1] != in_channels:
-        raise ShapeError(f"{network} was built for {in_channels} input channels, but got {shape[1]} ({tuple(shape)})")
+        raise ShapeError(
+            f"{network}: found an input of {shape[1]} channels (shape {tuple(shape)}), expected {in_channels} channels"
+        )
     check_size(network, shape[2:], axes)
 
 
@@ -98,7 +101,10 @@ def output_shape(network: str, shape: Sequence[int], axes: Sequence[AxisSizes]) 
 
 @dataclass(frozen=True)
 class StageGeometry:
-    """One width and kernel a stage (finest first), one stride a transition; one entry an axis."""
+    """The stages of a network: channels and kernel per stage (finest first), and the stride to each next stage.
+
+    Kernels and strides have one number per axis.
+    """
 
     spatial_dims: int
     channels: tuple[int, ...]
@@ -113,7 +119,7 @@ class StageGeometry:
         strides: Sequence[int | Sequence[int]] | int,
         kernel_sizes: Sequence[int | Sequence[int]] | int,
     ) -> "StageGeometry":
-        """Check the arguments of a network and spell them out.
+        """Check the arguments of a network and expand single numbers to one per stage and axis.
 
         Raises:
             NetworkError: `spatial_dims` is neither 2 nor 3, there are fewer than two stages, or a list has the wrong
@@ -124,15 +130,17 @@ class StageGeometry:
         widths = tuple(channels)
         if len(widths) < 2 or any(not isinstance(c, int) or c < 1 for c in widths):
             raise NetworkError(f"channels={channels!r}: expected at least two positive integers, finest stage first")
-        steps = _spell_out(strides, len(widths) - 1, spatial_dims, "strides", "one a transition, len(channels) - 1")
-        kernels = _spell_out(kernel_sizes, len(widths), spatial_dims, "kernel_sizes", "one a stage, len(channels)")
+        steps = _expand(
+            strides, len(widths) - 1, spatial_dims, "strides", "one per step to the next stage, len(channels) - 1"
+        )
+        kernels = _expand(kernel_sizes, len(widths), spatial_dims, "kernel_sizes", "one per stage, len(channels)")
         return cls(spatial_dims, widths, steps, kernels)
 
     def per_stage(self, value: int | Sequence[int], count: int, name: str) -> tuple[int, ...]:
-        """Return `count` positive integers, finest stage first, from one number or that many."""
+        """Return `count` positive integers, finest stage first, from a single number or a sequence of `count`."""
         values = (value,) * count if isinstance(value, int) else tuple(value)
         if len(values) != count or any(not isinstance(v, int) or v < 1 for v in values):
-            raise NetworkError(f"{name}={value!r}: expected a positive integer or {count} of them, one a stage")
+            raise NetworkError(f"{name}={value!r}: expected a positive integer, or {count} of them, one per stage")
         return values
 
     def axes(
@@ -142,7 +150,7 @@ class StageGeometry:
         pads_odd: bool = False,
         decoder_convolutions: Sequence[int] | int | None = None,
     ) -> list[AxisSizes]:
-        """Return the size arithmetic of every axis, from the number of convolutions of each stage."""
+        """Return the sizes of every axis, from the number of convolutions in each stage."""
         stages = len(self.channels)
         down = self.per_stage(convolutions, stages, "convolutions")
         up = down[:-1]
@@ -159,7 +167,7 @@ class StageGeometry:
         ]
 
 
-def _spell_out(
+def _expand(
     values: Sequence[int | Sequence[int]] | int, count: int, spatial_dims: int, name: str, rule: str
 ) -> tuple[tuple[int, ...], ...]:
     listed = [values] * count if isinstance(values, int) else list(values)

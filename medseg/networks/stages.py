@@ -1,39 +1,104 @@
-"""One resolution level of an encoder-decoder network: convolutions on the way down, or on the way up with a skip."""
+"""The stages of an encoder-decoder network, one per resolution level, and the residual blocks they may consist of."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from medseg.errors import NetworkError
-from medseg.networks.blocks import (
-    AVERAGE_POOL,
-    MAX_POOL,
-    ConvBlock,
-    LinearUpsample,
-    Upsampling,
-    centre_crop,
-    make_activation,
-    pad_to,
-    transposed_convolution,
-)
+from medseg.networks.blocks import AVERAGE_POOL, ConvBlock, centre_crop, make_activation, pad_to
 from medseg.networks.folding import composed_kernel, convolve_folded, folds_of, is_worth_folding
 
 
-class JoiningStage(nn.Module):
-    """A stage that begins with upsampling, joining and convolving.
+class Stage(nn.Module):
+    """Base of the parts of a network that can recompute their activations in the backward pass.
 
-    Args:
-        upsample: from the coarser map.
-        convolutions: blocks, of the joined maps.
-        upsampled_first: whether the upsampled map has the first channels of the joined one, or the last.
+    Where `recompute` is True and gradients are wanted, the activations inside the stage are not kept (activation
+    checkpointing, Chen et al. 2016, arXiv:1604.06174). The second run leaves the running statistics of batch
+    normalisation as they are, so a training with and without recomputing is the same.
     """
 
-    upsample: Any
-    convolutions: Any
-    composed: Tensor | None
+    recompute = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the stage on tensors or lists of tensors."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return super().__call__(*inputs)
+
+        def run(*inputs: Any) -> Any:
+            # A stage may empty a list it is given, and this runs twice.
+            return super(Stage, self).__call__(*(list(i) if isinstance(i, list) else i for i in inputs))
+
+        if torch.compiler.is_compiling():
+            return checkpoint(run, *inputs, use_reentrant=False)
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _frozen_statistics(self)
+
+        return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+class Chain(Stage, nn.Sequential):
+    """Layers that run one after the other, as one stage."""
+
+
+def recompute_stages(network: nn.Module) -> None:
+    """Make the stages of a network recompute their activations in the backward pass; of nested stages the outer one."""
+    for child in network.children():
+        if isinstance(child, Stage):
+            child.recompute = True
+        else:
+            recompute_stages(child)
+
+
+@contextmanager
+def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
+    norms = [m for m in stage.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
+
+
+class EncoderStage(Stage):
+    """Reduce the resolution (except in the first stage), then convolve."""
+
+    def __init__(self, downsample: nn.Module | None, convolutions: nn.Module) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.convolutions = convolutions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of this stage (B, C, …)."""
+        return self.convolutions(self.downsample(x))
+
+
+class JoiningStage(Stage):
+    """Enlarge the map of the next coarser stage, join it with maps of this resolution, then convolve.
+
+    Enlarging, joining and the first convolution are done as one convolution where that is less work; see
+    `medseg.networks.folding`.
+
+    Args:
+        upsample: enlarges the coarser map.
+        convolutions: blocks that take the joined maps.
+        upsampled_first: whether the enlarged map has the first channels of the joined map, or the last ones.
+    """
+
+    if TYPE_CHECKING:  # TorchScript would take these for declarations of interfaces
+        upsample: Any
+        convolutions: Any
+        composed: Tensor | None
 
     def __init__(self, upsample: nn.Module, convolutions: nn.Module, upsampled_first: bool) -> None:
         super().__init__()
@@ -43,34 +108,51 @@ class JoiningStage(nn.Module):
         self.folds = folds_of(upsample, next(convolutions.children()))
         self.register_buffer("composed", None, persistent=False)
 
-    def compose(self) -> None:
-        """Keep the composed kernel of the weights as they are now, where folding is less work.
+    def forward(self, coarser: Tensor, same_level: list[Tensor]) -> Tensor:
+        """Return the features of this stage.
 
-        For a network whose weights will not change: exporters see a constant. Else it is composed in every pass.
+        Args:
+            coarser: the map of the next coarser stage (B, C, …).
+            same_level: the maps of this resolution. The list is emptied as soon as they are joined, so that without
+                gradients maps that nobody else holds are freed (a fifth of the peak memory of a U-Net).
         """
-        if self.folds and is_worth_folding(self.folds, self.upsample, self.convolutions[0].conv, None):
-            self.composed = self._composed().detach()
+        if torch.jit.is_scripting():
+            return self.convolutions(self.join(coarser, same_level))
+        else:  # noqa: RET505 - TorchScript leaves out this branch only if it is an else
+            x, layers = self.begin(coarser, same_level)
+            same_level.clear()
+            for layer in layers:
+                x = layer(x)
+            return x
 
-    def begin(self, coarser: Tensor, same_level: Sequence[Tensor]) -> tuple[Tensor, list[nn.Module]]:
-        """Return the joined maps, convolved already where folding is less work, and the layers that still follow.
-
-        The layers are left to the caller, so that without gradients the maps are freed as soon as they are joined.
-        """
+    def begin(self, coarser: Tensor, same_level: list[Tensor]) -> tuple[Tensor, list[nn.Module]]:
+        """Return the joined maps and the layers still to run; a folded stage has run the first convolution already."""
         first, *others = self.convolutions.children()
         if not self._is_folded(coarser, same_level[0]):
             return self.join(coarser, same_level), [first, *others]
-        skip = same_level[0] if len(same_level) == 1 else torch.cat(list(same_level), dim=1)
+        skip = same_level[0] if len(same_level) == 1 else torch.cat(same_level, dim=1)
         composed = self._composed() if self.composed is None else self.composed
         x = convolve_folded(self.folds, composed, coarser, skip, self._kernels()[1], first.conv.bias)
         return x, [*list(first.children())[1:], *others]
 
-    def join(self, coarser: Tensor, same_level: Sequence[Tensor]) -> Tensor:
-        """Return the maps of this level and the upsampled one as one."""
+    def join(self, coarser: Tensor, same_level: list[Tensor]) -> Tensor:
+        """Return the enlarged coarser map and the maps of this level, concatenated."""
         upsampled = self.upsample(coarser)
-        return torch.cat([upsampled, *same_level] if self.upsampled_first else [*same_level, upsampled], dim=1)
+        # added and not unpacked with *, which TorchScript does not know
+        maps = [upsampled] + same_level if self.upsampled_first else same_level + [upsampled]
+        return torch.cat(maps, dim=1)
+
+    def compose(self) -> None:
+        """Store the composed kernel of the present weights, if folding is less work.
+
+        For a network whose weights will not change: exporters then see a constant. Otherwise the kernel is composed
+        in every pass.
+        """
+        if self.folds and is_worth_folding(self.folds, self.upsample, self.convolutions[0].conv, None):
+            self.composed = self._composed().detach()
 
     def _is_folded(self, coarser: Tensor, skip: Tensor) -> bool:
-        # measured on CPUs only; and what is exported has plain layers, which other runtimes know how to make fast
+        # Measured on CPUs only. Exported networks keep plain layers, which other runtimes know how to make fast.
         is_exported = torch.jit.is_tracing() or torch.compiler.is_exporting()
         if not self.folds or skip.device.type != "cpu" or (is_exported and self.composed is None):
             return False
@@ -84,7 +166,7 @@ class JoiningStage(nn.Module):
         return composed_kernel(self.folds, self.upsample, self._kernels()[0])
 
     def _kernels(self) -> tuple[Tensor, Tensor]:
-        """The parts of the convolution's kernel that fall on the upsampled map and on the others."""
+        """Return the convolution's weights for the enlarged map, and those for the other maps."""
         kernel, upsampled = self.convolutions[0].conv.weight, self.upsample.out_channels
         if self.upsampled_first:
             return kernel[:, :upsampled], kernel[:, upsampled:]
@@ -92,7 +174,7 @@ class JoiningStage(nn.Module):
 
 
 def compose_stages(network: nn.Module) -> None:
-    """Compose the kernels of every stage of a network in place; its weights must not change afterwards."""
+    """Compose the kernels of all stages of a network in place; its weights must not change afterwards."""
     for module in network.modules():
         if isinstance(module, JoiningStage):
             module.compose()
@@ -101,103 +183,53 @@ def compose_stages(network: nn.Module) -> None:
 Fit = Literal["exact", "crop", "pad"]
 
 
-def convolutions(
-    spatial_dims: int, in_channels: int, widths: Sequence[int], kernel_size: Sequence[int], **block: Any
-) -> nn.Sequential:
-    """Return a chain of `ConvBlock`s, the n-th with `widths[n]` output channels."""
-    channels = [in_channels, *widths]
-    return nn.Sequential(
-        *(ConvBlock(spatial_dims, channels[i], channels[i + 1], kernel_size, **block) for i in range(len(widths)))
-    )
-
-
-class EncoderStage(nn.Module):
-    """Reduce the resolution (not in the first stage), then convolve."""
-
-    def __init__(self, downsample: nn.Module | None, convolutions: nn.Module) -> None:
-        super().__init__()
-        self.downsample = nn.Identity() if downsample is None else downsample
-        self.convolutions = convolutions
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features of this stage, (B, C, …)."""
-        return self.convolutions(self.downsample(x))
-
-
 class DecoderStage(JoiningStage):
-    """Raise the resolution, join the skip of the same resolution (skip first), then convolve.
+    """Enlarge the coarser map, join it with the encoder's map of this resolution (first), then convolve.
 
     Args:
-        upsample: from the coarser map.
-        convolutions: of the joined maps.
-        fit: `"crop"` cuts the skip at its centre to the upsampled map (valid convolutions), `"pad"` pads the upsampled
-            map to the skip (which lets odd sizes through), `"exact"` needs neither.
+        upsample: enlarges the coarser map.
+        convolutions: blocks that take the joined maps.
+        fit: "crop" cuts the encoder's map at its centre to the size of the enlarged map (valid convolutions), "pad"
+            pads the enlarged map to the size of the encoder's map (odd sizes), "exact" expects equal sizes.
     """
 
     def __init__(self, upsample: nn.Module, convolutions: nn.Module, fit: Fit = "exact") -> None:
         super().__init__(upsample, convolutions, upsampled_first=False)
         self.fit = fit
 
-    def forward(self, x: Tensor, skip: Tensor | list[Tensor]) -> Tensor:
-        """Return the features of this stage, at the resolution of `skip` (less the valid convolutions' margin).
-
-        Args:
-            x: the coarser map (B, C, …).
-            skip: the encoder's map, or a list whose last entry it is. The entry is taken off, so that without gradients
-                the map is freed as soon as it has been joined (a fifth of the peak of a U-Net).
-        """
-        x, layers = self.begin(x, [skip.pop() if isinstance(skip, list) else skip])
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    def join(self, coarser: Tensor, same_level: Sequence[Tensor]) -> Tensor:
-        """Return the skip and the upsampled `coarser` as one map."""
-        x, [skip] = self.upsample(coarser), same_level
+    def join(self, coarser: Tensor, same_level: list[Tensor]) -> Tensor:
+        """Return the encoder's map, which is the only one of its level, and the enlarged coarser map, concatenated."""
+        x, skip = self.upsample(coarser), same_level[0]
         if self.fit == "pad":
-            x = pad_to(x, skip.shape[2:])
+            x = pad_to(x, list(skip.shape[2:]))
         elif self.fit == "crop":
-            skip = centre_crop(skip, x.shape[2:])
+            skip = centre_crop(skip, list(x.shape[2:]))
         return torch.cat([skip, x], dim=1)
 
 
-def max_pool(spatial_dims: int, stride: Sequence[int]) -> nn.Module:
-    """Return a max pooling of `stride` with windows of the same size."""
-    return MAX_POOL[spatial_dims](tuple(stride), tuple(stride))
-
-
-def make_upsample(
-    upsampling: Upsampling,
-    spatial_dims: int,
-    in_channels: int,
-    out_channels: int,
-    stride: Sequence[int],
-    *,
-    kernel_size: int | Sequence[int] | None = None,
-    bias: bool = True,
-    align_corners: bool = False,
-) -> nn.Module:
-    """Return the upsampling called `upsampling`; `"linear"` has no weights and keeps the channels."""
-    if upsampling == "linear":
-        return LinearUpsample(spatial_dims, stride, align_corners)
-    if upsampling != "transposed":
-        raise NetworkError(f"upsampling={upsampling!r} is not one of transposed, linear")
-    return transposed_convolution(spatial_dims, in_channels, out_channels, stride, kernel_size, bias)
+def convolutions(
+    spatial_dims: int, in_channels: int, widths: Sequence[int], kernel_size: Sequence[int], **block: Any
+) -> Chain:
+    """Return `ConvBlock`s in a row; block n has `widths[n]` output channels, and all have the arguments `block`."""
+    channels = [in_channels, *widths]
+    return Chain(
+        *(ConvBlock(spatial_dims, channels[i], channels[i + 1], kernel_size, **block) for i in range(len(widths)))
+    )
 
 
 class ResidualBlock(nn.Module):
-    """act(norm(conv(act(norm(conv(x))))) + shortcut(x)), He et al. 2016 (arXiv:1512.03385), Figure 2.
+    """act(norm(conv(act(norm(conv(x))))) + shortcut(x)), Figure 2 of He et al. 2016 (arXiv:1512.03385).
 
-    The shortcut is the identity, an average pooling where the block has a stride, and a 1×1×1 convolution with
-    normalisation where it changes the channels (the ResNet-D shortcut, He et al. 2019, arXiv:1812.01187).
+    The shortcut is the identity. A block with a stride has an average pooling in it, and a block that changes the
+    channels a 1×1×1 convolution with normalisation (the ResNet-D shortcut, He et al. 2019, arXiv:1812.01187).
 
     Args:
         spatial_dims: 2 or 3.
         in_channels, out_channels: channels of input and output.
-        kernel_size: one number an axis.
-        stride: one number an axis, applied by the first convolution.
-        shortcut_bias: whether the shortcut's convolution has a bias.
-        **block: arguments of `ConvBlock` (norm, norm_affine, activation, bias).
+        kernel_size: one number per axis.
+        stride: one number per axis, applied by the first convolution.
+        activation: see `make_activation`.
+        **block: further arguments of `ConvBlock` (norm, norm_affine, bias). The shortcut's convolution has no bias.
     """
 
     def __init__(
@@ -208,11 +240,10 @@ class ResidualBlock(nn.Module):
         kernel_size: Sequence[int],
         stride: Sequence[int],
         *,
-        shortcut_bias: bool = False,
+        activation: Literal["relu", "leaky_relu", "prelu", "gelu", "none"] = "relu",
         **block: Any,
     ) -> None:
         super().__init__()
-        activation = block.pop("activation", "relu")
         self.conv1 = ConvBlock(
             spatial_dims, in_channels, out_channels, kernel_size, stride, activation=activation, **block
         )
@@ -221,7 +252,7 @@ class ResidualBlock(nn.Module):
         if any(s > 1 for s in stride):
             steps.append(("pool", AVERAGE_POOL[spatial_dims](tuple(stride), tuple(stride))))
         if in_channels != out_channels:
-            projection = {**block, "bias": shortcut_bias, "activation": "none"}
+            projection = {**block, "bias": False, "activation": "none"}
             steps.append(("project", ConvBlock(spatial_dims, in_channels, out_channels, 1, **projection)))
         self.shortcut = nn.Sequential(OrderedDict(steps))
         self.act = make_activation(activation, out_channels)
@@ -241,19 +272,11 @@ def residual_chain(
     kernel_size: Sequence[int],
     stride: Sequence[int],
     **block: Any,
-) -> nn.Sequential:
-    """Return `count` residual blocks in a row, the first with `stride` and the change of channels."""
+) -> Chain:
+    """Return `count` residual blocks in a row; the first has the stride and the change of channels."""
     ones = (1,) * spatial_dims
-    return nn.Sequential(
-        *(
-            ResidualBlock(
-                spatial_dims,
-                out_channels if i else in_channels,
-                out_channels,
-                kernel_size,
-                ones if i else stride,
-                **block,
-            )
-            for i in range(count)
-        )
+    first = ResidualBlock(spatial_dims, in_channels, out_channels, kernel_size, stride, **block)
+    others = (
+        ResidualBlock(spatial_dims, out_channels, out_channels, kernel_size, ones, **block) for _ in range(count - 1)
     )
+    return Chain(first, *others)

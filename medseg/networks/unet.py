@@ -1,4 +1,4 @@
-"""U-Net (Ronneberger, Fischer and Brox 2015, arXiv:1505.04597), in 2D and 3D, with its common variants."""
+"""U-Net (Ronneberger, Fischer and Brox 2015) and 3D U-Net (Çiçek et al. 2016), in 2D and 3D, with their variants."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,61 +16,65 @@ from medseg.networks.blocks import (
     Order,
     Padding,
     Upsampling,
+    check_choice,
     initialize,
     make_head,
-)
-from medseg.networks.sizes import StageGeometry
-from medseg.networks.stages import (
-    DecoderStage,
-    EncoderStage,
-    Fit,
-    convolutions,
     make_upsample,
     max_pool,
-    residual_chain,
 )
+from medseg.networks.sizes import StageGeometry
+from medseg.networks.stages import DecoderStage, EncoderStage, Fit, convolutions, residual_chain
 from medseg.networks.u_shape import UShape
 
 
 class UNet(UShape):
-    """The U-Net: every stage's convolutions make its channels, upsampling halves them, the skip is joined first.
+    """The U-Net: upsampling halves the channels, and the skip is joined before the upsampled map.
 
-    Figure 1 of Ronneberger et al. 2015. The preset `unet_ronneberger2015` is the paper to the digit; the class defaults
-    differ from it in padded convolutions. `residual=True` is the residual encoder of nnU-Net (Isensee et al. 2024,
-    arXiv:2404.09556).
+    Figure 1 of Ronneberger et al. 2015 (arXiv:1505.04597). The preset `unet_ronneberger2015` is the network of the
+    paper; the defaults of this class differ from it in padded convolutions. `downsampling="strided"` with instance
+    normalisation is the U-Net of nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), `residual=True` its
+    residual encoder (Isensee et al. 2024, arXiv:2404.09556).
 
     Args:
         in_channels: channels of the input (B, in_channels, …).
         out_channels: channels of the logits.
         spatial_dims: 2 or 3.
         channels: output channels of each encoder stage, finest first.
-        strides: step from each stage to the next, a number or one an axis; one for all, or `len(channels) - 1` of them.
-        kernel_sizes: convolution kernel of each stage, a number or one an axis; one for all, or one a stage.
-        convolutions_per_stage: convolutions (residual: blocks) of each encoder stage, one for all or one a stage.
-        decoder_convolutions: convolutions of each decoder stage, one for all or one a stage, finest first.
-        norm: "batch", "batch_current" (current statistics at test time too), "instance", "group", "none".
+        strides: step from each stage to the next. One step for all, or `len(channels) - 1` of them; each is a number or
+            one number per axis.
+        kernel_sizes: convolution kernel of each stage. One kernel for all, or one per stage; each is a number or one
+            number per axis.
+        convolutions_per_stage: convolutions (or residual blocks) of each encoder stage; one number for all, or one per
+            stage.
+        decoder_convolutions: convolutions of each decoder stage; one number for all, or one per stage, finest first.
+        norm: "batch", "batch_current" (the statistics of the current batch also at test time), "instance", "group" or
+            "none".
         norm_affine: whether the normalisation learns a scale and a shift.
-        activation: "relu", "leaky_relu", "prelu", "gelu".
-        order: of each convolution block: "conv_norm_act", "conv_act_norm", "norm_act_conv".
-        padding: "same" (output size = input size) or "valid" (the paper's; output = input − 184 at five stages).
-        downsampling: "max_pool" or "strided" (the stage's first convolution); a residual encoder is always strided.
-        upsampling: "transposed" or "linear". Linear upsampling has no weights to change the channels, so each decoder
-            stage's last convolution makes those of the next finer stage.
-        upsampling_kernel_size: kernel of the transposed convolutions; None for that of the stride.
+        activation: "relu", "leaky_relu", "prelu" or "gelu".
+        order: sequence in each convolution block: "conv_norm_act", "conv_act_norm" or "norm_act_conv".
+        padding: "same" (the output has the size of the input) or "valid" (as in the paper; with five stages, the output
+            is 184 voxels smaller than the input).
+        downsampling: "max_pool", or "strided" for a stride in the first convolution of a stage. A residual encoder is
+            always strided.
+        upsampling: "transposed" or "linear". Linear upsampling has no weights that could change the channels, so the
+            last convolution of each decoder stage produces the channels of the next finer stage.
+        upsampling_kernel_size: kernel of the transposed convolutions; None takes the stride.
         upsampling_bias: whether the transposed convolutions have a bias.
-        align_corners: of linear upsampling.
+        align_corners: option of linear upsampling.
         conv_bias: whether the convolutions have a bias.
-        residual: residual encoder: a stem convolution, then stages of residual blocks.
-        odd_sizes: "error", or "pad": any size is taken, odd maps are floored by pooling and padded again at the skip.
-        head: "conv" (a 1×1×1 convolution) or "conv_act_norm" (for compatibility: its logits pass ReLU and norm).
-        head_kernel_size: odd.
-        dropout: probability, on the coarsest map (the end of the contracting path).
+        residual: use a residual encoder: a convolution, then stages of residual blocks.
+        odd_sizes: "error", or "pad" to take any size: pooling rounds odd sizes down, and the maps are padded at the
+            skips.
+        head: "conv" (a 1×1×1 convolution), or "conv_act_norm" to load published weights whose logits pass ReLU and
+            normalisation.
+        head_kernel_size: an odd number.
+        dropout: probability of dropout on the coarsest map, the end of the contracting path.
         activation_checkpointing: recompute activations in the backward pass instead of keeping them.
-        initialization: "default" (PyTorch's) or "he_normal" (the paper's N(0, √(2/fan_in))).
+        initialization: "default" (PyTorch's) or "he_normal" (N(0, √(2/fan_in)), as in the paper).
 
     Raises:
-        NetworkError: an argument cannot be used.
-        ShapeError: (forward) the input's shape cannot be used; the message names the nearest valid sizes.
+        NetworkError: an argument is not possible.
+        ShapeError: (in forward) the network cannot take the input's shape; the message names the nearest valid sizes.
     """
 
     def __init__(
@@ -103,10 +107,16 @@ class UNet(UShape):
         activation_checkpointing: bool = False,
         initialization: Initialization = "default",
     ) -> None:
+        check_choice("downsampling", downsampling, ("max_pool", "strided"))
+        check_choice("odd_sizes", odd_sizes, ("error", "pad"))
+        if padding == "valid" and (residual or downsampling == "strided" or odd_sizes == "pad"):
+            raise NetworkError(
+                "padding='valid': works only with downsampling='max_pool', odd_sizes='error' and residual=False; "
+                "use padding='same'"
+            )
         shape = StageGeometry.build(spatial_dims, channels, strides, kernel_sizes)
         down_counts = shape.per_stage(convolutions_per_stage, len(shape.channels), "convolutions_per_stage")
         up_counts = shape.per_stage(decoder_convolutions, len(shape.strides), "decoder_convolutions")
-        self._check(padding, downsampling, residual, odd_sizes)
         conv = {"norm": norm, "norm_affine": norm_affine, "activation": activation, "bias": conv_bias}
         block = {**conv, "padding": padding, "order": order}
         encoder, width = [], in_channels
@@ -149,17 +159,6 @@ class UNet(UShape):
         self.head = make_head(head, spatial_dims, width, out_channels, head_kernel_size)
         initialize(self, initialization)
 
-    @staticmethod
-    def _check(padding: str, downsampling: str, residual: bool, odd_sizes: str) -> None:
-        if downsampling not in ("max_pool", "strided"):
-            raise NetworkError(f"downsampling={downsampling!r} is not one of max_pool, strided")
-        if odd_sizes not in ("error", "pad"):
-            raise NetworkError(f"odd_sizes={odd_sizes!r} is not one of error, pad")
-        if padding == "valid" and (residual or downsampling == "strided" or odd_sizes == "pad"):
-            raise NetworkError(
-                "padding='valid' works with max_pool, a plain encoder and odd_sizes='error' only: use padding='same'"
-            )
-
 
 def _plain_stage(
     shape: StageGeometry, i: int, in_channels: int, count: int, strided: bool, block: dict[str, Any]
@@ -183,32 +182,37 @@ def _residual_stage(shape: StageGeometry, i: int, in_channels: int, count: int, 
 
 
 class UNet3D(UShape):
-    """The 3D U-Net: channels double *before* pooling, upsampling keeps them, the skip is joined first.
+    """The 3D U-Net: channels double *before* pooling, upsampling keeps them, and the skip is joined first.
 
-    Figure 2 of Çiçek et al. 2016. The defaults are the paper's channels with padded convolutions; the preset
-    `unet3d_cicek2016` is the paper to the digit.
+    Figure 2 of Çiçek et al. 2016 (arXiv:1606.06650). The defaults are the paper's channels with padded convolutions;
+    the preset `unet3d_cicek2016` is the network of the paper.
 
     Args:
-        spatial_dims: 2 or 3.
         in_channels: channels of the input (B, in_channels, …).
         out_channels: channels of the logits.
-        channels: output channels of each encoder stage, finest first; a stage's first convolution makes half of them.
-        strides: pooling step from each stage to the next, a number or one an axis; `len(channels) - 1` of them.
-        kernel_sizes: convolution kernel of each stage, a number or one an axis; one number for all, or one a stage.
-        norm: "batch", "batch_current" (current statistics at test time too, as the paper), "instance", "group", "none".
+        spatial_dims: 2 or 3.
+        channels: output channels of each encoder stage, finest first; the first convolution of a stage produces half of
+            them.
+        strides: pooling step from each stage to the next. One step for all, or `len(channels) - 1` of them; each is a
+            number or one number per axis.
+        kernel_sizes: convolution kernel of each stage. One kernel for all, or one per stage; each is a number or one
+            number per axis.
+        norm: "batch", "batch_current" (the statistics of the current batch also at test time, as in the paper),
+            "instance", "group" or "none".
         norm_affine: whether the normalisation learns a scale and a shift.
-        activation: "relu", "leaky_relu", "prelu", "gelu".
-        padding: "same" (output size = input size) or "valid" (the paper's; output = input − 88 at four stages).
+        activation: "relu", "leaky_relu", "prelu" or "gelu".
+        padding: "same" (the output has the size of the input) or "valid" (as in the paper; with four stages, the output
+            is 88 voxels smaller than the input).
         upsampling: "transposed" or "linear".
         upsampling_bias: whether the transposed convolutions have a bias.
         conv_bias: whether the convolutions have a bias.
-        dropout: probability, on the coarsest map.
+        dropout: probability of dropout on the coarsest map.
         activation_checkpointing: recompute activations in the backward pass instead of keeping them.
         initialization: "default" (PyTorch's) or "he_normal" (N(0, √(2/fan_in))).
 
     Raises:
-        NetworkError: an argument cannot be used.
-        ShapeError: (forward) the input's shape cannot be used; the message names the nearest valid sizes.
+        NetworkError: an argument is not possible.
+        ShapeError: (in forward) the network cannot take the input's shape; the message names the nearest valid sizes.
     """
 
     def __init__(

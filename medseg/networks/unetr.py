@@ -1,7 +1,7 @@
 """UNETR (Hatamizadeh et al. 2021, arXiv:2103.10504)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,27 @@ from medseg.networks.blocks import (
     Activation,
     Initialization,
     Norm,
+    check_choice,
     initialize,
+    is_eager,
     make_activation,
     make_dropout,
     per_axis,
     transposed_convolution,
 )
-from medseg.networks.stages import DecoderStage, convolutions, residual_chain
-from medseg.networks.u_shape import UShape, run
-
-_LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
+from medseg.networks.stages import Chain, DecoderStage, Stage, convolutions, recompute_stages, residual_chain
+from medseg.networks.u_shape import UShape
 
 EncoderNorm = Literal["applied", "unused", "none"]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention, softmax(q kᵀ / √d) v a head (Eq. 1 of arXiv:1706.03762)."""
+    """Multi-head scaled dot-product attention, softmax(q kᵀ / √d) v per head (Eq. 1 of Vaswani et al. 2017)."""
 
     def __init__(self, channels: int, num_heads: int, bias: bool, dropout: float) -> None:
         super().__init__()
         if channels % num_heads:
-            raise NetworkError(f"embedding_channels={channels} cannot be split into num_heads={num_heads}")
+            raise NetworkError(f"embedding_channels={channels}: cannot be split into num_heads={num_heads} equal parts")
         self.num_heads = num_heads
         self.attention_dropout = dropout
         self.qkv = nn.Linear(channels, 3 * channels, bias=bias)
@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         self.dropout = make_dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the attended `tokens` (B, N, C)."""
+        """Return `tokens` (B, N, C) after attention to each other."""
         batch, count, channels = tokens.shape
         split = self.qkv(tokens).view(batch, count, 3, self.num_heads, channels // self.num_heads)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         return self.dropout(self.out(attended.transpose(1, 2).reshape(batch, count, channels)))
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Stage):
     """z' = z + MSA(LN(z)); z = z' + MLP(LN(z')) (Eq. 2 and 3 of Hatamizadeh et al. 2021)."""
 
     def __init__(
@@ -88,13 +88,18 @@ class VisionTransformer(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image (B, in_channels, …).
-        grid: patches an axis at the size the position embedding is made for.
-        patch_size: voxels of a patch, one number an axis.
-        channels: of a token.
+        grid: patches per axis, at the image size that the position embedding is made for.
+        patch_size: voxels of a patch per axis.
+        channels: channels of a token.
         taps: numbers of the blocks (from 1) whose outputs are returned; the last one is the number of blocks.
-        encoder_norm: of the last tap: "applied", "none", or "unused": kept so that published weights load, frozen so
-            that it never lacks a gradient.
-        position_std: of the position embedding's initial normal distribution (0: zeros).
+        num_heads: attention heads.
+        mlp_channels, mlp_activation: hidden layer of a block.
+        qkv_bias: whether query, key and value have biases.
+        dropout: probability of dropout.
+        norm_eps: added to the variance in layer normalisations.
+        encoder_norm: layer normalisation of the last tap: "applied", "none", or "unused" for a frozen one that exists
+            only so that published weights load.
+        position_std: standard deviation of the initial position embedding; 0 for zeros.
     """
 
     def __init__(
@@ -114,17 +119,14 @@ class VisionTransformer(nn.Module):
         norm_eps: float,
         encoder_norm: EncoderNorm,
         position_std: float,
-        activation_checkpointing: bool,
     ) -> None:
         super().__init__()
-        if encoder_norm not in ("applied", "unused", "none"):
-            raise NetworkError(f"encoder_norm={encoder_norm!r} is not one of applied, unused, none")
+        check_choice("encoder_norm", encoder_norm, get_args(EncoderNorm))
         if list(taps) != sorted(set(taps)) or min(taps) < 1:
-            raise NetworkError(f"taps={tuple(taps)}: expected rising block numbers, the first at least 1")
-        self.grid = tuple(grid)
-        self.taps = tuple(taps)
+            raise NetworkError(f"taps={tuple(taps)}: expected rising block numbers, the first one at least 1")
+        self.grid = list(grid)
+        self.taps = list(taps)
         self.spatial_dims = spatial_dims
-        self.activation_checkpointing = activation_checkpointing
         self.patch_embedding = CONVOLUTION[spatial_dims](in_channels, channels, tuple(patch_size), tuple(patch_size))
         tokens = torch.Size(self.grid).numel()
         self.position_embedding = nn.Parameter(torch.zeros(1, tokens, channels))
@@ -147,73 +149,78 @@ class VisionTransformer(nn.Module):
         if encoder_norm != "none":
             self.encoder_norm = nn.LayerNorm(channels, eps=norm_eps)
         if encoder_norm == "unused":
-            self.encoder_norm.requires_grad_(False)
+            self.encoder_norm.requires_grad_(False)  # so that no trained parameter lacks a gradient
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the tapped tokens as maps (B, C, grid…), in the order of the blocks."""
         patches = self.patch_embedding(x)
-        grid = patches.shape[2:]
+        grid = list(patches.shape[2:])
         position = resize_position_embedding(self.position_embedding, self.grid, grid)
         tokens = self.dropout(patches.flatten(2).transpose(1, 2) + position)
-        maps = []
-        for number, block in enumerate(self.blocks, start=1):
-            tokens = run(block, tokens, recompute=self.activation_checkpointing)
-            if number in self.taps:
-                is_last = number == self.taps[-1]
-                tapped = self.encoder_norm(tokens) if is_last and self.applies_norm else tokens
+        maps: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index + 1 in self.taps:
+                tapped = tokens
+                if self.applies_norm and index + 1 == self.taps[-1]:
+                    tapped = self.encoder_norm(tokens)
                 maps.append(tapped.transpose(1, 2).unflatten(2, grid))
         return maps
 
 
-def resize_position_embedding(embedding: Tensor, grid: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Return the position `embedding` (1, N, C) of a patch `grid` for a grid of another size.
+def resize_position_embedding(embedding: Tensor, grid: list[int], wanted: list[int]) -> Tensor:
+    """Return the position `embedding` (1, N, C) of a patch `grid`, resized to the grid `wanted`.
 
-    Linear interpolation between the patches' centres; the same grid gives the same numbers.
+    The values are interpolated linearly between the centres of the patches; an equal grid changes nothing.
     """
-    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    if not exporting and tuple(grid) == tuple(wanted):
+    if is_eager() and list(grid) == list(wanted):
         return embedding
     channels = embedding.shape[2]
-    table = embedding.transpose(1, 2).reshape(1, channels, *grid)
-    resized = F.interpolate(table, size=tuple(wanted), mode=_LINEAR_MODE[len(grid)], align_corners=False)
+    table = embedding.transpose(1, 2).reshape([1, channels] + list(grid))
+    mode = "bilinear" if len(grid) == 2 else "trilinear"
+    resized = F.interpolate(table, size=wanted, mode=mode, align_corners=False)
     return resized.flatten(2).transpose(1, 2).to(embedding.dtype)
 
 
 class UNETR(UShape):
-    """A vision transformer as encoder, its tapped tokens as skips of a convolutional decoder.
+    """UNETR: a vision transformer as encoder, whose tapped tokens are the skips of a convolutional decoder.
 
-    Figure 2 of Hatamizadeh et al. 2021. With `residual=True` (the default) the decoder is the authors' published one
-    (residual blocks, constant widths on the way up); `residual=False` is the plain decoder of the re-implementation
-    `unetr_relu`. Any image size divisible by the patch is taken: the position embedding is resized by interpolation.
+    Figure 2 of Hatamizadeh et al. 2021. `residual=True` (the default) is the decoder that the authors published, with
+    residual blocks and constant widths on the way up; `residual=False` is the plain decoder of the re-implementation
+    `unetr_relu`. The network takes any image size divisible by the patch, because the position embedding is resized by
+    interpolation.
 
     Args:
         in_channels: channels of the input (B, in_channels, …).
         out_channels: channels of the logits.
         spatial_dims: 2 or 3.
-        image_size: the size the position embedding is made for, a number or one an axis; a multiple of the patch.
-        channels: of the decoder's stages, finest first; a patch has 2**len(channels) voxels an axis.
-        embedding_channels: of a token.
+        image_size: image size in voxels that the position embedding is made for, a number or one per axis; a multiple
+            of the patch.
+        channels: channels of the decoder's stages, finest first; a patch has 2**len(channels) voxels per axis.
+        embedding_channels: channels of a token.
         num_heads: attention heads.
-        mlp_channels: of the hidden layer of a transformer block.
+        mlp_channels: channels of the hidden layer of a transformer block.
         mlp_activation: "gelu" or "relu".
         qkv_bias: whether query, key and value have biases.
-        taps: blocks (from 1) whose tokens are used, finest skip first; the last is the number of blocks.
-        encoder_norm: layer norm on the last tap: "applied", "none", or "unused" (frozen, to load published weights).
-        norm_eps: of the layer norms.
-        position_std: of the initial position embedding (0: zeros).
-        norm, norm_affine, activation: of the decoder.
-        conv_bias, upsampling_bias: of the decoder's convolutions and transposed convolutions.
-        residual: which decoder.
-        dropout: probability, in the transformer.
+        taps: numbers of the blocks (from 1) whose tokens are used, finest skip first; the last is the number of blocks.
+        encoder_norm: layer normalisation of the last tap: "applied", "none", or "unused" (frozen, to load published
+            weights).
+        norm_eps: added to the variance in layer normalisations.
+        position_std: standard deviation of the initial position embedding; 0 for zeros.
+        norm, norm_affine, activation: normalisation and activation of the decoder.
+        conv_bias, upsampling_bias: whether the decoder's convolutions and transposed convolutions have a bias.
+        residual: whether the decoder has residual blocks.
+        dropout: probability of dropout in the transformer.
         activation_checkpointing: recompute activations in the backward pass instead of keeping them.
-        initialization: of the convolutions, "default" or "he_normal".
+        initialization: "default" or "he_normal", for the convolutions.
 
     Raises:
-        NetworkError: an argument cannot be used.
-        ShapeError: (forward) the input's shape cannot be used; the message names the nearest valid sizes.
+        NetworkError: an argument is not possible.
+        ShapeError: (in forward) the network cannot take the input's shape; the message names the nearest valid sizes.
     """
 
-    encoder: VisionTransformer
+    if TYPE_CHECKING:
+        encoder: VisionTransformer
 
     def __init__(
         self,
@@ -246,11 +253,15 @@ class UNETR(UShape):
             raise NetworkError(f"spatial_dims={spatial_dims!r}: expected 2 or 3")
         levels = len(channels)
         if len(taps) != levels:
-            raise NetworkError(f"taps={tuple(taps)}: expected one a stage, len(channels) = {levels}")
+            raise NetworkError(
+                f"taps={tuple(taps)}: found {len(taps)}, expected one per stage, len(channels) = {levels}"
+            )
         image = per_axis(image_size, spatial_dims, "image_size")
         patch = (2**levels,) * spatial_dims
         if any(size % patch[0] for size in image):
-            raise NetworkError(f"image_size={image} is not divisible by the patch of {patch[0]} voxels")
+            raise NetworkError(
+                f"image_size={image}: expected multiples of the patch, which has {patch[0]} voxels per axis"
+            )
         block = {"norm": norm, "norm_affine": norm_affine, "activation": activation, "bias": conv_bias}
         layers = _DecoderLayers(spatial_dims, residual, upsampling_bias, block)
         decoder, width = [], embedding_channels
@@ -272,7 +283,6 @@ class UNETR(UShape):
             norm_eps=norm_eps,
             encoder_norm=encoder_norm,
             position_std=position_std,
-            activation_checkpointing=activation_checkpointing,
         )
         axis = sizes.AxisSizes((2,) * levels, (0,) * (levels + 1), (0,) * levels)
         super().__init__(
@@ -282,7 +292,6 @@ class UNETR(UShape):
             out_channels=out_channels,
             decoder_channels=tuple(reversed(channels)),
             axes=(axis,) * spatial_dims,
-            activation_checkpointing=activation_checkpointing,
         )
         self.stem = layers.stem(in_channels, channels[0])
         self.projections = nn.ModuleList(
@@ -290,23 +299,28 @@ class UNETR(UShape):
         )
         self.head = CONVOLUTION[spatial_dims](width, out_channels, 1)
         initialize(self, initialization)
+        if activation_checkpointing:
+            recompute_stages(self)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Return the skips, finest first, and the last tap's tokens as the coarsest map."""
-        self.check_input(x)
-        # the transformer goes first: what is computed last is freed first in the backward pass, and the stem's
-        # full-size activations would otherwise be held while the transformer's gradients pile up
+        if not torch.jit.is_scripting():
+            self.check_input(x)
+        # The backward pass frees last computed activations first. If the stem came first, its full-size activations
+        # would be held while the transformer's gradients pile up.
         tokens = self.encoder(x)
-        stem = self._run(self.stem, x)
-        taps = [_in_format_of(stem, tap) for tap in tokens]
-        skips = [self._run(project, tap) for project, tap in zip(self.projections, taps[:-1], strict=True)]
-        return [stem, *skips, taps[-1]]
+        maps = [self.stem(x)]
+        taps = [_in_format_of(maps[0], tap) for tap in tokens]
+        for index, project in enumerate(self.projections):
+            maps.append(project(taps[index]))
+        maps.append(taps[-1])
+        return maps
 
     def fit_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Return `state` fitted to this network, and what was done in words.
+        """Return `state` fitted to this network, and notes on what was changed.
 
-        A position embedding of another image size (of equal sides) is resized by interpolation; an encoder norm the
-        network was built without is dropped.
+        A position embedding of another, cubic image size is resized by interpolation. The normalisation of the encoder
+        is left out if this network has none.
         """
         fitted, notes = dict(state), []
         position = fitted.get("encoder.position_embedding")
@@ -317,9 +331,9 @@ class UNETR(UShape):
         ):
             side = round(position.shape[1] ** (1 / self.spatial_dims))
             if side**self.spatial_dims == position.shape[1]:
-                grid = (side,) * self.spatial_dims
+                grid = [side] * self.spatial_dims
                 fitted["encoder.position_embedding"] = resize_position_embedding(position, grid, self.encoder.grid)
-                notes.append(f"position embedding resized from {grid} to {self.encoder.grid} patches")
+                notes.append(f"position embedding resized from {tuple(grid)} to {tuple(self.encoder.grid)} patches")
         norm = [key for key in fitted if key.startswith("encoder.encoder_norm.")]
         if norm and not hasattr(self.encoder, "encoder_norm"):
             fitted = {key: value for key, value in fitted.items() if key not in norm}
@@ -328,7 +342,7 @@ class UNETR(UShape):
 
 
 class _DecoderLayers:
-    """The two published decoders, layer by layer."""
+    """Build the layers of the two published decoders."""
 
     def __init__(self, spatial_dims: int, residual: bool, upsampling_bias: bool, block: dict[str, Any]) -> None:
         self.spatial_dims = spatial_dims
@@ -342,23 +356,23 @@ class _DecoderLayers:
         stride = (2,) * self.spatial_dims
         return transposed_convolution(self.spatial_dims, in_channels, out_channels, stride, bias=self.upsampling_bias)
 
-    def convolve(self, in_channels: int, widths: Sequence[int]) -> nn.Sequential:
+    def convolve(self, in_channels: int, widths: Sequence[int]) -> Chain:
         if self.residual:
             out = widths[-1]
             return residual_chain(self.spatial_dims, in_channels, out, 1, self.threes, self.ones, **self.block)
         return convolutions(self.spatial_dims, in_channels, widths, self.threes, **self.block)
 
-    def stem(self, in_channels: int, c: int) -> nn.Sequential:
+    def stem(self, in_channels: int, c: int) -> Chain:
         return self.convolve(in_channels, (max(c // 2, 1), c))
 
-    def fuse(self, in_channels: int, c: int) -> nn.Sequential:
+    def fuse(self, in_channels: int, c: int) -> Chain:
         return self.convolve(in_channels, (c, c))
 
-    def project(self, in_channels: int, channels: Sequence[int], level: int) -> nn.Sequential:
-        """From tokens to the skip of `level`, one doubling a step.
+    def project(self, in_channels: int, channels: Sequence[int], level: int) -> Chain:
+        """Return the layers from tokens to the skip of `level`; each step doubles the resolution.
 
-        The authors' keep one width and leave out the convolutions of the first step; the plain ones take the width of
-        each level they pass and convolve at every step.
+        The authors' decoder keeps one width and has no convolutions in the first step. The plain decoder takes the
+        width of each level it passes and convolves in every step.
         """
         steps: list[nn.Module] = []
         for passed in reversed(range(level, len(channels))):
@@ -368,11 +382,11 @@ class _DecoderLayers:
                 step.append(self.convolve(c, (c,)))
             steps.append(nn.Sequential(*step))
             in_channels = c
-        return nn.Sequential(*steps)
+        return Chain(*steps)
 
 
 def _in_format_of(reference: Tensor, tap: Tensor) -> Tensor:
-    # tokens viewed as a map have their channels last; the decoder needs the memory format of the stem's map
+    # Tokens viewed as a map have their channels last, but the decoder needs the memory format of the stem's map.
     if reference.is_contiguous() or torch.jit.is_tracing():
         return tap.contiguous()
     return tap.contiguous(memory_format=torch.channels_last if tap.dim() == 4 else torch.channels_last_3d)

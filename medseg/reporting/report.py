@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from medseg.datasets import Manifest, read_manifest
@@ -175,14 +175,8 @@ def with_code(text: str) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    """Return the templates; every value in them is escaped unless it is marked safe."""
-    environment = Environment(
-        loader=PackageLoader("medseg.reporting", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Return the report's templates with its filters."""
+    environment = viewer.templates("medseg.reporting", "page")
     environment.filters |= {"fixed": fixed, "with_code": with_code, "thousands": "{:,}".format}
     return environment
 

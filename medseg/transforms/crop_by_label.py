@@ -1,4 +1,4 @@
-"""Random training patches centred on chosen labels, at the cost of copying the patch."""
+"""Crop random training patches centred on chosen labels, at the cost of copying the patch."""
 
 import warnings
 from bisect import bisect_right
@@ -18,121 +18,39 @@ from monai.transforms.traits import MultiSampleTrait
 from monai.utils import ImageMetaKey, MetaKeys
 
 from medseg.errors import ShapeError
-from medseg.transforms.meta_tensor import case_name
+from medseg.transforms.meta_tensor import case_name, without_meta
 from medseg.transforms.voxel_index import VoxelIndex
 
 Ratios = Sequence[float] | Mapping[Any, float] | None
 
 
-def checked_ratios(ratios: Ratios) -> dict[int, float] | None:
-    """Positive ratios by label value, from a sequence by label value or a mapping (JSON's string keys too).
-
-    Raises:
-        ValueError: a ratio is negative, or none is positive.
-    """
-    if ratios is None:
-        return None
-    pairs = ratios.items() if isinstance(ratios, Mapping) else enumerate(ratios)
-    checked = {int(label): float(ratio) for label, ratio in pairs}
-    if not checked or min(checked.values()) < 0 or not 0 < sum(checked.values()) < float("inf"):
-        raise ValueError(f"ratios must be non-negative with a positive sum, found {ratios}")
-    return {label: ratio for label, ratio in checked.items() if ratio > 0}
-
-
-def choose_label(state: np.random.RandomState, odds: Mapping[int, float]) -> int:
-    """One key of `odds`, with probability in proportion to its value (all positive)."""
-    cumulative = list(accumulate(odds.values()))
-    rank = bisect_right(cumulative, state.random_sample() * cumulative[-1])
-    return list(odds)[min(rank, len(cumulative) - 1)]  # rounding may reach the very end
-
-
-def crop_patch(
-    image: Any,
-    start: Sequence[int],
-    size: Sequence[int],
-    padding_value: float = 0.0,
-    meta: Mapping[str, Any] | None = None,
-) -> torch.Tensor:
-    """Copy the patch of (C, …) whose first voxel is `start`; voxels outside the image hold `padding_value`.
-
-    Args:
-        image: tensor, array, or anything with a shape that gives arrays when sliced (memory maps, HDF5 data sets);
-            nothing outside the patch is read.
-        start: first voxel an axis; negative where the patch begins before the image.
-        size: patch in voxels.
-        padding_value: what lies outside the image.
-        meta: entries added to the patch's meta data.
-
-    Returns:
-        (C, *size), contiguous, never sharing memory with `image`; a MetaTensor whose affine is the image's moved to
-        the patch's first voxel, or a plain tensor where MONAI tracks no meta data.
-    """
-    # without its meta data: MetaTensor's bookkeeping at every step would cost more than copying a small patch
-    source = image.as_tensor() if isinstance(image, MetaTensor) else image
-    extents = tuple(source.shape[1:])
-    if len(extents) != len(size):
-        where = case_name(image) or "image"
-        raise ShapeError(f"{where} must have a channel and {len(size)} spatial axes, found {tuple(source.shape)}")
-    inside = tuple(slice(max(s, 0), min(s + n, extent)) for s, n, extent in zip(start, size, extents, strict=True))
-    piece = _copy(source[(slice(None), *inside)])
-    if tuple(piece.shape[1:]) != tuple(size):
-        piece = _padded(piece, [max(-s, 0) for s in start], size, padding_value)
-    if not get_track_meta():
-        return piece
-    patch = piece.as_subclass(MetaTensor)
-    patch.copy_meta_from(image if isinstance(image, MetaTensor) else _without_meta(piece.ndim))
-    patch.meta[MetaKeys.AFFINE] = _moved(patch.meta[MetaKeys.AFFINE], start)
-    patch.meta.update(meta or {})
-    return patch
-
-
-@cache
-def _without_meta(ndim: int) -> MetaTensor:
-    """Any MetaTensor with MONAI's default meta data, which are slow to build anew for every patch."""
-    return MetaTensor(torch.zeros((1,) * ndim))
-
-
-def _moved(affine: torch.Tensor, start: Sequence[int]) -> torch.Tensor:
-    """The affine of a grid that begins at voxel `start` of the affine's own grid."""
-    out = np.array(affine.numpy(force=True), np.float64)  # on tensors of 16 numbers NumPy is several times faster
-    out[:-1, -1] += out[:-1, : len(start)] @ start
-    return torch.from_numpy(out)
-
-
-def _padded(piece: torch.Tensor, before: Sequence[int], size: Sequence[int], padding_value: float) -> torch.Tensor:
-    out = piece.new_full((piece.shape[0], *size), padding_value)
-    out[(slice(None), *(slice(b, b + n) for b, n in zip(before, piece.shape[1:], strict=True)))] = piece
-    return out
-
-
-def _copy(view: Any) -> torch.Tensor:
-    if isinstance(view, torch.Tensor):
-        return view.clone(memory_format=torch.contiguous_format)
-    # native byte order: torch reads no other, and NIfTI files mapped into memory may be big-endian
-    return torch.from_numpy(np.array(view, dtype=view.dtype.newbyteorder("="), order="C", subok=False))
-
-
 class RandCropByLabel(Randomizable, MultiSampleTrait):
-    """Cut `num_samples` patches whose centres fall on a label drawn by `ratios`, uniformly within the label.
+    """Crop `num_samples` patches centred on labels that are drawn by `ratios`.
 
     A draw picks label l with probability ratios[l] / Σ ratios, then one of its voxels, each with probability
-    1 / count(l). The patch is centred there (for an even size n, n//2 voxels come before the centre) and shifted, if
-    need be, to lie inside the image, as MONAI does; along an axis shorter than the patch the image is padded on both
-    sides instead. Where the case has no voxel of the label drawn, the centre is uniform over the indexed voxels (over
-    the whole image if there are none): such draws are counted in `num_fallbacks` (a process) and marked in the
-    patch's meta data, `crop_label` = -1; the first of them warns, naming the case.
+    1 / count(l). The patch is centred there (for an even size n, n//2 voxels come before the centre). If it would
+    leave the image it is shifted inside, as MONAI does. Along an axis shorter than the patch the image is padded on
+    both sides instead.
 
-    With a precomputed index (`LabelVoxelIndexd`) a draw reads nothing but the patch, also from memory-mapped arrays.
+    If the case has no voxel of the drawn label, the centre is uniform over the indexed voxels, or over the whole image
+    if no voxel is indexed. Such draws are counted in `num_fallbacks` (per process) and marked in the patch's metadata
+    by `crop_label` = -1. The first of them warns and names the case.
+
+    With a precomputed index (`LabelVoxelIndexd`) a draw reads nothing except the patch, also from memory-mapped arrays.
 
     Args:
-        spatial_size: patch in voxels, one number for all axes or one an axis.
-        ratios: how often each label is the centre: one number a label value from 0 on, or {label: number}; numbers ≥ 0
-            with a positive sum. None = every label present in the case equally often.
-        num_samples: patches a call, ≥ 1.
-        padding_value: what surrounds an image smaller than the patch.
+        spatial_size: patch size in voxels, one number for all axes or one per axis.
+        ratios: relative frequency of each label as centre: a sequence by label value from 0 on, or {label: number}.
+            Numbers are ≥ 0 with a positive sum. None draws every label that the case has equally often.
+        num_samples: number of patches per call, ≥ 1.
+        padding_value: value around an image that is smaller than the patch.
 
     Returns:
-        (call) a list of `num_samples` patches (C, *spatial_size); MetaTensors carry the patch's affine.
+        (call) a list of `num_samples` patches (C, *spatial_size); MetaTensors have the patch's affine.
+
+    Raises:
+        ValueError: `ratios` or `num_samples` is not valid; (call) an allowed region is given but the index has none.
+        ShapeError: (call) image, label map and patch size do not fit together.
     """
 
     def __init__(
@@ -156,9 +74,13 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
         self.shape: tuple[int, ...] = ()
 
     def randomize(self, index: VoxelIndex, img: Any = None) -> None:
-        """Draw the patches: sets `centres`, `labels` (-1 = fallback) and `starts` (first voxel, negative where padded).
+        """Draw the patches, and set `centres`, `labels` and `starts`.
 
-        `img` only names the case in a warning.
+        Args:
+            index: positions of the labels' voxels.
+            img: image that names the case in a warning, or None.
+
+        After the call `labels` is -1 for a fallback, and `starts` (the first voxels) is negative where padding begins.
         """
         self.shape, self.size = index.shape, _patch_size(self.spatial_size, index.shape)
         self.centres, self.starts, self.labels = [], [], []
@@ -181,8 +103,8 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
                 return label, index.position(label, int(self.R.randint(count, dtype=np.int64)))
             if not self.num_fallbacks:
                 warnings.warn(
-                    f"{case_name(img) or 'a case'} has no voxel of label {label}, which ratios ask for: its patch is "
-                    "centred anywhere instead (warned once; see num_fallbacks and the patches' crop_label)",
+                    f"{case_name(img) or 'a case'}: the label map has no voxel of label {label}, which ratios name; "
+                    "the patch is centred anywhere instead (warned once; num_fallbacks counts these patches)",
                     stacklevel=2,
                 )
         self.num_fallbacks += 1
@@ -200,18 +122,26 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
         allowed: Any = None,
         randomize: bool = True,
     ) -> list[torch.Tensor]:
-        """Cut the patches out of `img` (C, …), after drawing them from `index` or from `label` (1, …) itself."""
+        """Draw patches and crop them from `img`.
+
+        Args:
+            img: (C, …) image.
+            label: (1, …) label map to index if there is no `index`; `img` itself if None.
+            index: precomputed index.
+            allowed: (1, …) region in which centres must lie, or None.
+            randomize: draw new patches; False crops the patches of the last draw.
+        """
         if randomize:
             index = _checked_index(index, img if label is None else label, allowed)
             self.randomize(index, img)
         return self.cut(img, self.padding_value)
 
     def cut(self, img: Any, padding_value: float) -> list[torch.Tensor]:
-        """The patches drawn last, of `img`."""
-        shape = tuple((img.as_tensor() if isinstance(img, MetaTensor) else img).shape[1:])
+        """Crop the patches of the last draw from `img`."""
+        shape = tuple(without_meta(img).shape[1:])
         if shape != self.shape:
             where = case_name(img) or "image"
-            raise ShapeError(f"{where} must have the label map's spatial shape {self.shape}, found {shape}")
+            raise ShapeError(f"{where}: the spatial shape must be the label map's, {self.shape}, found {shape}")
         return [
             crop_patch(img, start, self.size, padding_value, {"crop_label": label, ImageMetaKey.PATCH_INDEX: i})
             for i, (start, label) in enumerate(zip(self.starts, self.labels, strict=True))
@@ -219,21 +149,28 @@ class RandCropByLabel(Randomizable, MultiSampleTrait):
 
 
 class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
-    """Dictionary form of `RandCropByLabel`: the same patches of every key, one sample dictionary a patch.
+    """Dictionary form of `RandCropByLabel`: crop the same patches of every key, one sample dictionary per patch.
 
-    The index is taken from `index_key` where `LabelVoxelIndexd` put one, else computed from the label map at each
-    call (tens of milliseconds for 256³). Neither it nor the allowed region travels into the samples; other keys are
-    copied into each. Use it with `CacheDataset(copy_cache=False)`: the input is never changed, so copying the cached
-    volume before each draw would be the dearest step.
+    The index is read from `index_key` if `LabelVoxelIndexd` stored one there. Otherwise it is computed from the label
+    map at each call (tens of milliseconds for 256³). The samples hold neither the index nor the allowed region; other
+    keys are copied to each sample.
+
+    Use it with `CacheDataset(copy_cache=False)`. The input is never changed, and copying the cached volume before each
+    draw would be the slowest step.
 
     Args:
-        keys: what is cropped; all of the label map's spatial shape.
+        keys: arrays to crop, all of the label map's spatial shape.
         label_key: key of the label map, (1, …) integers.
         spatial_size, ratios, num_samples: see `RandCropByLabel`.
-        index_key: key of the precomputed index, `{label_key}_voxel_index` unless told.
-        allowed_key: key of a (1, …) region in which centres must lie; a precomputed index must have been given it.
-        padding_value: what surrounds an image smaller than the patch; one number, or one a key.
-        allow_missing_keys: skip keys a case lacks.
+        index_key: key of the precomputed index; None is `{label_key}_voxel_index`.
+        allowed_key: key of a (1, …) region in which centres must lie. A precomputed index must be made with it, too.
+        padding_value: value around an image that is smaller than the patch, one number or one per key.
+        allow_missing_keys: skip keys that a case lacks.
+
+    Raises:
+        ValueError, ShapeError: see `RandCropByLabel`; ValueError also if the label map was changed after it was
+            indexed.
+        KeyError: (call) neither the label map nor its index is there.
     """
 
     def __init__(
@@ -254,13 +191,13 @@ class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
         self.allowed_key = allowed_key
         values = [padding_value] * len(self.keys) if isinstance(padding_value, int | float) else list(padding_value)
         if len(values) != len(self.keys):
-            raise ValueError(f"padding_value needs one number a key ({len(self.keys)}), found {values}")
+            raise ValueError(f"padding_value must be one number or {len(self.keys)}, one per key, found {values}")
         self.padding_values = values
         self.cropper = RandCropByLabel(spatial_size, ratios, num_samples)
 
     @property
     def num_fallbacks(self) -> int:
-        """Draws of this process that found no voxel of the label wanted."""
+        """The number of draws in this process that found no voxel of the wanted label."""
         return self.cropper.num_fallbacks
 
     def set_random_state(
@@ -299,37 +236,126 @@ class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
         return samples
 
 
+def crop_patch(
+    image: Any,
+    start: Sequence[int],
+    size: Sequence[int],
+    padding_value: float = 0.0,
+    meta: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """Copy the patch of (C, …) that begins at voxel `start`; voxels outside the image get `padding_value`.
+
+    Args:
+        image: tensor, array, or any object with a shape that returns arrays when sliced (memory maps, HDF5 data
+            sets). Nothing outside the patch is read.
+        start: first voxel along each axis; negative if the patch begins before the image.
+        size: shape of the patch in voxels.
+        padding_value: value outside the image.
+        meta: entries to add to the patch's metadata.
+
+    Returns:
+        (C, *size), contiguous, in memory of its own. A MetaTensor whose affine is that of the patch, or a plain tensor
+        if MONAI tracks no metadata.
+    """
+    source = without_meta(image)  # MetaTensor's bookkeeping at every step would cost more than copying a small patch
+    extents = tuple(source.shape[1:])
+    if len(extents) != len(size):
+        where = case_name(image) or "image"
+        raise ShapeError(
+            f"{where}: the shape must be a channel and {len(size)} spatial axes, found {tuple(source.shape)}"
+        )
+    inside = tuple(slice(max(s, 0), min(s + n, extent)) for s, n, extent in zip(start, size, extents, strict=True))
+    piece = _copy(source[(slice(None), *inside)])
+    if tuple(piece.shape[1:]) != tuple(size):
+        piece = _padded(piece, [max(-s, 0) for s in start], size, padding_value)
+    if not get_track_meta():
+        return piece
+    patch = piece.as_subclass(MetaTensor)
+    patch.copy_meta_from(image if isinstance(image, MetaTensor) else _without_meta(piece.ndim))
+    patch.meta[MetaKeys.AFFINE] = _moved(patch.meta[MetaKeys.AFFINE], start)
+    patch.meta.update(meta or {})
+    return patch
+
+
+@cache
+def _without_meta(ndim: int) -> MetaTensor:
+    """Return a MetaTensor with MONAI's default metadata, which is slow to build again for every patch."""
+    return MetaTensor(torch.zeros((1,) * ndim))
+
+
+def _moved(affine: torch.Tensor, start: Sequence[int]) -> torch.Tensor:
+    """Return the affine of a grid that begins at voxel `start` of the given affine's grid."""
+    out = np.array(affine.numpy(force=True), np.float64)  # for 16 numbers NumPy is several times faster than torch
+    out[:-1, -1] += out[:-1, : len(start)] @ start
+    return torch.from_numpy(out)
+
+
+def _padded(piece: torch.Tensor, before: Sequence[int], size: Sequence[int], padding_value: float) -> torch.Tensor:
+    out = piece.new_full((piece.shape[0], *size), padding_value)
+    out[(slice(None), *(slice(b, b + n) for b, n in zip(before, piece.shape[1:], strict=True)))] = piece
+    return out
+
+
+def _copy(view: Any) -> torch.Tensor:
+    if isinstance(view, torch.Tensor):
+        return view.clone(memory_format=torch.contiguous_format)
+    # torch reads native byte order only, and memory-mapped NIfTI files may be big-endian
+    return torch.from_numpy(np.array(view, dtype=view.dtype.newbyteorder("="), order="C", subok=False))
+
+
+def checked_ratios(ratios: Ratios) -> dict[int, float] | None:
+    """Return the positive ratios by label value, from a sequence or from a mapping (also with JSON's string keys).
+
+    Raises:
+        ValueError: a ratio is negative, or none is positive.
+    """
+    if ratios is None:
+        return None
+    pairs = ratios.items() if isinstance(ratios, Mapping) else enumerate(ratios)
+    checked = {int(label): float(ratio) for label, ratio in pairs}
+    if not checked or min(checked.values()) < 0 or not 0 < sum(checked.values()) < float("inf"):
+        raise ValueError(f"ratios must be non-negative with a positive sum, found {ratios}")
+    return {label: ratio for label, ratio in checked.items() if ratio > 0}
+
+
+def choose_label(state: np.random.RandomState, odds: Mapping[int, float]) -> int:
+    """Draw one key of `odds` with a probability in proportion to its value; all values are positive."""
+    cumulative = list(accumulate(odds.values()))
+    rank = bisect_right(cumulative, state.random_sample() * cumulative[-1])
+    return list(odds)[min(rank, len(cumulative) - 1)]  # rounding may exceed the last sum
+
+
 def _checked_index(index: VoxelIndex | None, label: Any, allowed: Any) -> VoxelIndex:
     if index is None:
         return VoxelIndex.from_label(label, allowed)
     if allowed is not None and not index.restricted:
         raise ValueError(
-            "an allowed region is given but the voxel index knows none: give it to LabelVoxelIndexd as well"
+            "an allowed region is given, but the voxel index was made without one; give it to LabelVoxelIndexd as well"
         )
     return index
 
 
 def _check_fresh(label: Any, centre: tuple[int, ...], drawn: int) -> None:
-    """One voxel tells, sooner or later, that the label map was moved after it was indexed."""
+    """Check the drawn voxel's label to detect a label map that was changed after it was indexed."""
     if drawn < 0:
         return
-    voxels = label.as_tensor() if isinstance(label, MetaTensor) else label
+    voxels = without_meta(label)
     try:
         found = int(voxels[(0, *centre)])
     except IndexError:
         found = None
     if found != drawn:
         raise ValueError(
-            f"{case_name(label) or 'the case'}: the voxel index says label {drawn} is at {centre}, found {found} in a "
-            f"label map of shape {tuple(voxels.shape)}: it was changed after LabelVoxelIndexd, which must come after "
-            "the last step that moves it"
+            f"{case_name(label) or 'label map'}: the label map was changed after it was indexed; at {centre} the index "
+            f"has label {drawn}, found {found} in a label map of shape {tuple(voxels.shape)}; place LabelVoxelIndexd "
+            "after the last deterministic spatial step"
         )
 
 
 def _patch_size(spatial_size: Sequence[int] | int, shape: Sequence[int]) -> tuple[int, ...]:
     size = (spatial_size,) * len(shape) if isinstance(spatial_size, int) else tuple(int(n) for n in spatial_size)
     if len(size) != len(shape) or min(size) < 1:
-        raise ShapeError(f"spatial_size needs a positive number for each of {len(shape)} axes, found {size}")
+        raise ShapeError(f"spatial_size must be {len(shape)} positive numbers, one per axis, found {size}")
     return size
 
 

@@ -1,4 +1,6 @@
-"""Intensity normalisation chosen by modality: one clip and one affine map a channel, so it can be undone."""
+"""Normalise intensities by modality: per channel one clip and one affine map, which can be inverted."""
+
+from __future__ import annotations
 
 import math
 import warnings
@@ -15,9 +17,11 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys, convert_to_tensor
 
 from medseg.errors import PlanError, ShapeError
-from medseg.transforms.meta_tensor import case_name
+from medseg.transforms.meta_tensor import case_name, without_meta
 
-# scheme → (required parameters, optional parameters with their defaults)
+Normalization = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+# scheme: (required parameters, optional parameters with their defaults)
 _SCHEMES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "z_score": ((), {"mean": None, "std": None, "foreground": "all"}),
     "ct": (("lower", "upper", "mean", "std"), {}),
@@ -29,140 +33,41 @@ _SCHEMES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "none": ((), {}),
 }
 
-
-@dataclass(frozen=True)
-class ChannelScaling:
-    """y = (min(max(x, lower), upper) − shift) / scale, NaN taken as `fill`: a scheme for one channel of one image."""
-
-    shift: float = 0.0
-    scale: float = 1.0
-    lower: float = -math.inf
-    upper: float = math.inf
-    fill: float = 0.0
-
-
-def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
-    """The entry with its defaults, or an error that says what is wrong with it."""
-    where = f"normalization of channel {channel}"
-    parameters = dict(entry)
-    scheme = parameters.pop("scheme", None)
-    if scheme not in _SCHEMES:
-        raise PlanError(f"{where}: scheme must be one of {', '.join(_SCHEMES)}, found {scheme!r}")
-    required, defaults = _SCHEMES[scheme]
-    missing = [name for name in required if parameters.get(name) is None]
-    unknown = sorted(set(parameters) - set(required) - set(defaults))
-    if missing or unknown:
-        raise PlanError(f"{where}: {scheme} takes {[*required, *defaults]}; missing {missing}, unknown {unknown}")
-    checked = {**defaults, **parameters}
-    if "lower" in checked and not checked["lower"] < checked["upper"]:
-        raise PlanError(f"{where}: lower must be below upper, found {checked['lower']} and {checked['upper']}")
-    if checked.get("std") is not None and not checked["std"] > 0:
-        raise PlanError(f"{where}: std must be positive, found {checked['std']}")
-    if (checked.get("mean") is None) != (checked.get("std") is None):
-        raise PlanError(f"{where}: give mean and std together, or neither")
-    if "out_min" in checked and not checked["out_min"] < checked["out_max"]:
-        raise PlanError(f"{where}: out_min must be below out_max, found {checked['out_min']} and {checked['out_max']}")
-    if scheme == "percentile" and not 0 <= checked["lower"] < checked["upper"] <= 100:
-        raise PlanError(f"{where}: percentiles lie in 0..100, found {checked['lower']} and {checked['upper']}")
-    if checked.get("foreground", "all") not in ("all", "nonzero", "mask"):
-        raise PlanError(f"{where}: foreground must be all, nonzero or mask, found {checked['foreground']!r}")
-    return {"scheme": scheme, **checked}
-
-
-def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | None, where: str) -> ChannelScaling:
-    """What a checked entry comes to for the channel `x` (…), float32, of one image."""
-    scheme = entry["scheme"]
-    if scheme == "none":
-        return ChannelScaling()
-    if scheme == "ct":
-        return ChannelScaling(entry["mean"], entry["std"], entry["lower"], entry["upper"], fill=entry["lower"])
-    if scheme == "window":
-        return _rescaling(entry["lower"], entry["upper"], entry)
-    if scheme == "z_score" and entry["mean"] is not None:
-        return ChannelScaling(entry["mean"], entry["std"], fill=entry["mean"])
-    considered = _considered(x, entry["foreground"], mask, where)
-    if considered.numel() == 0:
-        _warn(f"{where}: no finite voxel in the foreground ({entry['foreground']}), left unscaled")
-        return ChannelScaling()
-    lowest, highest = float(considered.min()), float(considered.max())
-    if lowest == highest:
-        _warn(f"{where}: constant intensity {lowest:g}, nothing to scale by")
-        out = entry.get("out_min", 0.0)
-        return ChannelScaling(lowest - out, 1.0, lowest, lowest, fill=lowest)
-    if scheme == "z_score":
-        variance, mean = torch.var_mean(considered, correction=0)
-        return ChannelScaling(float(mean), math.sqrt(float(variance)), fill=float(mean))
-    levels = np.percentile(considered.cpu().numpy(), [entry["lower"], entry["upper"]])
-    lower, upper = (float(level) for level in levels)
-    if lower == upper:
-        _warn(f"{where}: percentiles {entry['lower']} and {entry['upper']} are both {lower:g}, scaled by the extremes")
-        lower, upper = lowest, highest
-    return _rescaling(lower, upper, entry)
-
-
-def _rescaling(lower: float, upper: float, entry: Mapping[str, Any]) -> ChannelScaling:
-    """[lower, upper] → [out_min, out_max]."""
-    scale = (upper - lower) / (entry["out_max"] - entry["out_min"])
-    bounds = (lower, upper) if entry["clip"] else (-math.inf, math.inf)
-    return ChannelScaling(lower - entry["out_min"] * scale, scale, *bounds, fill=lower)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
-
-
-def _considered(x: torch.Tensor, foreground: str, mask: torch.Tensor | None, where: str) -> torch.Tensor:
-    """The finite voxels that statistics are taken over."""
-    keep = torch.isfinite(x)
-    if foreground == "nonzero":
-        keep &= x != 0
-    elif foreground == "mask":
-        if mask is None or mask.shape != x.shape:
-            found = "none" if mask is None else tuple(mask.shape)
-            raise ShapeError(
-                f"{where}: foreground is mask, so a mask of shape {tuple(x.shape)} is needed, found {found}"
-            )
-        keep &= mask != 0
-    return x if bool(keep.all()) else x[keep]
-
-
-# the keys of inverse traces: without this, PersistentDataset(track_meta=True) could not read its own files back
-torch.serialization.add_safe_globals([TraceKeys])
-
 _RECORDED = ("shift", "scale")  # what `inverse` needs
 
-Normalization = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+# Without this, PersistentDataset(track_meta=True) could not read the keys of inverse traces from its own files.
+torch.serialization.add_safe_globals([TraceKeys])
 
 
 class NormalizeIntensityByModality(InvertibleTransform):
-    """Normalise each channel by its own scheme; float32 in, float32 out of any real type.
+    """Normalise each channel by its own scheme; takes any real dtype and returns float32.
 
-    Schemes (a dictionary a channel, `{"scheme": name, parameter: value}`), with x̄ and s the mean and the population
-    standard deviation of the finite voxels considered:
+    A scheme is a dictionary `{"scheme": name, parameter: value}`. x̄ and s are the mean and the population standard
+    deviation of the considered finite voxels.
 
-    * `z_score`: (x − x̄) / s; `mean` and `std` fix them; `foreground` = `all` voxels, `nonzero` ones, or those inside
-      a `mask` handed to the call, are considered. All voxels are mapped, the background too.
-    * `ct`: clip to [`lower`, `upper`] in HU (data set percentiles 0.5 and 99.5, say), then (x − `mean`) / `std` of
-      the data set's foreground (Isensee et al. 2021).
-    * `percentile`: the image's own percentiles `lower` = 0.5 and `upper` = 99.5 become `out_min` = 0 and
-      `out_max` = 1; `clip` = true cuts what lies beyond; `foreground` as above.
-    * `window`: the fixed window [`lower`, `upper`] becomes [`out_min`, `out_max`]; `clip` = true.
-    * `none`: nothing but the conversion to float32.
+    * `z_score`: (x − x̄) / s, or with fixed `mean` and `std`. `foreground` chooses the considered voxels: `all`, the
+      `nonzero` ones, or those inside a `mask` that is given to the call. All voxels are mapped, also the background.
+    * `ct`: clip to [`lower`, `upper`] in HU (for example the data set's percentiles 0.5 and 99.5), then subtract `mean`
+      and divide by `std`, those of the data set's foreground (Isensee et al. 2021).
+    * `percentile`: map the image's own percentiles `lower` = 0.5 and `upper` = 99.5 to `out_min` = 0 and `out_max` = 1;
+      `clip` = true clips to this range; `foreground` as above.
+    * `window`: map the fixed window [`lower`, `upper`] to [`out_min`, `out_max`]; `clip` = true.
+    * `none`: convert to float32 only.
 
-    A constant channel comes out as zeros (`percentile`: `out_min`). NaN and ±inf take no part in statistics; NaN
-    becomes the mean (`z_score`), the lower bound (`ct`, `percentile`, `window`) or 0 (`none`), ±inf the largest and
-    smallest finite voxel. A warning that names the file says so.
+    A constant channel becomes zero (with `percentile`: `out_min`). NaN and ±inf are left out of the statistics. NaN
+    becomes the mean (`z_score`), the lower bound (`ct`, `percentile`, `window`) or 0 (`none`). ±inf becomes the largest
+    or smallest finite voxel. Each of these cases warns and names the file.
 
-    `inverse` undoes the affine part; clipped voxels come back as the bounds.
+    `inverse` undoes the affine map; clipped voxels become the bounds.
 
     Args:
-        normalization: one dictionary a channel, or a single one for all channels.
-        spatial_dims: axes of an image; a volume of one more is taken as a stack of images along its last axis, each
-            with statistics of its own. None takes every image as a whole.
+        normalization: one dictionary per channel, or a single one for all channels.
+        spatial_dims: number of spatial axes of an image. A volume with one axis more is a stack of images along its
+            last axis, each with its own statistics. None normalises every image as a whole.
 
     Raises:
-        PlanError: unknown scheme or parameter, missing parameter, or a value that cannot be used.
-        ShapeError: (call) the image's channels are not as many as the dictionaries.
+        PlanError: a scheme or parameter is unknown, a parameter is missing, or a value is outside its range.
+        ShapeError: (call) the number of channels is not the number of dictionaries, or a mask is missing.
     """
 
     def __init__(self, normalization: Normalization, spatial_dims: int | None = None) -> None:
@@ -172,19 +77,24 @@ class NormalizeIntensityByModality(InvertibleTransform):
         self.normalization = [checked_scheme(entry, channel) for channel, entry in enumerate(entries)]
 
     def scalings(self, img: torch.Tensor, mask: torch.Tensor | None = None, case: str = "") -> list[ChannelScaling]:
-        """The scaling of every channel of (C, …), before NaN and inf are replaced."""
+        """Compute the scaling of every channel of (C, …) from its finite voxels."""
         entries = self.normalization * img.shape[0] if self.is_shared else self.normalization
         if len(entries) != img.shape[0]:
             raise ShapeError(
-                f"{case or 'image'}: normalization is given for {len(entries)} channels, found {tuple(img.shape)}: "
-                "the channel axis comes first"
+                f"{case or 'image'}: the image must have {len(entries)} channels, one per normalization, found shape "
+                f"{tuple(img.shape)}; the channel axis comes first"
             )
         return [scaling_of(img[c], entry, mask, f"{case or 'image'} channel {c}") for c, entry in enumerate(entries)]
 
     def __call__(self, img: Any, mask: Any = None) -> torch.Tensor:
-        """Normalise (C, …); `mask` (1, …), non-zero inside, for schemes whose foreground is `mask`."""
-        case, source = case_name(img), _plain(img).to(torch.float32)
-        inside = None if mask is None else _plain(mask)[0]
+        """Normalise an image.
+
+        Args:
+            img: (C, …) array, tensor or MetaTensor.
+            mask: (1, …), non-zero inside, for schemes whose foreground is `mask`.
+        """
+        case, source = case_name(img), convert_to_tensor(without_meta(img)).to(torch.float32)
+        inside = None if mask is None else convert_to_tensor(without_meta(mask))[0]
         if self.spatial_dims is None or source.ndim - 2 != self.spatial_dims:
             out, scalings = self._normalised(source, inside, case)
             return self._recorded(out, img, {name: [getattr(s, name) for s in scalings] for name in _RECORDED})
@@ -208,7 +118,7 @@ class NormalizeIntensityByModality(InvertibleTransform):
         return torch.stack(channels), scalings
 
     def _recorded(self, out: torch.Tensor, img: Any, extra: Mapping[str, Any]) -> torch.Tensor:
-        """The result with the image's metadata and what `inverse` needs."""
+        """Return the result with the image's metadata and the values that `inverse` needs."""
         if not get_track_meta():
             return out
         result = MetaTensor(out)
@@ -218,7 +128,7 @@ class NormalizeIntensityByModality(InvertibleTransform):
         return result
 
     def inverse(self, data: Any) -> torch.Tensor:
-        """Undo the affine part, with the values recorded on the MetaTensor."""
+        """Undo the affine map with the values recorded in the MetaTensor."""
         applied = self.pop_transform(data)[TraceKeys.EXTRA_INFO]
         scale, shift = (torch.tensor(applied[k], dtype=data.dtype, device=data.device) for k in ("scale", "shift"))
         if scale.ndim == 2:  # (slices, C)
@@ -233,10 +143,9 @@ class NormalizeIntensityByModalityd(MapTransform, InvertibleTransform):
 
     Args:
         keys: images, all with the same channels.
-        normalization: see the array form.
-        spatial_dims: see the array form.
+        normalization, spatial_dims: see `NormalizeIntensityByModality`.
         mask_key: key of the (1, …) mask for schemes whose foreground is `mask`.
-        allow_missing_keys: skip keys a case lacks.
+        allow_missing_keys: skip keys that a case lacks.
     """
 
     def __init__(
@@ -264,19 +173,118 @@ class NormalizeIntensityByModalityd(MapTransform, InvertibleTransform):
         return d
 
 
-def _plain(array: Any) -> torch.Tensor:
-    return array.as_tensor() if isinstance(array, MetaTensor) else convert_to_tensor(array)
+@dataclass(frozen=True)
+class ChannelScaling:
+    """Map of one channel of one image: y = (min(max(x, lower), upper) − shift) / scale, with NaN replaced by `fill`."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+    lower: float = -math.inf
+    upper: float = math.inf
+    fill: float = 0.0
+
+
+def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
+    """Return a scheme with its defaults.
+
+    Raises:
+        PlanError: the scheme or a parameter is unknown, missing or outside its range.
+    """
+    where = f"normalization of channel {channel}"
+    parameters = dict(entry)
+    scheme = parameters.pop("scheme", None)
+    if scheme not in _SCHEMES:
+        raise PlanError(f"{where}: scheme must be one of {', '.join(_SCHEMES)}, found {scheme!r}")
+    required, defaults = _SCHEMES[scheme]
+    missing = [name for name in required if parameters.get(name) is None]
+    unknown = sorted(set(parameters) - set(required) - set(defaults))
+    if missing or unknown:
+        raise PlanError(f"{where}: {scheme} takes {[*required, *defaults]}; missing {missing}, unknown {unknown}")
+    checked = {**defaults, **parameters}
+    if "lower" in checked and not checked["lower"] < checked["upper"]:
+        raise PlanError(f"{where}: lower must be below upper, found {checked['lower']} and {checked['upper']}")
+    if checked.get("std") is not None and not checked["std"] > 0:
+        raise PlanError(f"{where}: std must be positive, found {checked['std']}")
+    if (checked.get("mean") is None) != (checked.get("std") is None):
+        raise PlanError(f"{where}: give mean and std together, or neither")
+    if "out_min" in checked and not checked["out_min"] < checked["out_max"]:
+        raise PlanError(f"{where}: out_min must be below out_max, found {checked['out_min']} and {checked['out_max']}")
+    if scheme == "percentile" and not 0 <= checked["lower"] < checked["upper"] <= 100:
+        raise PlanError(f"{where}: percentiles must lie in 0..100, found {checked['lower']} and {checked['upper']}")
+    if checked.get("foreground", "all") not in ("all", "nonzero", "mask"):
+        raise PlanError(f"{where}: foreground must be all, nonzero or mask, found {checked['foreground']!r}")
+    return {"scheme": scheme, **checked}
+
+
+def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | None, where: str) -> ChannelScaling:
+    """Compute the map of a checked scheme for one float32 channel of an image."""
+    scheme = entry["scheme"]
+    if scheme == "none":
+        return ChannelScaling()
+    if scheme == "ct":
+        return ChannelScaling(entry["mean"], entry["std"], entry["lower"], entry["upper"], fill=entry["lower"])
+    if scheme == "window":
+        return _rescaling(entry["lower"], entry["upper"], entry)
+    if scheme == "z_score" and entry["mean"] is not None:
+        return ChannelScaling(entry["mean"], entry["std"], fill=entry["mean"])
+    considered = _considered(x, entry["foreground"], mask, where)
+    if considered.numel() == 0:
+        _warn(f"{where}: no finite voxel in the foreground ({entry['foreground']}), the channel is left unscaled")
+        return ChannelScaling()
+    lowest, highest = float(considered.min()), float(considered.max())
+    if lowest == highest:
+        _warn(f"{where}: constant intensity {lowest:g}, so that the result is constant, too")
+        out = entry.get("out_min", 0.0)
+        return ChannelScaling(lowest - out, 1.0, lowest, lowest, fill=lowest)
+    if scheme == "z_score":
+        variance, mean = torch.var_mean(considered, correction=0)
+        return ChannelScaling(float(mean), math.sqrt(float(variance)), fill=float(mean))
+    levels = np.percentile(considered.cpu().numpy(), [entry["lower"], entry["upper"]])
+    lower, upper = (float(level) for level in levels)
+    if lower == upper:
+        _warn(
+            f"{where}: percentiles {entry['lower']} and {entry['upper']} are both {lower:g}; the channel is "
+            "scaled by its extremes"
+        )
+        lower, upper = lowest, highest
+    return _rescaling(lower, upper, entry)
+
+
+def _rescaling(lower: float, upper: float, entry: Mapping[str, Any]) -> ChannelScaling:
+    """Map [lower, upper] to [out_min, out_max]."""
+    scale = (upper - lower) / (entry["out_max"] - entry["out_min"])
+    bounds = (lower, upper) if entry["clip"] else (-math.inf, math.inf)
+    return ChannelScaling(lower - entry["out_min"] * scale, scale, *bounds, fill=lower)
+
+
+def _considered(x: torch.Tensor, foreground: str, mask: torch.Tensor | None, where: str) -> torch.Tensor:
+    """Return the finite voxels that the statistics are computed from."""
+    keep = torch.isfinite(x)
+    if foreground == "nonzero":
+        keep &= x != 0
+    elif foreground == "mask":
+        if mask is None or mask.shape != x.shape:
+            found = "none" if mask is None else tuple(mask.shape)
+            raise ShapeError(
+                f"{where}: the foreground is a mask, which must have shape {tuple(x.shape)}, found {found}"
+            )
+        keep &= mask != 0
+    return x if bool(keep.all()) else x[keep]
 
 
 def _finite(x: torch.Tensor, replacement: float, where: str) -> torch.Tensor:
-    """`x` with NaN replaced, and ±inf by the extreme finite voxels; said, and free when there are none."""
+    """Replace NaN by `replacement` and ±inf by the extreme finite voxels, and warn; return a finite array as it is."""
     finite = torch.isfinite(x)
     if bool(finite.all()):
         return x
-    warnings.warn(f"{where}: {int((~finite).sum())} voxels are NaN or infinite, replaced", stacklevel=3)
+    warnings.warn(f"{where}: {int((~finite).sum())} voxels are NaN or infinite and were replaced", stacklevel=3)
     rest = x[finite]
     low, high = (float(rest.min()), float(rest.max())) if rest.numel() else (replacement, replacement)
     return torch.nan_to_num(x, nan=replacement, posinf=high, neginf=low)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=5)
 
 
 NormalizeIntensityByModalityD = NormalizeIntensityByModalityDict = NormalizeIntensityByModalityd

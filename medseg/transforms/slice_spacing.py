@@ -1,4 +1,4 @@
-"""Respacing the slices of a volume in their own plane."""
+"""Resample the slices of a volume within their plane."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from medseg.errors import ShapeError
 
 
 class SliceSpacing(Transform):
-    """Resample every slice along the last axis of a volume to a spacing, as `monai.transforms.Spacing` does an image.
+    """Resample every slice along the last axis of a volume, as `monai.transforms.Spacing` resamples a 2D image.
 
-    Nothing is interpolated between slices. MONAI's transform on the volume samples an oblique scan at other places
-    within the voxel than the slices alone, whose grids are straight, and a 2D network is trained on those.
+    Nothing is interpolated between slices. On the whole volume of an oblique scan `Spacing` would sample at other
+    positions within the voxels than on single slices, whose grids are not oblique. A 2D network is trained on single
+    slices.
 
     Args:
-        pixdim: mm along the first two axes.
-        mode: interpolation, as of `Spacing`.
-        padding_mode: as of `Spacing`.
+        pixdim: spacing in mm along the first two axes.
+        mode: interpolation, see `Spacing`.
+        padding_mode: see `Spacing`.
 
     Raises:
-        ShapeError: (call) the image is not a volume that knows its affine.
+        ShapeError: (call) the image is no MetaTensor (C, i, j, k).
     """
 
     def __init__(self, pixdim: Sequence[float], mode: str = "bilinear", padding_mode: str = "border") -> None:
         self.spacing = Spacing(pixdim, mode=mode, padding_mode=padding_mode)
 
     def __call__(self, img: torch.Tensor) -> torch.Tensor:
-        """Resample (C, i, j, k); the affine of the result is that of its voxels."""
+        """Resample (C, i, j, k); the result has the affine of its new grid."""
         if not isinstance(img, MetaTensor) or img.ndim != 4:
             raise ShapeError(
                 f"SliceSpacing needs a volume (C, i, j, k) as a MetaTensor, found {type(img).__name__} "
@@ -55,10 +56,8 @@ class SliceSpacingd(MapTransform):
 
     Args:
         keys: volumes.
-        pixdim: see the array form.
-        mode: see the array form.
-        padding_mode: see the array form.
-        allow_missing_keys: skip keys a case lacks.
+        pixdim, mode, padding_mode: see `SliceSpacing`.
+        allow_missing_keys: skip keys that a case lacks.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where the voxels of each label are, computed once a case and kept small enough to cache."""
+"""Index the voxels of each label once per case, in an index small enough to cache."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 
 from medseg.errors import ShapeError
+from medseg.transforms.meta_tensor import without_meta
 
 _CHUNK_VOXELS = 1 << 22
 
 
 class VoxelIndex:
-    """The positions of every label's voxels, in C order over the spatial axes, as runs or as single positions.
+    """Positions of the voxels of every label, in C order over the spatial axes, as runs or as single positions.
 
-    A label of n voxels in r runs takes min(4 n, 8 r) bytes (twice that in volumes of 2³¹ voxels or more), so a
-    background of millions of voxels costs a few kilobytes. Immutable: a deep copy is the object itself, which keeps
-    `CacheDataset` from copying it at every draw. Holds tensors and plain values only, so `torch.load` with
-    `weights_only=True` (which `PersistentDataset` uses) reads it back.
+    A label of n voxels in r runs takes min(4 n, 8 r) bytes (twice that in volumes of 2³¹ voxels or more), so that a
+    background of millions of voxels takes a few kilobytes. The index is immutable. A deep copy is the object itself, so
+    that `CacheDataset` does not copy it at every draw. It holds tensors and plain values only, so that `torch.load`
+    with `weights_only=True` (which `PersistentDataset` uses) can read it.
 
     Attributes:
         shape: spatial shape in voxels.
-        restricted: whether voxels outside an allowed region were left out.
-        voxels: label value → (starts, cumulative lengths) of its runs, or (positions, None).
+        restricted: True if voxels outside an allowed region were left out.
+        voxels: for each label value (starts, cumulative lengths) of its runs, or (positions, None).
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class VoxelIndex:
 
     @classmethod
     def from_label(cls, label: Any, allowed: Any = None) -> "VoxelIndex":
-        """Index a label map in one pass, reading memory-mapped arrays piece by piece.
+        """Index a label map in one pass; memory-mapped arrays are read piece by piece.
 
         Args:
-            label: (1, …) integers, one channel, any array or tensor; floats must hold integers.
-            allowed: (1, …) region outside which no voxel is indexed (zero = outside); None = everywhere.
+            label: (1, …) integers in any array or tensor; floats must hold integers.
+            allowed: (1, …) region outside which (value 0) no voxel is indexed; None indexes all voxels.
 
         Raises:
             ShapeError: more than one channel, or shapes differ.
@@ -56,7 +56,7 @@ class VoxelIndex:
             flat_allowed, allowed_shape = _flat(allowed, "allowed region")
             if allowed_shape != shape:
                 raise ShapeError(
-                    f"allowed region must have the label map's shape {shape}, found {allowed_shape}: resample it first"
+                    f"the allowed region must have the label map's shape {shape}, found {allowed_shape}; resample it"
                 )
         starts, lengths, values = _runs(flat, flat_allowed)
         position = np.int32 if flat.size < 2**31 else np.int64
@@ -78,24 +78,24 @@ class VoxelIndex:
 
     @property
     def labels(self) -> list[int]:
-        """Label values that have at least one voxel, ascending."""
+        """The label values that have at least one voxel, ascending."""
         return list(self.voxels)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the positions kept."""
+        """The memory of the stored positions in bytes."""
         parts = [part for pair in self.voxels.values() for part in pair if part is not None]
         return sum(part.numel() * part.element_size() for part in parts)
 
     def count(self, label: int) -> int:
-        """Number of voxels of a label; 0 for a label that does not occur."""
+        """Return the number of voxels of a label; 0 for a label that does not occur."""
         if label not in self.voxels:
             return 0
         starts, cumulative = self.voxels[label]
         return len(starts) if cumulative is None else int(cumulative[-1])
 
     def position(self, label: int, rank: int) -> tuple[int, ...]:
-        """Spatial index of a label's `rank`-th voxel in C order, 0 ≤ rank < count(label)."""
+        """Return the spatial index of a label's `rank`-th voxel in C order, 0 ≤ rank < count(label)."""
         starts, cumulative = self.voxels[label]
         if cumulative is None:
             flat = int(starts[rank])
@@ -103,11 +103,11 @@ class VoxelIndex:
             ends = cumulative.numpy()
             run = int(ends.searchsorted(rank, side="right"))
             flat = int(starts[run]) + rank - (int(ends[run - 1]) if run else 0)
-        place = []
+        position = []
         for extent in reversed(self.shape):
             flat, coordinate = divmod(flat, extent)
-            place.append(coordinate)
-        return tuple(reversed(place))
+            position.append(coordinate)
+        return tuple(reversed(position))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "VoxelIndex":
         return self
@@ -121,22 +121,28 @@ torch.serialization.add_safe_globals([VoxelIndex])
 
 
 class LabelVoxelIndex(Transform):
-    """Compute a label map's `VoxelIndex`; deterministic, so caching data sets keep it (see `VoxelIndex.from_label`)."""
+    """Compute the `VoxelIndex` of a label map; deterministic, so that caching data sets keep it.
+
+    See `VoxelIndex.from_label` for the arguments of the call.
+    """
 
     def __call__(self, label: Any, allowed: Any = None) -> VoxelIndex:
         return VoxelIndex.from_label(label, allowed)
 
 
 class LabelVoxelIndexd(MapTransform):
-    """Put a label map's `VoxelIndex` beside it, for `RandCropByLabeld`.
+    """Add the `VoxelIndex` of a label map to a sample, for `RandCropByLabeld`.
 
-    Place it after the last deterministic spatial step: the index belongs to the label map as it is then.
+    Place it after the last deterministic spatial step, because a later one would move the label map but not the index.
 
     Args:
-        keys: the label map's key; one key.
-        index_key: where the index goes; `{key}_voxel_index` unless told.
-        allowed_key: key of a (1, …) region outside which no patch is centred; None = everywhere.
-        allow_missing_keys: do nothing for a case without label map.
+        keys: key of the label map; exactly one.
+        index_key: key under which the index is stored; None is `{key}_voxel_index`.
+        allowed_key: key of a (1, …) region in which centres must lie; None for everywhere.
+        allow_missing_keys: return a case without label map unchanged.
+
+    Raises:
+        ValueError, ShapeError: see `VoxelIndex.from_label`; ValueError also for more than one key.
     """
 
     def __init__(
@@ -148,7 +154,9 @@ class LabelVoxelIndexd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
-            raise ValueError(f"LabelVoxelIndexd takes one key, found {list(self.keys)}: add one transform a label map")
+            raise ValueError(
+                f"LabelVoxelIndexd takes one key, found {list(self.keys)}; add one transform per label map"
+            )
         self.index_key = index_key or f"{self.keys[0]}_voxel_index"
         self.allowed_key = allowed_key
         self.indexer = LabelVoxelIndex()
@@ -160,20 +168,21 @@ class LabelVoxelIndexd(MapTransform):
         return d
 
 
-def _flat(array: Any, what: str) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A one-channel array as a flat NumPy view (a copy only where the memory is not contiguous)."""
-    if isinstance(array, MetaTensor):
-        array = array.as_tensor()
+def _flat(array: Any, name: str) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return a one-channel array as a flat NumPy view (a copy if its memory is not contiguous), and its shape."""
+    array = without_meta(array)
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu().numpy()
     shape = tuple(int(n) for n in array.shape)
     if len(shape) < 2 or shape[0] != 1:
-        raise ShapeError(f"{what} must have one channel in front, found shape {shape}: add a channel, or merge them")
+        raise ShapeError(
+            f"the {name} must have shape (1, *spatial), found {shape}; add a channel, or merge the channels"
+        )
     return array.reshape(-1), shape[1:]
 
 
 def _runs(flat: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, length and value of each run of equal labels inside the allowed region."""
+    """Return start, length and value of each run of equal labels inside the allowed region."""
     if flat.size == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
     boundaries = [np.zeros(1, np.int64)]
@@ -195,7 +204,7 @@ def _runs(flat: np.ndarray, allowed: np.ndarray | None) -> tuple[np.ndarray, np.
         integers = values.astype(np.int64)
     if not np.array_equal(integers, values):
         found = values[integers != values][0]
-        raise ValueError(f"label map must hold integers, found {found}: it was probably resampled with interpolation")
+        raise ValueError(f"the label map must hold integers, found {found}; resample it with nearest, not with linear")
     return starts, lengths, integers
 
 

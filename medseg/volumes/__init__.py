@@ -1,7 +1,7 @@
 """Images on disk and in memory: grids, volumes, reading and writing. Needs neither torch nor MONAI."""
 
 from medseg.volumes.files import check_out_folder, remove_leftovers, replacing, staged
-from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, WRITTEN_SUFFIX, format_of, stem_of, suffix_of
+from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, WRITTEN_SUFFIX, files_of, format_of, stem_of, suffix_of
 from medseg.volumes.grid import Grid
 from medseg.volumes.in_memory import as_channels, as_volume
 from medseg.volumes.io import (
@@ -30,6 +30,7 @@ __all__ = [
     "check_grid_fits",
     "check_input",
     "check_out_folder",
+    "files_of",
     "format_of",
     "holds_dicom",
     "is_dicom",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from medseg.errors import VolumeError
@@ -34,6 +35,10 @@ WRITTEN_SUFFIX: dict[str, str] = {
     ".jpg": ".png",
     ".jpeg": ".png",
 }
+# Suffix of the file with the voxels of a NIfTI or Analyze pair, by that of its header.
+PAIR_SUFFIX = {".hdr": ".img", ".hdr.gz": ".img.gz"}
+# Line of a header that names the file with its voxels.
+NAMED_VOXELS = {".mhd": rb"(?im)^ElementDataFile\s*=\s*(.+?)\s*$", ".nhdr": rb"(?im)^data ?file:\s*(.+?)\s*$"}
 # Not in SUFFIXES: a folder of .dcm files is one image, and a segmentation among them is not a scan.
 DICOM_SEG_SUFFIX = ".dcm"
 
@@ -59,9 +64,31 @@ def format_of(path: Path | str) -> str:
     suffix = suffix_of(path)
     if suffix:
         return SUFFIXES[suffix]
-    if Path(path).name.lower().endswith((".img", ".img.gz")):
+    if Path(path).name.lower().endswith(tuple(PAIR_SUFFIX.values())):
         raise VolumeError(f"{path}: holds the voxels of a header file; name the .hdr file beside it")
     raise VolumeError(f"{path}: not an image name medseg knows; use one of {', '.join(sorted(SUFFIXES))}")
+
+
+def voxel_file(path: Path) -> Path | None:
+    """Return the file with the voxels that belongs to a header file, or None if the voxels are in the same file.
+
+    The header of a NIfTI or Analyze pair has a file of the same name beside it. Those of MetaImage and NRRD name it.
+    """
+    suffix = suffix_of(path)
+    if suffix in PAIR_SUFFIX:
+        return path.with_name(path.name[: -len(suffix)] + PAIR_SUFFIX[suffix])
+    if suffix in NAMED_VOXELS and (found := re.search(NAMED_VOXELS[suffix], path.read_bytes())):
+        voxels = path.parent / found[1].decode("utf-8", "surrogateescape")
+        return None if voxels == path else voxels
+    return None
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return every file that an image consists of: the files of a DICOM folder by name, or a header and its voxels."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    voxels = voxel_file(path)
+    return [path, voxels] if voxels is not None and voxels.is_file() else [path]
 
 
 def check_readable(path: Path) -> None:

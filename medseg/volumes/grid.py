@@ -1,4 +1,4 @@
-"""The grid of an image: how many voxels, and where each of them lies in the patient."""
+"""Describe the grid of an image: its number of voxels, and the position of each of them in the patient."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from nibabel.orientations import aff2axcodes
 
 from medseg.errors import GeometryError
 
-# Quaternions stored as float32 (NIfTI's qform) turn a straight grid by up to about 3e-4 rad; a real tilt is larger.
+# A quaternion stored as float32 (NIfTI's qform) rotates a straight grid by up to about 3e-4 rad; a real tilt is larger.
 OBLIQUE_RAD = 1e-3
-# Volume of the unit cell relative to a box of the same edges; below this two axes lie on top of each other.
+# Volume of one voxel relative to a box with the same edges. Below this value two axes are parallel.
 SINGULAR_RATIO = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Shape and affine of an image in the axis order of its file.
+    """Shape and affine of an image in the axis order of its file. Immutable and hashable.
 
     Args:
         shape: spatial sizes in voxels along the file's axes (i, j) or (i, j, k), each at least 1.
@@ -58,27 +58,27 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Distance between neighbouring voxels along each axis, in mm."""
+        """Distance between the centres of neighbouring voxels along each axis, in mm."""
         lengths = np.linalg.norm(self.affine[:3, : self.spatial_dims], axis=0)
         return tuple(float(length) for length in lengths)
 
     @property
     def voxel_volume_mm3(self) -> float:
-        """Volume of one voxel; of a pixel 1 unit thick along k in two dimensions."""
+        """Volume of one voxel in mm³. In two dimensions a pixel is taken to be as thick as the affine's k axis."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
     def orientation(self) -> str:
-        """Where each axis points, as "RAS" or "LPI"; two letters in two dimensions."""
+        """Direction of each axis, such as "RAS" or "LPI"; two letters in two dimensions."""
         return "".join(aff2axcodes(self.affine))[: self.spatial_dims]
 
     @property
     def is_oblique(self) -> bool:
-        """Whether an axis is turned away from the patient's axes by more than 0.06 degrees."""
+        """Whether an axis is rotated away from the patient's axes by more than 0.06 degrees."""
         return bool(np.max(obliquity(self.affine)) > OBLIQUE_RAD)
 
     def corners_mm(self) -> np.ndarray:
-        """World coordinates of the outer corners (voxel index −½ and n−½), shape (2^spatial_dims, 3)."""
+        """Return the world coordinates (2^spatial_dims, 3) of the outer corners, at voxel index −½ and n − ½."""
         ends = [(-0.5, size - 0.5) for size in self.shape] + [(0.0,)] * (3 - self.spatial_dims)
         index = np.array(list(product(*ends)))
         return index @ self.affine[:3, :3].T + self.affine[:3, 3]
@@ -124,14 +124,16 @@ def _check_affine(affine: np.ndarray) -> None:
         raise GeometryError(f"the affine must be finite, found {_rows(affine)}; correct the header")
     if not np.array_equal(affine[3], (0, 0, 0, 1)):
         raise GeometryError(f"the affine's last row must be 0 0 0 1, found {affine[3].tolist()}; correct the header")
-    # Scale out the spacing first so that neither tiny nor huge (but honest) units look singular or overflow.
+    # Divide by the spacing first, so that very small or large units neither look singular nor overflow.
     largest = np.abs(affine[:3, :3]).max(axis=0)
     if largest.min() > 0:
         directions = affine[:3, :3] / largest
         directions = directions / np.linalg.norm(directions, axis=0)
         if abs(np.linalg.det(directions)) > SINGULAR_RATIO:
             return
-    raise GeometryError(f"the affine is singular (two voxels share a place): {_rows(affine)}; correct the header")
+    raise GeometryError(
+        f"the affine is singular (several voxels have one position): {_rows(affine)}; correct the header"
+    )
 
 
 def _rows(affine: np.ndarray) -> str:

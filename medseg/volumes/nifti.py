@@ -13,7 +13,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.files import replacing
-from medseg.volumes.formats import check_readable, suffix_of
+from medseg.volumes.formats import PAIR_SUFFIX, check_readable, suffix_of, voxel_file
 from medseg.volumes.grid import Grid
 from medseg.volumes.streams import damage_as_volume_error, open_stream, read_voxels, spatial_shape
 from medseg.volumes.volume import Volume
@@ -21,8 +21,6 @@ from medseg.volumes.volume import Volume
 # nibabel logs every oddity that it repairs. What matters to a user is raised as an error or a warning here.
 SILENT = logging.Logger("medseg.volumes.nifti")
 SILENT.addHandler(logging.NullHandler())
-# File with the voxels for each suffix of a header that is separate from them.
-VOXEL_SUFFIX = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 
 
 def read(path: Path) -> Volume:
@@ -43,8 +41,8 @@ def read(path: Path) -> Volume:
         header, affine, offset = _read_header(stream, path)
         grid = _grid(header, affine, path)
         stored, dtype = tuple(int(size) for size in header.get_data_shape()), _real_dtype(header, path)
-        if suffix in VOXEL_SUFFIX:
-            voxels = voxel_file(path)
+        if suffix in PAIR_SUFFIX:
+            voxels = _existing_voxel_file(path)
             with open_stream(voxels, suffix.endswith(".gz")) as voxel_stream:
                 raw = read_voxels(voxel_stream, voxels, stored, dtype, offset)
         elif offset < header.single_vox_offset:
@@ -88,22 +86,8 @@ def check_grid_fits(path: Path, like: Volume) -> None:
     Raises:
         VolumeError: header and voxels would be two files.
     """
-    if suffix_of(path) in VOXEL_SUFFIX:
+    if suffix_of(path) in PAIR_SUFFIX:
         raise VolumeError(f"{path}: not written: header and voxels would be two files; use .nii.gz")
-
-
-def voxel_file(path: Path) -> Path:
-    """Return the file with the voxels that belongs to the header of a pair.
-
-    Raises:
-        VolumeError: it does not exist or is empty.
-    """
-    suffix = suffix_of(path)
-    voxels = path.with_name(path.name[: -len(suffix)] + VOXEL_SUFFIX[suffix])
-    if not voxels.exists():
-        raise VolumeError(f"{path}: the file {voxels.name} with its voxels is missing; copy both files")
-    check_readable(voxels)
-    return voxels
 
 
 def single_file_header(header: nib.Nifti1Header) -> nib.Nifti1Header:
@@ -126,7 +110,7 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[Any, np.ndarray, int]:
     if not sizes & {348, 540}:
         raise VolumeError(f"{path}: not a NIfTI file (header size {min(sizes)}, not 348 or 540); export it as NIfTI")
     stream.seek(0)
-    is_pair = suffix_of(path) in VOXEL_SUFFIX
+    is_pair = suffix_of(path) in PAIR_SUFFIX
     header_class = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
     header = header_class.from_fileobj(stream, check=False)
     magic = header["magic"].item().strip(b"\x00\r\n\x1a")
@@ -152,10 +136,18 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[Any, np.ndarray, int]:
 
 def _read_analyze(path: Path) -> tuple[Any, np.ndarray, int]:
     """Read an Analyze 7.5 or SPM header as nibabel does, with SPM's .mat file if there is one."""
-    voxel_file(path)
+    _existing_voxel_file(path)
     with LoggingOutputSuppressor():
         image = nib.load(path)
     return image.header, image.affine, int(image.header.get_data_offset())
+
+
+def _existing_voxel_file(path: Path) -> Path:
+    voxels = voxel_file(path)
+    if voxels is None or not voxels.exists():
+        raise VolumeError(f"{path}: the file {voxels and voxels.name} with its voxels is missing; copy both files")
+    check_readable(voxels)
+    return voxels
 
 
 def _grid(header: Any, affine: np.ndarray, path: Path) -> Grid:

@@ -1,4 +1,4 @@
-"""Weights: reading and writing files, loading the published layouts."""
+"""Read and write weights, and load published layouts into medseg's networks."""
 
 from medseg.weights.layouts import LAYOUTS, Layout, detect
 from medseg.weights.load import LoadReport, change_input_channels, load_into

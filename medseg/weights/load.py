@@ -1,4 +1,4 @@
-"""Putting weights into a network: detection, conversion, comparison, and a report."""
+"""Load weights into a network: convert published layouts, adapt classes and channels, explain what does not fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,67 +14,16 @@ from medseg.weights.state_dict import read, strip_prefixes
 HEAD_PREFIXES = ("head.", "heads.")
 
 
-def adapt_to(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], in_channels: int | None
-) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Fit `found` to a network with other classes or input channels.
-
-    Args:
-        found: the weights, with our keys.
-        expected: the network's fresh state dict.
-        in_channels: of the network; None if it is not known, then input channels are not changed.
-
-    Returns:
-        The fitted weights, the keys that were changed, and what was done in words.
-    """
-    fitted, changed, notes = dict(found), [], []
-    heads = [key for key in expected if key.startswith(HEAD_PREFIXES)]
-    if any(key not in found or found[key].shape != expected[key].shape for key in heads):
-        before = _classes(found)
-        fitted = {key: value for key, value in fitted.items() if not key.startswith(HEAD_PREFIXES)}
-        fitted.update({key: expected[key] for key in heads})
-        changed += heads
-        notes.append(f"head re-initialised ({before} → {_classes(expected)} classes)")
-    for key, value in expected.items():
-        if key in changed or key not in fitted or in_channels is None:
-            continue
-        have, want = fitted[key].shape, value.shape
-        differs_in_input = have != want and len(have) == len(want) > 2 and have[0] == want[0] and have[2:] == want[2:]
-        if differs_in_input and want[1] == in_channels:
-            fitted[key], how = change_input_channels(fitted[key], in_channels)
-            changed.append(key)
-            notes.append(f"{key} {how} ({have[1]} → {in_channels} input channels)")
-    return fitted, changed, notes
-
-
-def change_input_channels(weight: Tensor, in_channels: int) -> tuple[Tensor, str]:
-    """Return a convolution's weight (out, in, …) for another number of input channels, and what was done.
-
-    To one channel the weights are summed: a channel seen n times gives what it gave before. To more channels they are
-    repeated and scaled by the ratio of the numbers, which keeps the size of the response.
-    """
-    before = weight.shape[1]
-    if in_channels == 1:
-        return weight.sum(dim=1, keepdim=True), "summed"
-    source = torch.arange(in_channels) % before
-    return weight[:, source] * (before / in_channels), "repeated"
-
-
-def _classes(state: Mapping[str, Tensor]) -> int | str:
-    biases = [value for key, value in state.items() if key.startswith(HEAD_PREFIXES) and key.endswith("bias")]
-    return biases[-1].shape[0] if biases else "unknown"
-
-
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded.
+    """Result of loading weights.
 
     Args:
         source: the file, or "a state dict".
-        layout: the published layout found, or "medseg" for our own keys.
-        matched: tensors loaded as they were.
-        total: tensors of the network.
-        notes: what was converted, dropped, resized or started afresh, in words.
+        layout: the published layout that was recognised, or "medseg" for our own keys.
+        matched: number of tensors loaded unchanged.
+        total: number of tensors of the network.
+        notes: descriptions of what was converted, dropped, resized or re-initialised.
     """
 
     source: str
@@ -90,20 +39,20 @@ class LoadReport:
 
 
 def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, adapt: bool = False) -> LoadReport:
-    """Load weights into `network`, converting a published layout, and report what was done.
+    """Load weights into a network, converting a published layout if necessary.
 
     Args:
-        network: changed in place; untouched if an error is raised.
+        network: changed in place. It is unchanged if an error is raised.
         source: a file (see `read`) or a state dict.
-        adapt: for fine-tuning: where the number of classes differs the head keeps its fresh weights, and where the
-            number of input channels differs the first convolutions are summed or repeated. The report says so.
+        adapt: allow another number of classes or input channels, for fine-tuning. A head with another number of classes
+            keeps its initial weights. The first convolutions are summed or repeated (see `change_input_channels`).
 
     Returns:
-        The report; `str(report)` is one line.
+        The report, which states every conversion. `str(report)` is one line.
 
     Raises:
         WeightsError: the weights do not fit, and the message names the first mismatch (key, shape found, shape
-            expected); or a value is NaN or infinite, and it names the tensor.
+            expected); or a value is NaN or infinite, and the message names the tensor.
     """
     name = "a state dict" if isinstance(source, Mapping) else str(source)
     found = strip_prefixes(source) if isinstance(source, Mapping) else read(source)
@@ -119,9 +68,9 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
     expected = network.state_dict()
     adapted: list[str] = []
     if adapt:
-        found, adapted, said = adapt_to(found, expected, getattr(network, "in_channels", None))
-        notes += said
-    # a counter of batches, absent from old files, has no influence on the result
+        found, adapted, changes = _adapt(found, expected, getattr(network, "in_channels", None))
+        notes += changes
+    # Old files lack the counter of batches, which does not influence the result.
     counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked") and k not in found}
     found = {**found, **counters}
     mismatches = list_mismatches(found, expected)
@@ -143,12 +92,8 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
     )
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
 def list_mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return every difference between two state dicts, in words, in the order of `expected`."""
+    """Describe every difference between two state dicts, in the order of `expected`."""
     lines = []
     for key, value in expected.items():
         if key not in found:
@@ -159,6 +104,68 @@ def list_mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         f"{key}: shape found {tuple(found[key].shape)}, not in the network" for key in found if key not in expected
     ]
     return lines
+
+
+def change_input_channels(weight: Tensor, in_channels: int) -> tuple[Tensor, str]:
+    """Convert a convolution's weight to another number of input channels.
+
+    For one channel the weights are summed, so that the response equals that to the channel repeated n times. For more
+    channels they are repeated and scaled by the ratio of the two numbers, so that the size of the response is kept.
+
+    Args:
+        weight: (out, in, *kernel).
+        in_channels: the new number of input channels.
+
+    Returns:
+        The new weight, and "summed" or "repeated".
+    """
+    before = weight.shape[1]
+    if in_channels == 1:
+        return weight.sum(dim=1, keepdim=True), "summed"
+    source = torch.arange(in_channels) % before
+    return weight[:, source] * (before / in_channels), "repeated"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _adapt(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], in_channels: int | None
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Adapt weights to a network with another number of classes or input channels.
+
+    Args:
+        found: the weights, with our keys.
+        expected: the network's initial state dict.
+        in_channels: of the network; None if unknown, then input channels are not changed.
+
+    Returns:
+        The adapted weights, the keys that were changed, and a description of each change.
+    """
+    fitted, changed, notes = dict(found), [], []
+    heads = [key for key in expected if key.startswith(HEAD_PREFIXES)]
+    if any(key not in found or found[key].shape != expected[key].shape for key in heads):
+        before = _num_classes(found)
+        fitted = {key: value for key, value in fitted.items() if not key.startswith(HEAD_PREFIXES)}
+        fitted.update({key: expected[key] for key in heads})
+        changed += heads
+        notes.append(f"head re-initialised ({before} → {_num_classes(expected)} classes)")
+    for key, value in expected.items():
+        if key in changed or key not in fitted or in_channels is None:
+            continue
+        have, want = fitted[key].shape, value.shape
+        differs_in_input = have != want and len(have) == len(want) > 2 and have[0] == want[0] and have[2:] == want[2:]
+        if differs_in_input and want[1] == in_channels:
+            fitted[key], how = change_input_channels(fitted[key], in_channels)
+            changed.append(key)
+            notes.append(f"{key} {how} ({have[1]} → {in_channels} input channels)")
+    return fitted, changed, notes
+
+
+def _num_classes(state: Mapping[str, Tensor]) -> int | str:
+    biases = [value for key, value in state.items() if key.startswith(HEAD_PREFIXES) and key.endswith("bias")]
+    return biases[-1].shape[0] if biases else "unknown"
 
 
 def _explain(
@@ -172,8 +179,8 @@ def _explain(
     if not set(found) & set(expected):
         key = next(iter(found), "none")
         return (
-            f"{name}: the keys are those of no network medseg knows (the first is {key}; expected "
-            f"{next(iter(expected))}); rename them and pass the state dict"
+            f"{name}: the keys belong to no network medseg knows; found {key} as the first, expected "
+            f"{next(iter(expected))}; rename the keys and pass the state dict"
         )
     others = f" ({len(mismatches) - 1} more)" if len(mismatches) > 1 else ""
     where = f" [layout: {layout.name}]" if layout else ""

@@ -1,4 +1,4 @@
-"""Reading a state dict from a file, without running any code the file may carry."""
+"""Read and write state dicts. Reading never runs code that a file may contain."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ from medseg.errors import WeightsError, first_line
 from medseg.volumes import replacing
 from medseg.volumes.files import file_sha256
 
-# where training programs put the state dict inside a checkpoint; the first one present is taken
+# Keys under which training programs store the state dict in a checkpoint. The first one present is used.
 WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "network", "model", "net", "weights")
-# what wrapper modules (data parallel, compiled, Lightning) put before every key
+# Prefixes that wrapper modules (data parallel, compiled, Lightning) add to every key.
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
-# NumPy scalars, which many training programs leave beside the weights, are data and safe to build
+# NumPy scalars and arrays, which many training programs store beside the weights, are data and safe to unpickle.
 _DATA_TYPES: list[Any] = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a weights file, on the CPU.
+    """Read the state dict of a weights file to the CPU.
 
-    Takes `.safetensors`, and `.pt`, `.pth`, `.bin` or `.ckpt` files written by `torch.save`, opened so that no pickled
-    code can run. A state dict inside a checkpoint (under `state_dict`, `model`, `network_weights`, …) is found, and
-    prefixes such as `module.` that all keys share are taken off.
+    A state dict inside a checkpoint is found under `state_dict`, `model`, `network_weights` and other usual keys.
+    Prefixes such as `module.` that all keys share are removed.
+
+    Args:
+        path: a `.safetensors` file, or a `.pt`, `.pth`, `.bin` or `.ckpt` file written by `torch.save`. No pickled code
+            in it is run.
 
     Raises:
-        WeightsError: the file is absent, damaged, holds Python objects besides tensors, or holds no state dict.
+        WeightsError: the file is missing or damaged, contains Python objects besides tensors, or has no state dict.
     """
     file = Path(path)
     if not file.is_file():
@@ -45,10 +48,11 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if state is None:
         found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise WeightsError(
-            f"{file}: holds no state dict (found: {found}); save one with torch.save(model.state_dict())"
+            f"{file}: contains no state dict; found {found}; save one with torch.save(model.state_dict())"
         )
     size = file.stat().st_size
-    for key, value in state.items():  # a few bytes can claim a tensor of any shape, all of it one repeated value
+    # A few bytes can claim a tensor of any shape if all of it is one repeated value.
+    for key, value in state.items():
         if value.numel() * value.element_size() > size:
             raise WeightsError(
                 f"{file}: {key} claims {value.numel():,} values, more than the file of {size:,} bytes holds; use the "
@@ -58,7 +62,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state` without the prefixes of wrapper modules that every key shares."""
+    """Remove the prefixes of wrapper modules that every key of a state dict shares."""
     stripped = dict(state)
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in stripped)), None):
         stripped = {key.removeprefix(prefix): value for key, value in stripped.items()}
@@ -85,12 +89,12 @@ def _read_torch(file: Path) -> Any:
     allowed = [*_DATA_TYPES, reconstruct.scalar, reconstruct._reconstruct]
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of unusual pickles, which are errors or fine
+            warnings.simplefilter("ignore")  # torch warns of unusual pickles, which either fail or are harmless
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{file}: holds pickled Python objects, which could run code when opened, so it is refused; where it was "
-            f"made, save the tensors alone: torch.save(model.state_dict(), ...) ({_reason(error)})"
+            f"{file}: contains pickled Python objects, which could run code when opened, so it is refused; in the "
+            f"program that wrote it, save the tensors alone: torch.save(model.state_dict(), ...) ({_reason(error)})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from error
@@ -108,7 +112,7 @@ def _find_state_dict(loaded: Any, depth: int = 3) -> dict[str, Tensor] | None:
 
 
 def _reason(error: Exception) -> str:
-    # torch's message is a page of advice; the line that names the refused object says it all
+    # torch's message is a page of advice. One line of it names the refused object.
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), first_line(error))[:200]
 
@@ -131,21 +135,25 @@ FORMATS = (".safetensors", ".pt", ".pth")
 def write(
     path: str | Path, weights: nn.Module | Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> str:
-    """Write `weights` to `path`, atomically, and return the file's SHA-256.
+    """Write weights to a file, atomically.
 
     Args:
-        path: ends in `.safetensors`, `.pt` or `.pth`, which chooses the format. The folder is made if it is missing.
-        weights: a network or its state dict; tensors are written as they are, from the CPU.
-        metadata: words kept in the file (safetensors only).
+        path: the output; its suffix `.safetensors`, `.pt` or `.pth` chooses the format. Its folder is created.
+        weights: a network or its state dict.
+        metadata: text to store in the file (safetensors only).
+
+    Returns:
+        The SHA-256 digest of the file.
 
     Raises:
-        WeightsError: the ending is unknown, there is nothing to write, or metadata cannot be kept in this format.
+        WeightsError: the suffix is unknown, there are no tensors, or the format cannot store metadata.
+        VolumeError: the folder cannot be written or is full.
     """
     file = Path(path)
     if file.suffix not in FORMATS:
-        raise WeightsError(f"{file}: the ending must be one of {', '.join(FORMATS)}")
+        raise WeightsError(f"{file}: the suffix must be one of {', '.join(FORMATS)}")
     if metadata and file.suffix != ".safetensors":
-        raise WeightsError(f"{file}: only .safetensors files keep metadata")
+        raise WeightsError(f"{file}: only .safetensors files store metadata")
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     if not state:
         raise WeightsError(f"{file}: no tensors to write")

@@ -1,6 +1,6 @@
-"""The layers of the package as a Mermaid diagram, from import-linter's contract and the imports themselves.
+"""Draw the layers of the package as a Mermaid diagram, from import-linter's contract and the imports.
 
-python tests/docs/layer_diagram.py        writes it into docs/architecture.md
+`python tests/docs/layer_diagram.py` writes it into docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Edges = set[tuple[str, str]]
 
 
 def declared_layers() -> list[list[str]]:
-    """Packages of each layer, highest first, as pyproject.toml declares them."""
+    """Return the packages of each layer, the highest layer first, as pyproject.toml declares them."""
     config = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     (contract,) = [c for c in config["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
     return [re.findall(r"\w+", layer) for layer in contract["layers"]]
 
 
 def imported_packages() -> tuple[set[str], Edges]:
-    """The packages and modules directly below medseg, and (importer, imported) for each pair that imports.
+    """Return the packages directly below medseg, and the pairs (importer, imported) among them.
 
-    `__main__` is left out: it is the command line by another name.
+    `__main__` is left out, because it only calls the command line.
     """
     graph = grimp.build_graph("medseg", cache_dir=None)
     graph.remove_module("medseg.__main__")
@@ -43,7 +43,7 @@ def imported_packages() -> tuple[set[str], Edges]:
 
 
 def reduced(edges: Edges) -> Edges:
-    """The edges that do not follow from others: a → c goes where a → b → … → c is there."""
+    """Return the edges that do not follow from others: a → c is left out if there is a path a → b → … → c."""
 
     def reach(start: str, without: tuple[str, str]) -> set[str]:
         found: set[str] = set()
@@ -59,7 +59,7 @@ def reduced(edges: Edges) -> Edges:
 
 
 def diagram() -> str:
-    """The Mermaid text."""
+    """Return the Mermaid text."""
     present, edges = imported_packages()
     lines = ["flowchart TD"]
     for number, layer in enumerate(declared_layers()):

@@ -1,4 +1,4 @@
-"""Fenced blocks of a Markdown page, with what the comment before them says."""
+"""Read the fenced blocks of a Markdown page, with the comment before each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Block:
 
     Args:
         line: number of its first line of text in the page.
-        mark: ("not run", the reason), ("file", the name its text is saved under) or None.
+        mark: ("not run", reason), ("file", name of the file to save the text as), or None.
     """
 
     page: str
@@ -37,7 +37,7 @@ class Block:
         return self.mark is None or self.mark[0] != "not run"
 
     def commands(self) -> list[list[str]]:
-        """The words of each command of a shell block; of a console block those behind `$ `."""
+        """Return the words of each command of a shell block; in a console block, commands follow `$ `."""
         text = self.text.replace("\\\n", " ")
         if self.language == "console":
             text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
@@ -46,12 +46,12 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every page whose blocks are run."""
+    """Return the pages whose blocks are run."""
     return [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in order.
+    """Return the fenced blocks of a page, in order.
 
     Raises:
         ValueError: a fence is not closed.

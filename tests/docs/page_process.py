@@ -1,7 +1,7 @@
-"""One Python process that runs the blocks of all pages, so that torch and MONAI are imported once.
+"""Run the blocks of all pages in one separate Python process, so that torch and MONAI are imported once.
 
-It is a process of its own because exported networks start native thread pools. A request a line on standard input, an
-answer a line on standard output, both JSON; everything else that is printed goes into the answer.
+The process is separate because exported networks start native threads. It reads one JSON request per line from standard
+input and writes one JSON answer per line to standard output. The answer contains everything else that is printed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ ANSWER = "\x1eanswer "
 
 
 class PageProcess:
-    """The process, seen from a test."""
+    """Start the process and send requests to it."""
 
     def __init__(self) -> None:
-        tests = str(Path(__file__).parents[1])  # CONTRIBUTING shows how to use what lies there
+        tests = str(Path(__file__).parents[1])  # CONTRIBUTING imports from there
         environment = os.environ | {
             "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "PYTHONPATH": tests
         }  # fmt: skip
@@ -34,7 +34,7 @@ class PageProcess:
         )  # fmt: skip
 
     def ask(self, **request: Any) -> str | None:
-        """Run one request; None where it went well, else what went wrong and what was printed."""
+        """Run one request; return None if it succeeded, else the error and the printed text."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -54,10 +54,10 @@ def run_python(code: str, place: str, names: dict[str, Any]) -> None:
 
 
 def run_command(words: list[str]) -> None:
-    """`medseg` in this process, `python -m monai.bundle` in one of its own.
+    """Run `medseg` in this process, or `python -m monai.bundle` in another one.
 
     Raises:
-        RuntimeError: it did not end with exit code 0.
+        RuntimeError: the exit code is not 0.
     """
     if words[0] == "medseg":
         from medseg.cli import main
@@ -76,7 +76,7 @@ def run_command(words: list[str]) -> None:
 def serve() -> None:
     namespaces: dict[str, dict[str, Any]] = {}
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what native code prints must not look like an answer
+    os.dup2(2, 1)  # output of native code must not be read as an answer
     for line in sys.stdin:
         request = json.loads(line)
         printed, wrong = io.StringIO(), None

@@ -1,4 +1,4 @@
-"""The files the pages' commands name, small and generated."""
+"""Generate small files with the names that the pages use."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from medseg.plan import read_plan
 from medseg.volumes import Grid, Volume, write_volume
 from medseg.weights import sha256
 
-CASES = ("hippocampus_001", "hippocampus_003")  # both in the shipped manifest
+CASES = ("hippocampus_001", "hippocampus_003")  # both are in the shipped manifest
 
 
 def make_sample_files(folder: Path) -> None:
-    """Lay out what a user would have: data, bundles, scans, references and somebody's predictions."""
+    """Write the files that a user would have: data, bundles, scans, references and other predictions."""
     generate_phantoms(folder / "data" / "phantom_cells", num_cases=26, shape=(16, 16, 8))
     hippocampus = folder / "bundles" / "hippocampus_unet3d_segmentation"
     shutil.copytree(REPOSITORY / "bundles" / hippocampus.name, hippocampus)
@@ -43,7 +43,7 @@ def make_sample_files(folder: Path) -> None:
 
 
 def _make_nnunet_dataset(samples: Path, raw: Path) -> None:
-    """The same cases as nnU-Net keeps them."""
+    """Write the same cases in nnU-Net's format."""
     for name in ("imagesTr", "labelsTr"):
         (raw / name).mkdir(parents=True)
     for case in CASES:

@@ -1,14 +1,14 @@
-"""The picture of the architecture against the imports."""
+"""The diagram and the tables of the architecture page agree with the code."""
 
 from __future__ import annotations
 
 import re
 
-from docs.layer_diagram import BLOCK, PAGE, declared_layers, imported_packages, reduced
+from docs.layer_diagram import BLOCK, PAGE, REPOSITORY, declared_layers, imported_packages, reduced
 
 
 def drawn() -> tuple[list[list[str]], set[tuple[str, str]]]:
-    """Layers and arrows of the page's diagram, parsed on their own."""
+    """Parse the layers and the arrows of the diagram, independently of the code that draws it."""
     text = BLOCK.search(PAGE.read_text(encoding="utf-8"))
     assert text is not None
     layers: list[list[str]] = []
@@ -24,7 +24,7 @@ def drawn() -> tuple[list[list[str]], set[tuple[str, str]]]:
 
 
 def closure(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Everything that can be reached, by Warshall's algorithm."""
+    """Return the transitive closure (Warshall's algorithm)."""
     nodes = {node for edge in edges for node in edge}
     reached = set(edges)
     for middle in nodes:
@@ -58,3 +58,11 @@ def test_the_page_names_every_package() -> None:
     text = PAGE.read_text(encoding="utf-8")
     present, _ = imported_packages()
     assert [package for package in sorted(present) if f"| `{package}` |" not in text] == []
+
+
+def test_the_files_to_change_exist() -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("## Where to change what")[2].partition("\n## ")[0]
+    files = re.findall(r"^\| .+ \| `([^`]+)` \|$", section, re.MULTILINE)
+    assert len(files) >= 10
+    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+    assert len(set(files)) == len(files)

@@ -1,4 +1,4 @@
-"""Relative links of all pages: the file, and the heading behind `#`, are there."""
+"""Relative links of all pages lead to files and headings that exist."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def without_code(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings as GitHub names them."""
+    """Return the anchors of the headings as GitHub forms them."""
     headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
-def test_relative_links_lead_somewhere(page: Path) -> None:
+def test_relative_links_exist(page: Path) -> None:
     broken = []
     for target in LINK.findall(without_code(page)):
         if re.match(r"[a-z]+:", target):

@@ -1,8 +1,8 @@
-"""Every block of every page: run, read, or marked as not run with the reason.
+"""Every block of every page is run, parsed, or marked as not run with the reason.
 
-A page's blocks run in order, each starting in one folder of generated files (sample_files.py), and share one Python
-namespace. A block that cannot be run here has `<!-- not run: REASON -->` on the line before it; `<!-- file: NAME -->`
-saves a block's text.
+The blocks of a page run in order in a folder of generated files (sample_files.py) and share one Python namespace. A
+block that cannot be run has `<!-- not run: REASON -->` on the line before it. `<!-- file: NAME -->` saves a block as a
+file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from docs.page_process import PageProcess
 from docs.sample_files import make_sample_files
 
 BLOCKS = {page.relative_to(REPOSITORY).as_posix(): read_blocks(page) for page in pages()}
-# what a page's snippets take as given
+# Code that runs before the snippets of a page.
 GIVEN = {
     "README.md": "import numpy as np; instances = np.kron([[0, 1, 2], [3, 3, 0]], np.ones((8, 8), int)); "
     "cells = instances > 0",
@@ -48,7 +48,7 @@ def process() -> Iterator[PageProcess]:
 
 
 @pytest.mark.parametrize("page", BLOCKS)
-def test_what_a_page_says_works(page: str, samples: Path, process: PageProcess, tmp_path: Path) -> None:
+def test_the_snippets_of_a_page_run(page: str, samples: Path, process: PageProcess, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     shutil.copytree(samples, folder)
     wrong = []
@@ -71,12 +71,12 @@ def test_what_a_page_says_works(page: str, samples: Path, process: PageProcess, 
 
 
 def padded(block: Block) -> str:
-    """The block's text with its lines numbered as in the page, for tracebacks."""
+    """Return the text of the block with the line numbers of the page, for tracebacks."""
     return "\n" * (block.line - 1) + block.text
 
 
 def run_shell(block: Block, folder: Path, process: PageProcess) -> str | None:
-    """Run a block's commands, the first one in `folder`; None or what went wrong."""
+    """Run the commands of a block, beginning in `folder`; return None or the error."""
     here = folder
     for words in block.commands():
         if words[0] == "cd":
@@ -91,7 +91,7 @@ def run_shell(block: Block, folder: Path, process: PageProcess) -> str | None:
 
 
 def read_data(block: Block) -> str | None:
-    """Whether a block of data can be read; other languages are prose."""
+    """Parse a block of JSON or YAML; return None or the error."""
     try:
         if block.language == "json":
             json.loads(block.text if block.text.lstrip()[:1] in "{[" else "{" + block.text + "}")
@@ -106,7 +106,7 @@ def read_data(block: Block) -> str | None:
 
 @pytest.mark.parametrize("page", BLOCKS)
 def test_code_is_fenced_and_says_its_language(page: str) -> None:
-    """So that no command escapes the test above."""
+    """Indented or unlabelled code would not be run by the test above."""
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     outside = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^ {4,}(?:\$ )?(?:medseg |python |pip |from \w+ import|import |cd |make ).*$", outside, re.M)
@@ -116,7 +116,7 @@ def test_code_is_fenced_and_says_its_language(page: str) -> None:
 
 
 def test_marks_belong_to_blocks() -> None:
-    """A mark that stands anywhere else would silently do nothing."""
+    """A mark anywhere else would have no effect."""
     for page in pages():
         marks = len(re.findall(r"^<!-- (?:not run|file):", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert marks == sum(block.mark is not None for block in read_blocks(page)), page

@@ -17,7 +17,7 @@ def test_levels_are_the_nearest_ones(hounsfield):
     np.testing.assert_allclose(found, nearest, atol=1e-9)
 
 
-def test_ct_levels_reach_over_every_window(hounsfield):
+def test_ct_levels_span_every_window(hounsfield):
     values = grey_levels(hounsfield, "CT").values
     assert values[0] <= min(level - width / 2 for width, level in CT_WINDOWS.values())
     assert values[-1] >= max(level + width / 2 for width, level in CT_WINDOWS.values())
@@ -27,7 +27,7 @@ def test_ct_levels_reach_over_every_window(hounsfield):
 @pytest.mark.parametrize(
     ("window", "error"), [("brain", 1.6 / 80), ("liver", 1.6 / 150), ("lung", 0.01), ("bone", 0.01)]
 )
-def test_a_window_shows_what_it_would_show_of_the_image_itself(window, error):
+def test_a_window_of_the_levels_equals_a_window_of_the_image(window, error):
     image = np.arange(-1500, 2000, dtype=np.int16)
     grey = grey_levels(image, "CT")
     width, level = CT_WINDOWS[window]
@@ -35,7 +35,7 @@ def test_a_window_shows_what_it_would_show_of_the_image_itself(window, error):
     assert np.abs(grey.shades(window)[grey.encode(image)] - wanted).max() <= error
 
 
-def test_ct_is_recognised_by_air_and_the_page_is_told_why(hounsfield):
+def test_ct_is_recognised_by_air_and_the_reason_is_given(hounsfield):
     grey = grey_levels(hounsfield)
     assert (grey.modality, next(iter(grey.windows))) == ("CT", "soft tissue")
     assert str(hounsfield.min()) in grey.reason

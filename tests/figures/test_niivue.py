@@ -19,7 +19,7 @@ IMAGE = np.random.default_rng(0).normal(100, 20, (5, 6, 7))
 LABEL_MAP = np.random.default_rng(1).choice([0, 2, 4, 9], IMAGE.shape)
 
 
-def test_it_holds_the_scan_and_its_labels_on_one_grid() -> None:
+def test_the_widget_holds_the_scan_and_its_labels_on_one_grid() -> None:
     widget = niivue_widget(IMAGE, LABEL_MAP, AFFINE, LABELS)
     assert isinstance(widget, ipyniivue.NiiVue)
     scan, overlay = widget.volumes

@@ -22,7 +22,7 @@ LABELS = {"background": 0, "front": 1, "<b>back & side</b>": 4}
 
 
 class Page(HTMLParser):
-    """Text and attributes of every element; complains where tags are not nested."""
+    """Collect texts and attributes of all elements, and check that tags are nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ def test_nothing_but_background_is_an_empty_table() -> None:
     assert "td" not in [tag for tag, _ in page.found]
 
 
-def test_the_viewer_by_itself_is_the_one_of_the_cell() -> None:
+def test_the_viewer_alone_equals_the_one_in_the_cell() -> None:
     seg = segmentation()
     assert seg.view()._repr_html_() in seg._repr_html_()
 
 
-def test_a_viewer_that_is_not_there_is_refused() -> None:
+def test_an_unknown_viewer_is_refused() -> None:
     with pytest.raises(OptionError, match="medseg or niivue, found webgl"):
         segmentation().view("webgl")  # type: ignore[arg-type]
 

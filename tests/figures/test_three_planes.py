@@ -25,7 +25,7 @@ ORIENTATIONS = [
 
 @pytest.mark.parametrize("ornt", ORIENTATIONS, ids=lambda o: "".join(f"{'+-'[int(f < 0)]}{int(a)}" for a, f in o))
 def test_planes_look_the_same_however_the_file_is_stored(ornt: np.ndarray) -> None:
-    """Voxel values are x, y, z in RAS, so the picture says itself where it grows."""
+    """Voxel values number the voxels in RAS order, so that the expected planes are slices of that array."""
     shape, spacing = (7, 9, 11), (1.0, 2.0, 3.0)
     ras = np.arange(np.prod(shape)).reshape(shape)
     stored = apply_orientation(ras, ornt)
@@ -54,7 +54,7 @@ def test_the_middle_is_that_of_the_labels_or_of_the_volume() -> None:
 
 
 def colored_pixels(path: Path, color: str) -> int:
-    """How many pixels are exactly that colour."""
+    """Count the pixels of a colour."""
     wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     pixels = np.rint(matplotlib.image.imread(path)[..., :3] * 255).astype(int)
     return int((np.abs(pixels - wanted).max(-1) <= 2).sum())
@@ -80,7 +80,7 @@ def test_a_saved_picture_shows_each_labels_colour(tmp_path: Path) -> None:
     [np.zeros((5, 6, 7)), np.full((5, 6, 1), np.nan), np.arange(12).reshape(1, 12, 1), np.zeros((9, 4), np.uint8)],
     ids=["constant", "not a number", "a line", "two-dimensional"],
 )
-def test_odd_images_are_drawn(image: np.ndarray) -> None:
+def test_degenerate_images_are_drawn(image: np.ndarray) -> None:
     assert three_planes_png(image, np.zeros(image.shape, int), np.eye(4)).startswith(b"\x89PNG")
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -34,6 +35,22 @@ def test_a_case_is_saved_with_all_its_files_or_not_at_all(scans: Path, tmp_path:
     assert results[0].message == f"{out / 'case0_entropy.nii.gz'}: {rule}"
     assert {p.name: p.read_bytes() for p in out.glob("case0*") if p.is_file()} == before
     assert not list(out.glob(".*"))
+
+
+def test_an_mgz_scan_gets_an_mgz_segmentation_with_its_exact_affine(scans: Path, tmp_path: Path) -> None:
+    scan = read_volume(scans / "case0.nii.gz")
+    turn = np.array([[0.0, -1.1, 0.3, 4], [0, 0.2, 0.9, 5], [-1.3, 0, 0, 6], [0, 0, 0, 1]])
+    nib.save(nib.MGHImage(scan.array.astype(np.float32), turn), tmp_path / "scan.mgz")
+    predictor = make_predictor()
+    for format, suffix in (("same", ".mgz"), ("mgz", ".mgz"), ("nifti", ".nii.gz")):
+        (result,) = predict_files(predictor, [tmp_path / "scan.mgz"], tmp_path / format, format=format)
+        assert result.status == "done", result.message
+        saved = nib.load(tmp_path / format / f"scan{suffix}")
+        expected = predictor.predict(tmp_path / "scan.mgz")
+        np.testing.assert_array_equal(np.asarray(saved.dataobj), expected.array)
+        np.testing.assert_allclose(
+            saved.affine, nib.load(tmp_path / "scan.mgz").affine, atol=0 if "mgz" in suffix else 1e-6
+        )
 
 
 def test_maps_of_one_case_never_replace_another_case(scans: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_block_runs_its_layers_in_order(order, children):
         assert torch.equal(block(x.clone()), expected)
 
 
-def test_pre_activation_without_norm_leaves_its_input_alone():
+def test_pre_activation_without_norm_does_not_change_its_input():
     block = ConvBlock(2, 3, 4, norm="none", order="norm_act_conv")
     x = torch.randn(1, 3, 4, 4)
     before = x.clone()
@@ -39,7 +39,7 @@ def test_pre_activation_without_norm_leaves_its_input_alone():
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
 def test_transposed_convolution_multiplies_the_size_exactly(stride, kernel):
     if kernel < stride or (stride == 1 and kernel % 2 == 0):
-        with pytest.raises(NetworkError, match="leave holes" if kernel < stride else "stride of 1 needs an odd kernel"):
+        with pytest.raises(NetworkError, match=r"upsampling_kernel_size=\("):
             transposed_convolution(2, 1, 1, (stride, stride), kernel)
         return
     layer = transposed_convolution(2, 1, 1, (stride, stride), kernel)
@@ -64,10 +64,10 @@ def test_centre_crop_and_padding_are_opposites(have, want):
     assert padded.sum() == pytest.approx(x.sum().item(), abs=1e-5)
 
 
-def test_per_axis_spells_out():
+def test_per_axis_expands_a_number():
     assert per_axis(3, 2, "x") == (3, 3)
     assert per_axis([1, 2, 3], 3, "x") == (1, 2, 3)
-    with pytest.raises(NetworkError, match=r"kernel=\[1, 2\]: expected a positive integer or 3 of them"):
+    with pytest.raises(NetworkError, match=r"kernel=\[1, 2\]: .* 3 of them"):
         per_axis([1, 2], 3, "kernel")
 
 

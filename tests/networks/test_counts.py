@@ -1,4 +1,4 @@
-"""Published numbers of parameters, to the digit, and published shapes; on the meta device, which holds no data."""
+"""Published numbers of parameters and shapes, exactly; on the meta device, which needs no memory."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_unetr_has_the_parts_of_the_published_one():
 @pytest.mark.parametrize(
     ("in_channels", "out_channels", "size", "monai"), [(1, 14, 96, 92_802_478), (4, 3, 128, 102_468_147)]
 )
-def test_unetr_has_monais_parameters_less_those_monai_never_uses(in_channels, out_channels, size, monai):
+def test_unetr_has_monais_parameters_without_those_monai_never_uses(in_channels, out_channels, size, monai):
     with torch.device("meta"):
         theirs = MonaiUNETR(in_channels, out_channels, (size,) * 3)
     unused = sum(p.numel() for n, p in theirs.named_parameters() if "norm_cross_attn" in n)

@@ -1,4 +1,4 @@
-"""Oracle: the two layers run one after the other."""
+"""Folded layers give what a transposed convolution and a convolution give one after the other."""
 
 from itertools import product
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.networks.blocks import ConvBlock
+from medseg.networks.blocks import ConvBlock, make_upsample
 from medseg.networks.folding import AxisFold, composed_kernel, convolve_folded, folds_of, is_worth_folding
-from medseg.networks.stages import DecoderStage, JoiningStage, compose_stages, convolutions, make_upsample
+from medseg.networks.stages import DecoderStage, JoiningStage, compose_stages, convolutions
 from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
 
@@ -39,7 +39,7 @@ def maps(stride):
 @pytest.mark.parametrize(("stride", "kernel"), CASES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("is_last", [True, False])
-def test_one_step_equals_the_two_layers(stride, kernel, bias, is_last):
+def test_the_folded_convolution_equals_the_two_layers(stride, kernel, bias, is_last):
     upsample, block = layers(stride, kernel, bias)
     coarser, skip = maps(stride)
     expected = block(torch.cat([skip, upsample(coarser)], dim=1))
@@ -65,8 +65,8 @@ def test_gradients_equal_those_of_the_two_layers():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_the_border_sees_zeros_and_not_the_bias_of_the_upsampling():
-    # a convolution of ones over an upsampled map that is 1 everywhere counts the voxels inside the map
+def test_the_border_is_padded_with_zeros_and_not_with_the_bias_of_the_upsampling():
+    # A convolution of ones over an upsampled map that is 1 everywhere counts the voxels inside the map.
     upsample, block = layers((2, 2), (3, 3))
     with torch.no_grad():
         upsample.weight.zero_()
@@ -85,7 +85,7 @@ def test_the_border_sees_zeros_and_not_the_bias_of_the_upsampling():
 def test_an_axis_is_folded_only_where_it_saves_products(axis):
     stride, kernel = axis
     fold = AxisFold.of(stride, kernel)
-    # the distinct coarse voxels under the kernel, at any phase
+    # the largest number of distinct coarse voxels under the kernel, over all phases
     reach = [range(q - kernel // 2, q + kernel // 2 + 1) for q in range(stride)]
     fewest = max(len({fine // stride for fine in fines}) for fines in reach)
     if fold is not None:
@@ -106,7 +106,7 @@ def test_an_axis_is_folded_only_where_it_saves_products(axis):
         (nn.ConvTranspose2d(3, 3, 2, 2), nn.Identity()),
     ],
 )
-def test_other_layers_are_left_as_they_are(upsample, block):
+def test_other_layers_are_not_folded(upsample, block):
     assert folds_of(upsample, block) == ()
 
 
@@ -126,27 +126,27 @@ def test_a_large_map_is_folded_and_a_small_one_is_not():
 
 
 @pytest.mark.parametrize(("kind", "folded"), [(UNet3D, True), (UNet, False), (UNetPlusPlus, False)])
-def test_products_are_counted(kind, folded):
-    # UNet3D: 2c channels at 8 taps and c at 27 in place of 3c at 27; U-Net: 2c at 8 and c at 27 in place of 2c at 27
+def test_networks_that_keep_channels_while_upsampling_are_folded(kind, folded):
+    # UNet3D: 2c channels at 8 taps and c at 27, instead of 3c at 27. U-Net: 2c at 8 and c at 27, instead of 2c at 27.
     network = kind(1, 2, spatial_dims=3, channels=(8, 16, 32))
     stages = [module for module in network.modules() if isinstance(module, JoiningStage)]
     found = {is_worth_folding(s.folds, s.upsample, s.convolutions[0].conv, None) for s in stages}
     assert found == {folded}
 
 
-def test_the_stage_gives_the_same_folded_composed_beforehand_and_not():
+def test_a_stage_gives_the_same_folded_composed_in_advance_and_separate():
     stage, coarser, skip = stage_and_maps()
-    folded = stage(coarser, skip)
+    folded = stage(coarser, [skip])
     assert len(stage.begin(coarser, [skip])[1]) == 3  # the first convolution is done: norm, activation, second block
     stage.compose()
-    torch.testing.assert_close(stage(coarser, skip), folded, rtol=0, atol=0)
+    torch.testing.assert_close(stage(coarser, [skip]), folded, rtol=0, atol=0)
     stage.composed, stage.folds = None, ()
-    torch.testing.assert_close(stage(coarser, skip), folded, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stage(coarser, [skip]), folded, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [UNet3D, UNet, UNetPlusPlus])
-def test_networks_give_the_same_folded_and_not(kind, monkeypatch):
-    monkeypatch.setattr("medseg.networks.folding.WORTHWHILE", 1)  # folded wherever it can be
+def test_networks_give_the_same_folded_and_separate(kind, monkeypatch):
+    monkeypatch.setattr("medseg.networks.folding.WORTHWHILE", 1)  # fold wherever possible
     torch.manual_seed(0)
     network = kind(1, 2, spatial_dims=3, channels=(8, 16, 32), norm="instance").eval()
     x = torch.randn(1, 1, 24, 20, 16)
@@ -164,7 +164,7 @@ def test_networks_give_the_same_folded_and_not(kind, monkeypatch):
     torch.testing.assert_close(composed, separate, rtol=1e-4, atol=1e-5)
 
 
-def test_a_composed_kernel_is_no_weight():
+def test_a_composed_kernel_is_not_part_of_the_weights():
     network = UNet3D(1, 2, channels=(4, 8))
     before = list(network.state_dict())
     compose_stages(network)

@@ -27,7 +27,7 @@ def test_he_normal_has_the_papers_standard_deviation(layer, fan_in):
 
 
 def test_feature_maps_keep_about_unit_variance():
-    """What the initialisation is for (Section 3 of the paper): second moments neither vanish nor explode."""
+    """The purpose of the initialisation (Section 3 of the paper): second moments neither vanish nor explode."""
     torch.manual_seed(0)
     network = create("unet_ronneberger2015", 1, 2, channels=(32, 64, 128), padding="same", dropout=0.0)
     with torch.no_grad():

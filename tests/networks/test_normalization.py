@@ -14,7 +14,7 @@ def in_layout(x, channels_last):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_instance_norm_is_torchs_with_its_gradients_and_keeps_the_layout(shape, channels_last):
+def test_instance_norm_and_its_gradients_equal_those_of_torch(shape, channels_last):
     torch.manual_seed(0)
     weight, bias = torch.randn(2, shape[1], dtype=torch.float64)
     results = []
@@ -31,7 +31,7 @@ def test_instance_norm_is_torchs_with_its_gradients_and_keeps_the_layout(shape, 
         torch.testing.assert_close(found, expected)
 
 
-def test_a_single_voxel_is_its_own_mean():
+def test_a_single_voxel_is_normalised_to_zero():
     bias = torch.tensor([1.0, -2.0])
     x = torch.randn(3, 2, 1, 1, 1)
     expected = bias.view(1, 2, 1, 1, 1).expand(3, -1, -1, -1, -1)
@@ -39,7 +39,7 @@ def test_a_single_voxel_is_its_own_mean():
     torch.testing.assert_close(instance_norm(x[:1], torch.ones(2), bias, 1e-5), expected[:1], atol=1e-3, rtol=0)
 
 
-def test_current_batch_norm_is_torchs_and_ignores_the_mode():
+def test_current_batch_norm_equals_that_of_torch_in_both_modes():
     norm = make_norm("batch_current", 2, 4)
     x = torch.randn(3, 4, 5, 6)
     expected = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)

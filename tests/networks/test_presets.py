@@ -9,23 +9,19 @@ def test_names_are_sorted_and_known():
     assert {
         "unet_ronneberger2015", "unet_padded", "unet_padded_bilinear", "unet_shallow", "unet3d_cicek2016",
         "unet3d_prelu", "unetplusplus_zhou2018", "unetplusplus_preactivation", "unetr_hatamizadeh2021", "unetr_relu",
-        "unet_residual_encoder",
+        "unet_isensee2021", "unet_residual_encoder",
     } <= set(list_presets())  # fmt: skip
 
 
-def test_unknown_names_and_arguments_are_explained():
-    with pytest.raises(NetworkError, match=r"network 'unet4d' is not one of: unet3d_cicek2016, "):
+def test_errors_about_names_propose_valid_ones():
+    with pytest.raises(NetworkError, match=r"'unet4d'.*unet3d_cicek2016, "):
         create("unet4d", 1, 2)
-    with pytest.raises(
-        NetworkError, match=r"unet_padded \(UNet\): unknown argument 'chanels'; did you mean channels\?"
-    ):
+    with pytest.raises(NetworkError, match=r"unet_padded.*'chanels'.*channels\?"):
         create("unet_padded", 1, 2, chanels=(4, 8))
-    with pytest.raises(
-        NetworkError, match=r"unknown argument 'xyz'; known are in_channels, out_channels, spatial_dims"
-    ):
+    with pytest.raises(NetworkError, match=r"'xyz'.*in_channels, out_channels, spatial_dims"):
         create("unet_padded", 1, 2, xyz=1)
     for arguments in ({"in_channels": 0, "out_channels": 2}, {"in_channels": 1, "out_channels": 0}):
-        with pytest.raises(NetworkError, match="_channels=0: expected a positive integer"):
+        with pytest.raises(NetworkError, match="_channels=0"):
             create("unet_padded", **arguments)
 
 
@@ -38,9 +34,9 @@ def test_unknown_names_and_arguments_are_explained():
         ("unetplusplus_zhou2018", {"features": "channels", "deep_supervision": "heads"}),
     ],
 )
-def test_names_of_monai_lead_to_ours(preset: str, names: dict[str, str]) -> None:
+def test_errors_about_monais_argument_names_propose_ours(preset: str, names: dict[str, str]) -> None:
     for theirs, ours in names.items():
-        with pytest.raises(NetworkError, match=rf"unknown argument '{theirs}'; did you mean {ours}\?"):
+        with pytest.raises(NetworkError, match=rf"'{theirs}'.*{ours}\?"):
             create(preset, 1, 2, **{theirs: 1})
 
 
@@ -51,7 +47,7 @@ def test_overrides_replace_the_presets_arguments_and_leave_them_unchanged():
 
 
 def test_keys_of_weights_are_final():
-    """Weights are published under these names."""
+    """Weights are published under these names, so they must not change."""
     network = create("unet3d_cicek2016", 1, 3, channels=(4, 8), norm="instance", norm_affine=True, padding="same")
     assert list(network.state_dict()) == [
         f"{stage}.{n}.{layer}"

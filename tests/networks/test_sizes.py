@@ -11,7 +11,7 @@ def axis(stages, padded, pads_odd=False, spatial_dims=2):
 
 
 def test_unet_takes_12_modulo_16_from_188_and_loses_184():
-    """Ronneberger et al. 2015: the sizes at which every pooling sees an even map."""
+    """Ronneberger et al. 2015: valid sizes are those at which every pooling gets an even map."""
     sizes = axis(5, padded=False)
     for n in range(1, 700):
         assert sizes.output(n) == (n - 184 if n >= 188 and n % 16 == 12 else None)
@@ -29,7 +29,7 @@ def test_padded_networks_take_multiples():
         assert sizes.output(n) == (n if n % 8 == 0 else None)
 
 
-def test_padding_network_takes_any_size_from_16():
+def test_networks_that_pad_odd_sizes_take_any_size_from_16():
     sizes = axis(5, padded=True, pads_odd=True)
     for n in range(1, 100):
         assert sizes.output(n) == (n if n >= 16 else None)
@@ -37,7 +37,7 @@ def test_padding_network_takes_any_size_from_16():
 
 @pytest.mark.parametrize("n", range(20, 60))
 def test_arithmetic_agrees_with_torch(n):
-    """Whatever the arithmetic says, the layers say too."""
+    """The computed output sizes are those of the layers."""
     network = create("unet_ronneberger2015", 1, 1, channels=(1, 1, 1), dropout=0.0).eval()
     announced = network.axes[0].output(n)
     if announced is None:
@@ -57,17 +57,15 @@ def test_nearest_sizes_are_valid_and_nearest():
         assert above == min(m for m in valid if m >= n)
 
 
-def test_message_proposes_the_nearest_sizes_of_each_axis():
+def test_error_names_the_nearest_sizes_of_each_axis():
     network = create("unet3d_cicek2016", 1, 2, channels=(2, 4, 8, 16))
     with pytest.raises(ShapeError) as error:
         network(torch.zeros(1, 1, 130, 132, 50))
-    assert str(error.value) == (
-        "UNet3D cannot take an input of (130, 132, 50) voxels; nearest valid sizes: "
-        "axis 0: 130 → 124 or 132; axis 1: 132 is valid; axis 2: 50 → 92"
-    )
+    for fact in ("UNet3D", "(130, 132, 50)", "axis 0: 130 → 124 or 132", "axis 1: 132 is valid", "axis 2: 50 → 92"):
+        assert fact in str(error.value)
 
 
-def test_anisotropic_strides_have_their_own_rule_an_axis():
+def test_each_axis_has_its_own_valid_sizes():
     network = create("unet3d_prelu", 1, 2, channels=(2, 4, 8), strides=((1, 2, 2), (2, 2, 2)))
     assert network.output_shape((6, 12, 4)) == (6, 12, 4)
     with pytest.raises(ShapeError, match="axis 0: 5 → 4 or 6; axis 1: 12 is valid; axis 2: 6 → 4 or 8"):

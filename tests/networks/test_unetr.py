@@ -10,7 +10,7 @@ TINY = {"channels": (4, 8), "taps": (1, 2), "embedding_channels": 8, "num_heads"
 
 
 def test_attention_is_that_of_torch():
-    """The same weights in torch.nn.MultiheadAttention."""
+    """Compare with torch.nn.MultiheadAttention of the same weights."""
     ours = SelfAttention(12, 3, bias=True, dropout=0.0).eval()
     theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True).eval()
     theirs.load_state_dict(
@@ -28,7 +28,7 @@ def test_attention_is_that_of_torch():
 
 @pytest.mark.parametrize(("grid", "wanted"), [((3, 4), (5, 2)), ((2, 3, 4), (4, 3, 2))])
 def test_position_embedding_is_interpolated_linearly(grid, wanted):
-    """A table that is linear in the patch's position stays that linear function between the outermost centres."""
+    """An embedding that is linear in the patch's position stays that function between the outermost centres."""
     axes = torch.meshgrid(*[(torch.arange(n) + 0.5) / n for n in grid], indexing="ij")
     table = torch.stack(axes, -1).reshape(1, -1, len(grid))
     resized = resize_position_embedding(table, grid, wanted).reshape(*wanted, len(grid))
@@ -40,7 +40,7 @@ def test_position_embedding_is_interpolated_linearly(grid, wanted):
     assert torch.equal(resize_position_embedding(table, grid, grid), table)
 
 
-def test_any_size_divisible_by_the_patch_is_taken():
+def test_any_size_divisible_by_the_patch_is_valid():
     network = UNETR(1, 2, image_size=8, **TINY).eval()
     with torch.no_grad():
         assert network(torch.randn(1, 1, 12, 4, 16)).shape == (1, 2, 12, 4, 16)
@@ -49,7 +49,7 @@ def test_any_size_divisible_by_the_patch_is_taken():
 
 
 def test_network_of_the_new_size_equals_the_old_one_run_at_it():
-    """Resizing while loading and resizing while running are the same."""
+    """Resizing the position embedding while loading and while running gives the same logits."""
     small, large = UNETR(1, 2, image_size=8, **TINY).eval(), UNETR(1, 2, image_size=(12, 16, 8), **TINY).eval()
     state, notes = large.fit_state(small.state_dict())
     large.load_state_dict(state)
@@ -93,12 +93,12 @@ def test_taps_are_the_outputs_of_the_named_blocks():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 10}, "not divisible by the patch of 4"),
-        ({"taps": (1, 2, 3)}, r"len\(channels\) = 2"),
-        ({"taps": (2, 1)}, "rising block numbers"),
-        ({"num_heads": 3}, "cannot be split into num_heads=3"),
-        ({"encoder_norm": "yes"}, "encoder_norm='yes' is not one of"),
-        ({"spatial_dims": 1}, "expected 2 or 3"),
+        ({"image_size": 10}, r"image_size=\(10, 10, 10\).* 4 voxels"),
+        ({"taps": (1, 2, 3)}, r"taps=\(1, 2, 3\).* = 2"),
+        ({"taps": (2, 1)}, r"taps=\(2, 1\)"),
+        ({"num_heads": 3}, "embedding_channels=8.*num_heads=3"),
+        ({"encoder_norm": "yes"}, "encoder_norm='yes'.*applied, unused, none"),
+        ({"spatial_dims": 1}, "spatial_dims=1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -1,4 +1,4 @@
-"""Every preset at a width that runs in milliseconds, for the tests all networks share."""
+"""Every preset at a width that runs in milliseconds, for the tests that all networks share."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ TINY: dict[str, dict[str, Any]] = {
     "unet_padded": {"channels": (4, 8, 16)},
     "unet_padded_bilinear": {"channels": (4, 8, 8)},
     "unet_shallow": {"channels": (4, 8, 16)},
+    "unet_isensee2021": {"channels": (4, 8, 16)},
     "unet_residual_encoder": {"channels": (4, 8, 16), "convolutions_per_stage": (1, 2, 1)},
     "unet3d_cicek2016": {"channels": (4, 8, 16)},
     "unet3d_prelu": {"channels": (4, 8, 16)},
@@ -23,8 +24,10 @@ TINY: dict[str, dict[str, Any]] = {
     "unetr_monai": {"channels": (4, 8), **_TRANSFORMER},
     "unetr_relu": {"channels": (4, 8), **_TRANSFORMER},
 }
-# the ranks they are published for; the contract runs both
-PUBLISHED_DIMS = {name: 3 if name.startswith(("unet3d", "unetr", "unet_residual")) else 2 for name in TINY}
+# The spatial dimensions they are published for; the shared tests run both.
+PUBLISHED_DIMS = {
+    name: 3 if name.startswith(("unet3d", "unetr", "unet_residual", "unet_isensee")) else 2 for name in TINY
+}
 
 
 def tiny(name: str, spatial_dims: int | None = None, **overrides: Any) -> nn.Module:
@@ -38,6 +41,6 @@ def tiny(name: str, spatial_dims: int | None = None, **overrides: Any) -> nn.Mod
 
 
 def image(network: nn.Module, batch: int = 2, larger: int = 1) -> torch.Tensor:
-    """Return a random batch for `network`, each axis a different one of its smaller valid sizes."""
+    """Return a random batch for `network` with small valid sizes, different on each axis."""
     shape = [axis.valid_sizes(larger + 3)[larger + i % 3] for i, axis in enumerate(network.axes)]
     return torch.randn(batch, network.in_channels, *shape, generator=torch.Generator().manual_seed(1))

@@ -16,7 +16,7 @@ VARIANTS = 4
 
 
 def write_image(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    """A NIfTI file of that array."""
+    """Write an array as NIfTI."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
     return path
@@ -25,7 +25,7 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray | None = None)
 def blobs(
     rng: np.random.Generator, shape: tuple[int, ...], num_labels: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An image with its reference and a prediction that differs from it a little."""
+    """Generate an image, its reference, and a slightly different prediction."""
     smooth = ndimage.gaussian_filter(rng.normal(size=shape), 1.0)
     edges = np.quantile(smooth, np.linspace(0.5, 1, num_labels + 1)[:-1])
     reference = np.digitize(smooth, edges).astype(np.uint8)
@@ -43,7 +43,7 @@ def small_evaluation(
     affine: np.ndarray | None = None,
     **options: object,
 ) -> tuple[Evaluation, dict[str, Path]]:
-    """An evaluation of so many cases over four variants of files, and the images by case."""
+    """Evaluate cases that share four variants of files; also return the images by case."""
     rng = np.random.default_rng(0)
     written = []
     for variant in range(VARIANTS):
@@ -60,7 +60,7 @@ def small_evaluation(
 
 
 def repeated(evaluation: Evaluation, num_cases: int) -> Evaluation:
-    """The same files under as many case names, with numbers and hashes that differ, as those of real cases do."""
+    """Repeat the files of an evaluation under other case names, with different numbers and hashes as in real data."""
     rng = np.random.default_rng(0)
     by_case: dict[str, list[LabelScore]] = {}
     for row in evaluation.rows:

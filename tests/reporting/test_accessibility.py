@@ -1,10 +1,10 @@
-"""The page for those who do not see, do not point, or read on a phone."""
+"""Accessibility of the page: alternative texts, contrast, and the width of a phone."""
 
 import pytest
 from reporting.browser import READY
 
 
-def test_pictures_have_numbers_for_those_who_do_not_see_them(opened):
+def test_pictures_have_alternative_texts_with_numbers(opened):
     texts = opened.js("return [...document.querySelectorAll('#sheet img')].map((i) => i.alt)")
     assert len(texts) == 6
     assert all("Dice 0." in text for text in texts)
@@ -30,7 +30,7 @@ def test_the_page_fits_a_phone(browser, page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_from_their_background(browser, page, scheme):
+def test_texts_have_enough_contrast(browser, page, scheme):
     """WCAG 2.2, 1.4.3: a contrast of at least 4.5 for every piece of text."""
     browser.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.open(page)

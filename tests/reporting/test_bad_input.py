@@ -1,4 +1,4 @@
-"""Runs that are not as they should be still give a page, which says what it lacks and why."""
+"""Degenerate evaluations still give a page, which names what is missing."""
 
 import numpy as np
 from reporting.browser import READY, assert_clean
@@ -21,7 +21,7 @@ def test_one_case_of_sixty_structures_is_paged_and_all_can_be_chosen(browser, tm
     assert_clean(browser)
 
 
-def test_a_page_cut_short_says_so(browser, page, tmp_path):
+def test_a_truncated_page_shows_an_error(browser, page, tmp_path):
     cut = tmp_path / "cut.html"
     text = page.read_text(encoding="utf-8")
     start = text.index('id="v0-image-0">') + len('id="v0-image-0">')
@@ -33,7 +33,7 @@ def test_a_page_cut_short_says_so(browser, page, tmp_path):
     browser.logs()
 
 
-def test_nothing_evaluated_still_opens(browser, tmp_path):
+def test_a_page_without_evaluation_opens(browser, tmp_path):
     browser.open(write_report(None, tmp_path / "report.html", failure="a: <b> is missing").path)
     assert "a: <b> is missing" in browser.js("return document.body.textContent")
     assert_clean(browser)
@@ -67,7 +67,7 @@ def test_cases_that_failed_come_first_on_the_page(browser, tmp_path):
     assert_clean(browser)
 
 
-def test_structures_that_occur_nowhere_are_no_mistake(browser, tmp_path):
+def test_a_structure_that_occurs_nowhere_is_shown(browser, tmp_path):
     empty = write_image(tmp_path / "a.nii.gz", np.zeros((9, 8, 7), np.uint8))
     result = evaluate({"a": empty}, {"a": empty}, labels={"tumour": 1}, num_draws=2000)
     browser.open(write_report(result, tmp_path / "report.html").path)
@@ -79,7 +79,7 @@ def test_structures_that_occur_nowhere_are_no_mistake(browser, tmp_path):
     assert_clean(browser)
 
 
-def test_a_page_too_small_for_pictures_still_answers_a_click(browser, tmp_path):
+def test_cases_of_a_page_without_pictures_can_be_opened(browser, tmp_path):
     result, images = small_evaluation(tmp_path, 3, shape=(48, 48, 32))
     written = write_report(result, tmp_path / "report.html", images=images, max_mb=0.2)
     assert any("Thumbnails of the best 3 cases" in line for line in written.left_out)

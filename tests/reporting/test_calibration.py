@@ -15,7 +15,7 @@ SHAPE, SPACING = (30, 24, 18), (2.0, 3.0, 4.0)
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """Three cases with probabilities of which the second's are of another shape, and entropy maps."""
+    """Three cases with probability and entropy maps; the second's probabilities have another shape."""
     rng = np.random.default_rng(0)
     affine = np.diag([*SPACING, 1.0])
     files: dict[str, dict] = {"reference": {}, "prediction": {}}
@@ -56,7 +56,7 @@ def test_voxels_within_10_mm_are_counted_as_brute_force_does(evaluated):
     assert found.uncertainty == pytest.approx({"case_0": 0.2, "case_2": 0.6})
 
 
-def test_the_page_shows_them_and_names_what_it_could_not_use(evaluated, tmp_path):
+def test_the_page_shows_calibration_and_names_unused_maps(evaluated, tmp_path):
     result, _ = evaluated
     written = write_report(result, tmp_path / "report.html")
     page = written.path.read_text(encoding="utf-8")
@@ -64,11 +64,11 @@ def test_the_page_shows_them_and_names_what_it_could_not_use(evaluated, tmp_path
     assert "Risk and coverage" in page
     found = measure_calibration(result.summary["inputs"], Structures(), result.summary["label_values"])
     assert f"cell ECE {found.bins['cell'].expected_error:.3f}" in page
-    assert re.search(r'<svg class="figure".*share that came true.*</svg>', page, re.DOTALL)
+    assert re.search(r'<svg class="figure".*observed frequency.*</svg>', page, re.DOTALL)
     assert any("case_1" in line and "probabilities left out" in line for line in written.left_out)
 
 
-def test_without_matplotlib_the_numbers_stay_and_the_page_says_what_is_missing(evaluated, tmp_path, monkeypatch):
+def test_without_matplotlib_the_numbers_remain_and_the_extra_is_named(evaluated, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result, _ = evaluated
     page = write_report(result, tmp_path / "report.html").path.read_text(encoding="utf-8")

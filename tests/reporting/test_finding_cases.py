@@ -1,4 +1,4 @@
-"""Search, order, pages and dots lead to a case."""
+"""Finding cases by search, order, pages and dots."""
 
 from reporting.browser import READY, assert_clean
 from reporting.evaluations import repeated, small_evaluation
@@ -23,7 +23,7 @@ def test_search_narrows_the_sheet_the_table_and_the_dots(opened):
     assert "no case" in opened.js("return document.getElementById('count').textContent")
 
 
-def test_columns_sort_both_ways_and_say_so(opened):
+def test_columns_sort_both_ways_and_set_aria_sort(opened):
     opened.click("[data-view='table']")
     column = "return [...document.querySelectorAll('#cases-table tbody tr')].map((r) => r.cells[1].textContent)"
     opened.click("[data-sort='dice']")

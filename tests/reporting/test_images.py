@@ -31,7 +31,7 @@ def test_a_manifest_finds_the_scans_beside_the_references(dataset, tmp_path):
         assert found.modalities == {channel.name: channel.modality}
 
 
-def test_a_manifest_names_the_channels_and_a_missing_file_is_said(dataset, tmp_path):
+def test_a_manifest_names_the_channels_and_missing_files_are_reported(dataset, tmp_path):
     manifest = read_manifest("phantom_cells")
     files = replace(manifest.files, image=(*manifest.files.image, "other/{case}.nii.gz"))
     two = replace(manifest, channels=(Channel("T1", "MR"), Channel("T2", "MR")), files=files)
@@ -45,7 +45,7 @@ def test_a_manifest_names_the_channels_and_a_missing_file_is_said(dataset, tmp_p
     assert problems == {"phantom_000": [], "phantom_001": ["no file of channel T2"]}
 
 
-def test_nnunet_names_are_known(tmp_path):
+def test_nnunet_file_names_are_found(tmp_path):
     paths = [write_image(tmp_path / f"a_000{number}.nii.gz", IMAGE) for number in range(3)]
     found = find_images(tmp_path, {"a": Path("a.nii.gz"), "b": Path("b.nii.gz")}, None)
     assert found.files == {"a": dict(zip(("channel 1", "channel 2", "channel 3"), paths, strict=True))}
@@ -59,13 +59,13 @@ def test_a_single_channel_is_not_numbered(tmp_path):
     assert find_images(tmp_path, {"a": Path("a.nii.gz")}, None).files == {"a": {"": path}}
 
 
-def test_without_a_source_the_page_says_how_to_give_one(dataset):
+def test_without_a_source_the_note_names_the_option(dataset):
     assert "--images" in find_images(None, dataset, None).note
     with pytest.raises(EvaluationError, match="no such image"):
         find_images("nowhere", dataset, None)
 
 
-def test_a_scan_that_is_not_on_the_grid_is_left_out_with_the_value_found(tmp_path):
+def test_a_scan_on_another_grid_is_left_out(tmp_path):
     path = write_image(tmp_path / "a.nii.gz", IMAGE, np.diag([1.0, 1, 1, 1]))
     image, note = read_image(path, Grid(IMAGE.shape, np.eye(4)))
     assert note == ""

@@ -1,4 +1,4 @@
-"""The page asks for nothing, and shows the very bytes that were compared."""
+"""The page makes no request, and holds the compared label maps exactly."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ from reporting.browser import READY, assert_clean
 from reporting.test_report import block
 
 
-def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, page):
+def test_the_page_requests_nothing_and_logs_nothing(browser, page):
     browser.open(page)
     assert browser.js("return document.createElement('canvas').getContext('webgl')") is None
     for case in range(6):
@@ -19,7 +19,7 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser, page):
     assert browser.js("return medseg.volumes.decodedNow()") == [3, 4, 5]
 
 
-def test_the_network_is_refused_even_to_scripts(browser, page):
+def test_scripts_cannot_reach_the_network(browser, page):
     browser.open(page)
     assert "Failed to fetch" in browser.js_async("fetch('https://example.org/')")
     browser.logs()

@@ -1,4 +1,4 @@
-"""The page as a file: what it holds, what it must not hold, and what it says it left out."""
+"""The page as a file: content, escaping, privacy, size, and the list of what is left out."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def sections_of(page: str) -> list[str]:
     return re.findall(r'<section id="([^"]+)"', page)
 
 
-def test_the_page_has_its_parts_in_order_and_may_load_nothing(evaluation, tmp_path):
+def test_the_page_has_its_sections_in_order_and_loads_nothing(evaluation, tmp_path):
     result, images = evaluation
     written = write_report(result, tmp_path / "report.html", images=images)
     page = written.path.read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def test_label_maps_in_the_page_are_exact(tmp_path):
         np.testing.assert_array_equal(table[stored], array)
 
 
-def test_a_name_cannot_become_markup(tmp_path):
+def test_names_are_escaped(tmp_path):
     array = np.zeros((6, 6, 6), np.uint8)
     array[2:4, 2:4, 2:4] = 1
     file = write_image(tmp_path / "a.nii.gz", array)
@@ -103,7 +103,7 @@ def test_a_name_cannot_become_markup(tmp_path):
     assert page.count("</script>") == len(re.findall(r"<script", page))
 
 
-def test_hidden_ids_are_nowhere_in_the_page(tmp_path):
+def test_hidden_ids_do_not_occur_in_the_page(tmp_path):
     result, images = small_evaluation(tmp_path / "secret", 4)
     images["case_000"] = tmp_path / "secret" / "missing.nii.gz"
     written = write_report(result, tmp_path / "report.html", images=images, anonymise_ids=True)
@@ -122,7 +122,7 @@ def test_a_size_beyond_the_limit_is_refused(evaluation, tmp_path, megabytes):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_what_does_not_fit_is_left_out_in_order_and_named(tmp_path):
+def test_contents_that_do_not_fit_are_left_out_in_order_and_named(tmp_path):
     result, images = small_evaluation(tmp_path, 4, shape=(64, 64, 40))
     full = write_report(result, tmp_path / "full.html", images=images)
     assert full.left_out == ()
@@ -146,7 +146,7 @@ def test_numbers_only_of_300_cases_stay_below_half_a_megabyte(evaluation, tmp_pa
     assert not re.findall(r'id="(?:v\d+-|thumbnails)', page)
 
 
-def test_cases_that_failed_are_listed_with_the_way_out(tmp_path):
+def test_cases_with_problems_are_listed(tmp_path):
     result, images = small_evaluation(tmp_path / "data", 3)
     references = {entry["case"]: Path(entry["reference"]) for entry in result.summary["inputs"]}
     predictions = {entry["case"]: Path(entry["prediction"]) for entry in result.summary["inputs"]}
@@ -163,7 +163,7 @@ def test_cases_that_failed_are_listed_with_the_way_out(tmp_path):
         assert words in page
 
 
-def test_nothing_evaluated_is_a_page_that_says_why(tmp_path):
+def test_a_page_without_evaluation_says_why(tmp_path):
     with pytest.raises(MedsegError) as raised:
         evaluate({"a": tmp_path / "a.nii.gz"}, {"b": tmp_path / "b.nii.gz"})
     written = write_report(None, tmp_path / "report.html", failure=str(raised.value))
@@ -173,14 +173,14 @@ def test_nothing_evaluated_is_a_page_that_says_why(tmp_path):
     assert "reference missing" in page
 
 
-def test_files_that_vanished_since_the_evaluation_cost_their_picture_alone(tmp_path):
+def test_a_deleted_file_costs_only_its_picture(tmp_path):
     result, images = small_evaluation(tmp_path, 4)
     Path(result.summary["inputs"][0]["prediction"]).unlink()
     written = write_report(result, tmp_path / "report.html", images=images)
     assert any("case_000" in line and "no picture" in line for line in written.left_out)
 
 
-def test_a_writing_that_fails_leaves_the_page_before(evaluation, tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_earlier_page(evaluation, tmp_path, monkeypatch):
     page = tmp_path / "report.html"
     page.write_text("before")
     monkeypatch.setattr(Path, "write_text", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left")))
@@ -190,7 +190,7 @@ def test_a_writing_that_fails_leaves_the_page_before(evaluation, tmp_path, monke
     assert page.read_bytes() == b"before"
 
 
-def test_objects_and_comparison_are_shown_where_they_were_asked_for(tmp_path):
+def test_objects_and_comparison_are_shown_on_request(tmp_path):
     result, _ = small_evaluation(tmp_path, 4, instances="components")
     predictions = {entry["case"]: entry["reference"] for entry in result.summary["inputs"]}
     references = dict(predictions)

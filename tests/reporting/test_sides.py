@@ -1,10 +1,10 @@
-"""Every side of the patient is shown where the letters say."""
+"""The sides of the patient are shown where the letters say."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from figures.test_panels import rotation
+from figures.test_planes import rotation
 from reporting.browser import BLUE, READY, assert_clean, has_color
 
 from medseg.datasets import phantom_case
@@ -17,7 +17,7 @@ TILTED[:3, :3] = rotation(17, 0) @ rotation(9, 2) @ np.diag([-1.0, 1.0, 1.3])
 
 
 def marker_page(folder: Path, name: str, affine: np.ndarray) -> Path:
-    """A phantom scan with a bright block at the patient's left, front and head, whatever the file's axes."""
+    """Write the report of a scan with a bright block at the patient's left, front and head, for any affine."""
     case = phantom_case(0, shape=(28, 26, 24))
     index = np.stack(np.indices(case.image.shape), -1)
     world = index @ affine[:3, :3].T

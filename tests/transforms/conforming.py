@@ -1,4 +1,4 @@
-"""The transforms that must pass the conformance battery, with data to try them on and an exact comparison."""
+"""The transforms that the conformance tests cover, with sample data and an exact comparison."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +15,16 @@ from medseg.transforms import VoxelIndex
 
 @dataclass(frozen=True)
 class Entry:
-    """One transform of the battery.
+    """One transform to test.
 
     Args:
-        make: a new transform from `allow_missing_keys`.
-        keys: keys it needs.
-        label_keys: keys of label maps it changes; their values must not leave the input's set.
-        added_labels: label values it may add (background of a ridge, padding of a crop).
-        moves_grid: whether the output lies on another grid than the input, so that affines differ.
-        inverse_tolerance: largest error of call + inverse for images of unit spread; None = has no inverse.
-        needs_affine: whether it only takes MetaTensors.
+        make: returns a new transform with the given `allow_missing_keys`.
+        keys: keys that it needs.
+        label_keys: keys of label maps that it changes, without new label values.
+        added_labels: label values that it may add all the same (background of a ridge, padding of a crop).
+        moves_grid: True if the output has another grid, and so another affine, than the input.
+        inverse_tolerance: largest error of call and inverse for images of unit variance; None without an inverse.
+        needs_affine: True if it takes MetaTensors only.
     """
 
     name: str
@@ -49,7 +49,7 @@ ENTRIES = [
         inverse_tolerance=1e-5,
     ),
     Entry(
-        "normalize a channel each",
+        "normalize channels separately",
         lambda missing: transforms.NormalizeIntensityByModalityd(
             "image",
             [
@@ -88,7 +88,7 @@ ENTRIES = [
         label_keys=("label",),
     ),
     Entry(
-        "elastic with rotation, scaling and flips, at times",
+        "elastic with rotation, scaling and flips, with probability 0.7",
         lambda missing: transforms.RandElasticDeformationd(
             BOTH, prob=0.7, allow_missing_keys=missing, rotation_range=0.3, scale_range=0.2, flip=(0, 1)
         ),
@@ -119,7 +119,7 @@ ENTRIES = [
         label_keys=("label",),
         added_labels=(255,),
     ),
-    Entry(  # the image taken for logits of two classes on their native grid
+    Entry(  # the image serves as logits of two classes on their native grid
         "restore to native",
         lambda missing: transforms.RestoreToNatived("image", label_values=[0, 1], allow_missing_keys=missing),
         ("image",),
@@ -140,7 +140,7 @@ def case(
     values: Sequence[int] = (0, 1, 2),
     affine: torch.Tensor = AFFINE,
 ) -> dict[str, Any]:
-    """One sample: a two-channel image, a label map of blobs holding all `values`, and a name."""
+    """Make a sample: a two-channel image, a label map with all `values`, and a name."""
     shape = SHAPES[dims] if shape is None else tuple(shape)
     generator = np.random.default_rng(number)
     image = generator.standard_normal((2, *shape), dtype=np.float32)
@@ -161,7 +161,7 @@ def case(
 
 
 def assert_identical(a: Any, b: Any, where: str = "result") -> None:
-    """Same types, values bit for bit, affines and (for samples) keys."""
+    """Assert equal types, values bit for bit, affines and (for samples) keys."""
     assert type(a) is type(b), f"{where}: {type(a)} and {type(b)}"
     if isinstance(a, Mapping):
         assert list(a) == list(b), f"{where}: keys {list(a)} and {list(b)}"
@@ -185,7 +185,7 @@ def assert_identical(a: Any, b: Any, where: str = "result") -> None:
 
 
 def snapshot(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy, the meta data and applied operations of every MetaTensor included."""
+    """Return a deep copy with the metadata and applied operations of every MetaTensor."""
     kept: dict[str, Any] = copy.deepcopy(dict(data))
     for key, value in data.items():
         if isinstance(value, MetaTensor):
@@ -195,5 +195,5 @@ def snapshot(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def samples_of(result: Any) -> list[dict[str, Any]]:
-    """A multi-sample transform's list, or the one dictionary as a list."""
+    """Return the list of a multi-sample transform, or a single dictionary as a list."""
     return result if isinstance(result, list) else [result]

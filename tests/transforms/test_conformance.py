@@ -1,4 +1,4 @@
-"""One battery every transform passes: reproducible anywhere, gentle to its input, honest about labels and grids."""
+"""Tests that every transform passes: reproducible, without side effects on its input, with correct labels and grids."""
 
 import copy
 import pickle
@@ -67,7 +67,7 @@ def test_compose_seeds_the_inner_transform(entry, dims):
     assert_identical(composed(3), composed(3))
     with pytest.raises(AssertionError):
         assert_identical(composed(3), composed(4))
-    # everything that draws was reached: no shared default state is left in use
+    # every inner random transform was seeded, none uses the shared default state
     transform = Compose([entry.make(False)]).set_random_state(seed=3).transforms[0]
     inner = [part for part in vars(transform).values() if isinstance(part, Randomizable)]
     assert all(part.R is not Randomizable.R for part in [transform, *inner])
@@ -95,7 +95,7 @@ def test_the_same_from_every_data_set(entry, dims, tmp_path):
 
 
 class SeededByIndex(Dataset):
-    """Every sample seeded by its own number, as training does it, so that workers cannot matter."""
+    """Seed every sample by its index, as training does, so that the number of workers does not matter."""
 
     def __getitem__(self, index):
         if isinstance(self.transform, Randomizable):
@@ -126,7 +126,7 @@ def test_the_input_is_untouched(entry, dims):
     result = seeded(entry)(data)
     assert list(data) == keys
     assert_identical(snapshot(data), before)
-    # nor does writing into what was changed reach it
+    # writing to the results must not change the input either
     for sample in samples_of(result):
         for key, value in sample.items():
             if isinstance(value, torch.Tensor) and value is not data.get(key):
@@ -135,9 +135,9 @@ def test_the_input_is_untouched(entry, dims):
 
 
 @every_transform
-def test_a_pickled_transform_does_the_same(entry):
+def test_a_pickled_transform_gives_the_same(entry):
     transform = seeded(entry)
-    draws(transform, 3, 1)  # after use too
+    draws(transform, 3, 1)  # so that a used transform is pickled
     restored = pickle.loads(pickle.dumps(transform))
     assert_identical(draws(restored, 3), draws(transform, 3))
     assert_identical(draws(copy.deepcopy(restored), 3), draws(transform, 3))
@@ -154,8 +154,8 @@ def test_a_persistent_cache_sees_changed_parameters(entry):
 
 
 @every_transform
-def test_random_transforms_say_so(entry):
-    """Without the trait CacheDataset would freeze the first draw for ever."""
+def test_random_transforms_have_monais_trait(entry):
+    """Without the trait CacheDataset would keep the first draw for ever."""
     transform = entry.make(False)
     assert (
         isinstance(transform, RandomizableTrait)
@@ -207,7 +207,7 @@ def test_missing_keys(entry, dims):
 @every_transform
 @both_dims
 def test_affines_are_kept_or_moved_exactly(entry, dims):
-    """An image of world coordinates still agrees with its affine; where the grid stays, so does the affine."""
+    """An image of world coordinates still agrees with its affine; an unchanged grid keeps its affine."""
     data = case(dims)
     shape = data["image"].shape[1:]
     grid = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij"))

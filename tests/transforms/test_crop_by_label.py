@@ -1,4 +1,6 @@
-"""RandCropByLabel cuts patches: their voxels and affines against MONAI's crop, dictionaries, bad input."""
+"""Test RandCropByLabel: its patches against MONAI's crop, and its draws by brute force, chi-square and MONAI."""
+
+import warnings
 
 import numpy as np
 import pytest
@@ -6,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor, set_track_meta
-from monai.transforms import SpatialCrop
+from monai.transforms import RandCropByLabelClasses, SpatialCrop
 from monai.transforms.utils import correct_crop_centers
-from transforms.labelled_volumes import AFFINE, numbered, rare_labels
+from scipy.stats import chisquare
 
 from medseg.errors import ShapeError
 from medseg.transforms import (
@@ -21,6 +23,32 @@ from medseg.transforms import (
 )
 from medseg.transforms.crop_by_label import crop_patch
 
+AFFINE = torch.tensor(
+    [[0.0, -1.5, 0.0, 10.0], [0.8, 0.0, 0.1, -20.0], [0.0, 0.2, 3.0, 5.0], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64
+)
+
+
+def numbered(shape, channels=1):
+    """Make an image whose voxels hold their own index, so that a patch shows its origin."""
+    values = torch.arange(channels * int(np.prod(shape)), dtype=torch.float64).reshape(channels, *shape)
+    return MetaTensor(values, affine=AFFINE, meta={"filename_or_obj": "case_3.nii.gz"})
+
+
+def few_labels():
+    """Make a (1, 6, 5, 4) label map with three labels of about 100, 18 and 2 voxels, also at the border."""
+    label = np.zeros((1, 6, 5, 4), np.uint8)
+    label[0, :3, 1:4, :2] = 1
+    label[0, 5, 4, 3] = label[0, 4, 0, 0] = 2
+    return label
+
+
+def rare_labels(shape=(20, 18, 16)):
+    label = np.zeros((1, *shape), np.uint8)
+    label[0, 3:5, 4:7, 2] = 1
+    label[0, 19, 17, 15] = 2
+    label[0, 10:14, 9, 8] = 2
+    return label
+
 
 @settings(max_examples=150, deadline=None)
 @given(
@@ -29,7 +57,7 @@ from medseg.transforms.crop_by_label import crop_patch
     size=st.lists(st.integers(1, 11), min_size=3, max_size=3),
 )
 def test_patch_and_affine_equal_monais_crop(seed, shape, size):
-    """Same place as MONAI's for the same centre, any parity, wherever the image holds the patch."""
+    """For equal centres both crop the same place, for odd and even sizes, wherever the patch fits in the image."""
     size = [min(s, n) for s, n in zip(size, shape, strict=True)]
     image = numbered(shape, channels=2)
     label = np.random.default_rng(seed).integers(0, 2, (1, *shape))
@@ -51,7 +79,7 @@ def test_patch_and_affine_equal_monais_crop(seed, shape, size):
     size=st.lists(st.integers(1, 12), min_size=3, max_size=3),
 )
 def test_smaller_images_are_padded_on_both_sides(seed, shape, size):
-    """Against NumPy: pad first, then slice; world coordinates of every real voxel are kept."""
+    """Compare with NumPy: pad first, then slice. The affine keeps the world coordinates of every image voxel."""
     size = size[: len(shape)]
     image = numbered(shape) + 1
     label = np.random.default_rng(seed).integers(0, 3, (1, *shape))
@@ -85,7 +113,7 @@ def test_every_kind_of_array_gives_the_same_patches(tmp_path, kind):
 
 
 def test_only_the_patch_is_read():
-    """A draw from an index slices the image once, to the patch, and touches nothing else."""
+    """A draw from an index slices the image once per patch and reads nothing else."""
 
     class Counting:
         shape = (1, 20, 18, 16)
@@ -113,7 +141,7 @@ def test_patches_own_their_memory():
     assert image.meta["filename_or_obj"] == "case_3.nii.gz"
 
 
-def test_dictionary_form_cuts_all_keys_alike_and_drops_the_index():
+def test_dictionary_form_crops_all_keys_alike_and_drops_the_index():
     label = rare_labels()
     data = {"image": numbered(label.shape[1:], 2), "label": label, "name": "a", "region": np.ones_like(label)}
     data["label"] = label
@@ -136,7 +164,7 @@ def test_dictionary_form_cuts_all_keys_alike_and_drops_the_index():
     assert RandCropByLabelD is RandCropByLabelDict is RandCropByLabeld
 
 
-def test_dictionary_form_counts_fallbacks_and_pads_each_key_its_own_way():
+def test_dictionary_form_counts_fallbacks_and_pads_each_key_with_its_value():
     data = {"image": numbered((3, 3)) + 1, "label": np.ones((1, 3, 3), np.uint8)}
     crop = RandCropByLabeld(["image", "label"], "label", 5, {4: 1}, padding_value=[-1.0, 9])
     with pytest.warns(UserWarning, match="label 4"):
@@ -144,11 +172,11 @@ def test_dictionary_form_counts_fallbacks_and_pads_each_key_its_own_way():
     assert crop.num_fallbacks == 1
     assert float(sample["image"][0, 0, 0]) == -1
     assert sample["label"].numpy()[0].tolist() == [[9] * 5, *[[9, 1, 1, 1, 9]] * 3, [9] * 5]
-    with pytest.raises(ValueError, match=r"one number a key \(2\)"):
+    with pytest.raises(ValueError, match=r"padding_value.*2.*\[1\.0\]"):
         RandCropByLabeld(["image", "label"], "label", 5, padding_value=[1.0])
 
 
-def test_untracked_meta_data_give_plain_tensors():
+def test_without_tracked_metadata_patches_are_plain_tensors():
     set_track_meta(False)
     try:
         (patch,) = RandCropByLabel(2)(numbered((4, 4)), np.ones((1, 4, 4)))
@@ -157,20 +185,20 @@ def test_untracked_meta_data_give_plain_tensors():
         set_track_meta(True)
 
 
-def test_wrong_inputs_are_named():
-    with pytest.raises(ValueError, match="non-negative with a positive sum"):
+def test_invalid_inputs_raise():
+    with pytest.raises(ValueError, match=r"ratios.*\[0, 0\]"):
         RandCropByLabel(3, [0, 0])
-    with pytest.raises(ValueError, match="non-negative with a positive sum"):
+    with pytest.raises(ValueError, match=r"ratios.*-1"):
         RandCropByLabel(3, {1: -1, 2: 3})
-    with pytest.raises(ValueError, match="num_samples must be at least 1, found 0"):
+    with pytest.raises(ValueError, match=r"num_samples.*0"):
         RandCropByLabel(3, num_samples=0)
-    with pytest.raises(ShapeError, match=r"spatial_size.*3 axes, found \(4, 4\)"):
+    with pytest.raises(ShapeError, match=r"spatial_size.*3.*\(4, 4\)"):
         RandCropByLabel((4, 4))(numbered((9, 9, 9)))
-    with pytest.raises(ShapeError, match=r"case_3.*spatial shape \(8, 8, 8\), found \(9, 9, 9\)"):
+    with pytest.raises(ShapeError, match=r"case_3.*\(8, 8, 8\).*\(9, 9, 9\)"):
         RandCropByLabel(4)(numbered((9, 9, 9)), np.zeros((1, 8, 8, 8)))
-    with pytest.raises(KeyError, match="needs the label map 'label' or its index 'label_voxel_index'"):
+    with pytest.raises(KeyError, match=r"'label'.*'label_voxel_index'"):
         RandCropByLabeld("image", "label", 4)({"image": numbered((4, 4))})
-    with pytest.raises(ShapeError, match="must have a channel and 2 spatial axes"):
+    with pytest.raises(ShapeError, match=r"case_3.*2 spatial axes.*\(1, 9, 9, 9\)"):
         crop_patch(numbered((9, 9, 9)), (0, 0), (1, 1))
 
 
@@ -178,9 +206,106 @@ def test_a_label_map_moved_after_indexing_is_noticed():
     label = rare_labels()
     data = LabelVoxelIndexd("label")({"label": MetaTensor(label, meta={"filename_or_obj": "case_3.nii.gz"})})
     crop = RandCropByLabeld("label", "label", 3, {1: 1}).set_random_state(seed=0)
-    with pytest.raises(ValueError, match=r"case_3.*says label 1 is at .*found 0.*after LabelVoxelIndexd"):
+    with pytest.raises(ValueError, match=r"case_3.*label 1.*found 0.*LabelVoxelIndexd"):
         crop({**data, "label": MetaTensor(label[:, ::-1].copy(), meta={"filename_or_obj": "case_3.nii.gz"})})
     for other in (label[:, :3], label[..., 0]):
-        with pytest.raises(ValueError, match="found None in a label map of shape"):
+        with pytest.raises(ValueError, match="found None"):
             crop({**data, "label": other})
     crop(data)
+
+
+@pytest.mark.parametrize("ratios", [[1, 2, 5], {"0": 1, "1": 2, "2": 5}, {2: 0.5, 0: 0.1, 1: 0.2, 7: 0}])
+def test_every_voxel_of_a_class_is_equally_likely(ratios):
+    """Chi-square test of patches of one voxel against ratio / Σ ratios / number of voxels of the class."""
+    label = few_labels()
+    crop = RandCropByLabel(1, ratios, num_samples=60_000)
+    crop.set_random_state(seed=7)
+    crop.randomize(VoxelIndex.from_label(label))
+    drawn = np.bincount(np.ravel_multi_index(np.array(crop.starts).T, label.shape[1:]), minlength=label.size)
+    flat = label.ravel()
+    share = np.array([1, 2, 5]) / 8
+    expected = 60_000 * share[flat] / np.bincount(flat)[flat]
+    assert chisquare(drawn, expected).pvalue > 1e-3
+    assert chisquare(np.bincount(crop.labels), 60_000 * share).pvalue > 1e-3
+    assert crop.num_fallbacks == 0
+
+
+def test_no_ratios_means_every_label_present_equally():
+    label = np.where(rare_labels() == 1, 5, rare_labels())
+    crop = RandCropByLabel(4, num_samples=3000).set_random_state(seed=0)
+    crop.randomize(VoxelIndex.from_label(label))
+    values, counts = np.unique(crop.labels, return_counts=True)
+    assert values.tolist() == [0, 2, 5]
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_the_label_drawn_is_at_the_centre():
+    label = rare_labels()
+    crop = RandCropByLabel((6, 5, 4), {1: 1}, num_samples=50).set_random_state(seed=1)
+    for patch, start in zip(crop(label), crop.starts, strict=True):
+        assert (patch == 1).any()
+        # the border does not shift patches of an interior class, so the centre voxel itself has the label
+        assert label[0, start[0] + 3, start[1] + 2, start[2] + 2] == 1 or min(start) == 0
+        assert patch.meta["crop_label"] == 1
+
+
+def test_a_missing_label_warns_with_the_case_and_is_counted():
+    label = rare_labels()
+    image = MetaTensor(torch.from_numpy(label).float(), meta={"filename_or_obj": "case_3.nii.gz"})
+    crop = RandCropByLabel(1, {9: 1, 1: 1}, num_samples=4000).set_random_state(seed=2)
+    with pytest.warns(UserWarning, match=r"case_3\.nii\.gz.*label 9"):
+        patches = crop(image, label)
+    fallbacks = [start for start, drawn in zip(crop.starts, crop.labels, strict=True) if drawn == -1]
+    assert crop.num_fallbacks == len(fallbacks) == sum(p.meta["crop_label"] == -1 for p in patches)
+    assert abs(len(fallbacks) - 2000) < 5 * np.sqrt(1000)
+    # uniform over the image: equally many in both halves of each axis, within five standard deviations
+    places = np.array(fallbacks)
+    for axis, extent in enumerate(label.shape[1:]):
+        assert abs((places[:, axis] < extent / 2).mean() - 0.5) < 5 * 0.5 / np.sqrt(len(places))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        crop(image, label)
+
+
+@pytest.mark.filterwarnings("ignore:.*no voxel of label")
+def test_fallback_is_uniform_over_the_allowed_region():
+    label = few_labels()
+    allowed = np.zeros(label.shape, bool)
+    allowed[0, 1:4, 1, 1:3] = True
+    crop = RandCropByLabel(1, {9: 1}, num_samples=12_000).set_random_state(seed=3)
+    crop.randomize(VoxelIndex.from_label(label, allowed))
+    places, counts = np.unique(crop.starts, axis=0, return_counts=True)
+    np.testing.assert_array_equal(places, np.argwhere(allowed[0]))
+    assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:.*no voxel of label")
+def test_an_empty_allowed_region_falls_back_to_the_image():
+    crop = RandCropByLabel(2, [1, 1], num_samples=5).set_random_state(seed=4)
+    patches = crop(numbered((4, 4, 4)), np.ones((1, 4, 4, 4)), allowed=np.zeros((1, 4, 4, 4)))
+    assert len(patches) == crop.num_fallbacks == 5
+
+
+def test_centres_stay_in_the_allowed_region():
+    label = rare_labels()
+    allowed = np.zeros(label.shape)
+    allowed[:, 8:] = 1
+    crop = RandCropByLabel(1, {0: 1, 2: 1}, num_samples=500).set_random_state(seed=5)
+    crop(label, allowed=allowed)
+    assert min(start[0] for start in crop.starts) >= 8
+    with pytest.raises(ValueError, match="LabelVoxelIndexd"):
+        crop(label, index=VoxelIndex.from_label(label), allowed=allowed)
+
+
+def test_monai_draws_the_same_frequencies():
+    """MONAI's draw of centres over the same label map has the same frequency per class."""
+    label = rare_labels()
+    ratios = [1, 1, 2]
+    theirs = RandCropByLabelClasses(1, ratios=ratios, label=label, num_classes=3, num_samples=4000)
+    theirs.set_random_state(seed=9)
+    theirs.randomize(label)
+    drawn = [int(label[(0, *centre)]) for centre in theirs.centers]
+    ours = RandCropByLabel(1, ratios, num_samples=4000).set_random_state(seed=9)
+    ours.randomize(VoxelIndex.from_label(label))
+    difference = np.bincount(drawn) - np.bincount(ours.labels)
+    assert np.abs(difference).max() < 5 * np.sqrt(2 * 4000 * 0.25)

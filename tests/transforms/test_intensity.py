@@ -1,4 +1,4 @@
-"""NormalizeIntensityByModality against closed forms, NumPy and MONAI."""
+"""Compare NormalizeIntensityByModality with closed forms, NumPy and MONAI."""
 
 import warnings
 
@@ -60,7 +60,7 @@ def test_z_score_inside_a_mask():
     close(NormalizeIntensityByModality(scheme)(x, mask), expected, rtol=1e-5, atol=1e-5)
     dictionary = NormalizeIntensityByModalityd("image", scheme, mask_key="mask")({"image": x, "mask": mask})
     close(dictionary["image"], expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ShapeError, match=r"scan_07.*mask of shape \(12, 13, 14\)"):
+    with pytest.raises(ShapeError, match=r"scan_07.*mask.*\(12, 13, 14\)"):
         NormalizeIntensityByModality(scheme)(x)
 
 
@@ -105,15 +105,15 @@ def test_every_channel_has_its_own_scheme():
     found = NormalizeIntensityByModality(schemes)(x)
     for c, scheme in enumerate(schemes):
         close(found[c], NormalizeIntensityByModality(scheme)(x[c : c + 1])[0], rtol=0, atol=0)
-    with pytest.raises(ShapeError, match=r"scan_07.*3 channels, found \(2, 8, 9\)"):
+    with pytest.raises(ShapeError, match=r"scan_07.*3 channels.*\(2, 8, 9\)"):
         NormalizeIntensityByModality(schemes)(x[:2])
 
 
 @pytest.mark.parametrize("scheme", ["z_score", "percentile"])
 @pytest.mark.parametrize("value", [0.0, 1e-3, 7.1, -1e6])
-def test_constant_image_is_zero_and_said(scheme, value):
+def test_a_constant_image_becomes_zero_with_a_warning(scheme, value):
     x = MetaTensor(torch.full((1, 33, 34, 35), value), meta={"filename_or_obj": "flat.nii"})
-    with pytest.warns(UserWarning, match=r"flat\.nii channel 0: constant intensity"):
+    with pytest.warns(UserWarning, match=r"flat\.nii channel 0"):
         found = NormalizeIntensityByModality([{"scheme": scheme}])(x)
     close(found, np.zeros(x.shape), rtol=0, atol=0)
     with warnings.catch_warnings():
@@ -131,7 +131,7 @@ def test_nearly_constant_image_keeps_its_contrast():
 def test_coinciding_percentiles_fall_back_to_the_extremes():
     x = torch.zeros(1, 100, 100)
     x[0, 0, :2] = torch.tensor([2.0, 4.0])
-    with pytest.warns(UserWarning, match="percentiles 0.5 and 99.5 are both 0"):
+    with pytest.warns(UserWarning, match=r"channel 0.*0\.5.*99\.5"):
         found = NormalizeIntensityByModality([{"scheme": "percentile"}])(x)
     close(found, x / 4)
 
@@ -146,11 +146,11 @@ def test_coinciding_percentiles_fall_back_to_the_extremes():
         ({"scheme": "none"}, 0.0),
     ],
 )
-def test_not_a_number_and_infinity_are_replaced_and_said(scheme, nan_becomes):
+def test_nan_and_infinity_are_replaced_with_a_warning(scheme, nan_becomes):
     x = image(seed=3)
     x[0, 0, 0, 0], x[0, 1, 1, 1], x[0, 2, 2, 2] = torch.nan, torch.inf, -torch.inf
     transform = NormalizeIntensityByModality([scheme])
-    with pytest.warns(UserWarning, match=r"scan_07\.nii\.gz channel 0: 3 voxels are NaN or infinite"):
+    with pytest.warns(UserWarning, match=r"scan_07\.nii\.gz channel 0: 3 voxels"):
         found = transform(x)
     assert torch.isfinite(found).all()
     assert float(found[0, 0, 0, 0]) == pytest.approx(nan_becomes, abs=1e-6)
@@ -158,7 +158,7 @@ def test_not_a_number_and_infinity_are_replaced_and_said(scheme, nan_becomes):
     others = torch.cat([values[1:][torch.isfinite(x.as_tensor().flatten()[1:])]])
     assert float(found[0, 1, 1, 1]) == float(others.max())
     assert float(found[0, 2, 2, 2]) == float(others.min())
-    # the bad voxels left no trace in the others
+    # the replaced voxels do not change the others
     finite = x.as_tensor()[torch.isfinite(x.as_tensor())]
     close(found.as_tensor()[torch.isfinite(x.as_tensor())], transform(finite[None])[0], rtol=1e-5, atol=1e-5)
 
@@ -263,18 +263,18 @@ def test_aliases():
 @pytest.mark.parametrize(
     ("scheme", "message"),
     [
-        ({"scheme": "zscore"}, "channel 0: scheme must be one of z_score, ct, .*found 'zscore'"),
-        ({}, "found None"),
-        ({"scheme": "ct", "lower": 0, "upper": 1}, r"missing \['mean', 'std'\]"),
-        ({"scheme": "z_score", "sigma": 1}, r"unknown \['sigma'\]"),
-        ({"scheme": "window", "lower": 5, "upper": 5}, "lower must be below upper, found 5 and 5"),
-        ({"scheme": "z_score", "mean": 5}, "mean and std together"),
-        ({"scheme": "z_score", "mean": 5, "std": 0}, "std must be positive, found 0"),
-        ({"scheme": "z_score", "foreground": "body"}, "found 'body'"),
-        ({"scheme": "percentile", "upper": 101}, "percentiles lie in 0..100"),
-        ({"scheme": "window", "lower": 0, "upper": 5, "out_min": 1}, "out_min must be below out_max"),
+        ({"scheme": "zscore"}, "channel 0.*z_score, ct, .*'zscore'"),
+        ({}, "channel 0.*None"),
+        ({"scheme": "ct", "lower": 0, "upper": 1}, r"ct.*\['mean', 'std'\]"),
+        ({"scheme": "z_score", "sigma": 1}, r"z_score.*\['sigma'\]"),
+        ({"scheme": "window", "lower": 5, "upper": 5}, "lower.*upper.*5 and 5"),
+        ({"scheme": "z_score", "mean": 5}, "mean.*std"),
+        ({"scheme": "z_score", "mean": 5, "std": 0}, "std.*0"),
+        ({"scheme": "z_score", "foreground": "body"}, "foreground.*'body'"),
+        ({"scheme": "percentile", "upper": 101}, "percentile.*101"),
+        ({"scheme": "window", "lower": 0, "upper": 5, "out_min": 1}, "out_min.*out_max"),
     ],
 )
-def test_wrong_parameters_are_named(scheme, message):
+def test_invalid_parameters_raise(scheme, message):
     with pytest.raises(PlanError, match=message):
         NormalizeIntensityByModality([scheme])

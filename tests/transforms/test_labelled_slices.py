@@ -1,3 +1,5 @@
+"""Test KeepLabelledSlices: which slices keep their labels, and that the loss sees only those."""
+
 import zlib
 
 import numpy as np
@@ -31,17 +33,17 @@ def test_the_kept_slices_are_evenly_spaced(extent, fraction):
     assert fraction < 1 or kept == list(range(extent))
 
 
-def test_by_case_the_cases_together_show_every_slice():
+def test_by_case_the_cases_together_keep_every_slice():
     keep = KeepLabelledSlices(0.1, placement="by_case")
-    shown = {case: keep.slices(35, f"case_{case:03d}.nii.gz") for case in range(200)}
-    assert {slice_ for kept in shown.values() for slice_ in kept} == set(range(35))
-    assert all(len(kept) == 4 and {8, 9} >= set(np.diff(kept)) for kept in shown.values())
+    kept_by_case = {case: keep.slices(35, f"case_{case:03d}.nii.gz") for case in range(200)}
+    assert {slice_ for kept in kept_by_case.values() for slice_ in kept} == set(range(35))
+    assert all(len(kept) == 4 and {8, 9} >= set(np.diff(kept)) for kept in kept_by_case.values())
     # the folder does not matter
     label = MetaTensor(torch.zeros(1, 2, 2, 40), meta={"filename_or_obj": "/somewhere/case_000.nii.gz"})
     offset = zlib.crc32(b"case_000.nii.gz") / 2**32
     kept = (keep(label)[0, 0, 0] == 0).nonzero()[:, 0].tolist()
     assert kept == [int((k + offset) * 10) for k in range(4)]
-    with pytest.raises(ValueError, match="placement by_case needs label maps with a file name"):
+    with pytest.raises(ValueError, match="by_case"):
         keep(torch.zeros(1, 2, 2, 40))
 
 
@@ -53,7 +55,7 @@ def test_several_axes_keep_the_union_of_their_slices():
     assert np.array_equal(known.numpy(), expected)
 
 
-def test_what_is_not_annotated_moves_neither_loss_nor_gradient():
+def test_voxels_without_annotation_change_neither_loss_nor_gradient():
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, 3, (1, 8, 8, 20), generator=generator, dtype=torch.uint8)
     sparse = KeepLabelledSlices(0.1)(label)
@@ -66,12 +68,12 @@ def test_what_is_not_annotated_moves_neither_loss_nor_gradient():
     assert logits.grad is not None
     assert not logits.grad[..., rest].any()
     assert logits.grad[..., kept].any()
-    # the same number as the kept slices alone, fully annotated, give
+    # equal to the loss of the kept slices alone, fully annotated
     alone = WeightedDiceCELoss()(logits[..., kept], label[None][..., kept])
     torch.testing.assert_close(value, alone)
 
 
-def test_crops_centre_on_known_labels_and_meta_data_stay():
+def test_crops_centre_on_kept_labels_and_metadata_is_kept():
     sample = case(3)
     before = snapshot(sample)
     out = LabelVoxelIndexd("label")(KeepLabelledSlicesd("label", 0.3)(sample))
@@ -85,16 +87,16 @@ def test_crops_centre_on_known_labels_and_meta_data_stay():
     assert set(out["label"].unique().tolist()) <= {0, 1, 2, 255}
 
 
-def test_what_cannot_be_used_is_said():
-    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], found 0"):
+def test_invalid_settings_raise():
+    with pytest.raises(ValueError, match=r"fraction.*0"):
         KeepLabelledSlices(0)
-    with pytest.raises(ValueError, match="placement must be middle or by_case, found 'ends'"):
+    with pytest.raises(ValueError, match=r"placement.*ends"):
         KeepLabelledSlices(0.1, placement="ends")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="axes must name spatial axes"):
+    with pytest.raises(ValueError, match=r"axes.*\(\)"):
         KeepLabelledSlices(0.1, axes=())
-    with pytest.raises(ValueError, match=r"300 does not fit torch\.uint8"):
+    with pytest.raises(ValueError, match=r"300.*uint8"):
         KeepLabelledSlices(0.1, ignore_label=300)(np.zeros((1, 2, 2, 2), np.uint8))
-    with pytest.raises(ShapeError, match=r"axes \(2,\) of a label map of shape \(4, 4\)"):
+    with pytest.raises(ShapeError, match=r"\(2,\).*\(4, 4\)"):
         KeepLabelledSlices(0.1)(np.zeros((1, 4, 4)))
     with pytest.raises(KeyError):
         KeepLabelledSlicesd("label", 0.1)({"image": 1})

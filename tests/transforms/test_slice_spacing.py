@@ -1,3 +1,5 @@
+"""Compare SliceSpacing with MONAI's Spacing of single slices, and its affine with a linear field."""
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def volume() -> MetaTensor:
     return MetaTensor(values, affine=torch.from_numpy(AFFINE), meta={"case": "a"})
 
 
-def test_every_slice_is_resampled_as_an_image_of_its_own():
+def test_every_slice_equals_monais_spacing_of_that_slice():
     found = SliceSpacingd("image", (1.3, 0.7))({"image": volume()})["image"]
     straight = torch.diag(torch.tensor([1.1, 0.9, 1, 1], dtype=torch.float64))
     for number in range(5):
@@ -29,28 +31,28 @@ def test_every_slice_is_resampled_as_an_image_of_its_own():
     assert found.meta["case"] == "a"
 
 
-def test_the_affine_says_where_the_new_voxels_are():
+def test_the_affine_gives_the_positions_of_the_new_voxels():
     found = SliceSpacing((1.3, 0.7))(volume())
     np.testing.assert_allclose(np.asarray(found.pixdim), [1.3, 0.7, 1.9], rtol=1e-5)
-    # a field that is linear in mm is read at the voxel's mm, within a plane that linear interpolation keeps exact
+    # linear interpolation is exact for a field that is linear in mm, so each voxel holds the field at its position
     places = AFFINE @ np.stack([*np.indices((21, 34, 5)).reshape(3, -1), np.ones(21 * 34 * 5)])
     normal = np.array([1.0, -2.0, 0.5])
     field = MetaTensor(torch.from_numpy((normal @ places[:3]).reshape(1, 21, 34, 5)), affine=torch.from_numpy(AFFINE))
     found = SliceSpacing((1.3, 0.7))(field)
     index = np.stack([*np.indices(found.shape[1:]).reshape(3, -1), np.ones(found[0].numel())])
     expected = (normal @ (np.asarray(found.affine) @ index)[:3]).reshape(found.shape[1:])
-    inner = (slice(1, -1), slice(1, -1))  # beyond the last voxel centre the border is repeated
+    inner = (slice(1, -1), slice(1, -1))  # outside the outer voxel centres the border is repeated
     np.testing.assert_allclose(found[0].numpy()[inner], expected[inner], atol=2e-3)
 
 
-def test_its_own_spacing_changes_nothing():
+def test_the_spacing_of_the_scan_changes_nothing():
     found = SliceSpacing((1.1, 0.9))(volume())
     torch.testing.assert_close(found.as_tensor(), volume().as_tensor(), atol=1e-4, rtol=0)
     np.testing.assert_allclose(np.asarray(found.affine), AFFINE, atol=1e-5)
 
 
-def test_what_is_no_volume_is_refused():
-    with pytest.raises(ShapeError, match=r"found MetaTensor \(2, 21, 34\)"):
+def test_arrays_that_are_no_volumes_raise():
+    with pytest.raises(ShapeError, match=r"MetaTensor \(2, 21, 34\)"):
         SliceSpacing((1, 1))(volume()[..., 0])
-    with pytest.raises(ShapeError, match="found Tensor"):
+    with pytest.raises(ShapeError, match=r"Tensor \(2, 21, 34, 5\)"):
         SliceSpacing((1, 1))(volume().as_tensor())

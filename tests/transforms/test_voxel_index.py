@@ -1,4 +1,4 @@
-"""VoxelIndex against NumPy's flatnonzero: the same voxels, in the same order, in little memory."""
+"""Compare VoxelIndex with NumPy's argwhere: the same voxels in the same order, in little memory."""
 
 import copy
 import io
@@ -56,7 +56,7 @@ def test_equals_brute_force(seed, shape, num_labels, smooth, restricted, dtype):
     assert restricted or index.num_bytes <= 8 * runs
 
 
-def test_pieces_of_a_large_volume_join(monkeypatch):
+def test_indexing_in_pieces_gives_the_same_index(monkeypatch):
     label = (np.random.default_rng(0).random((1, 7, 8, 9)) > 0.5).astype(np.uint8)
     whole = VoxelIndex.from_label(label, label * 0 + 1)
     monkeypatch.setattr("medseg.transforms.voxel_index._CHUNK_VOXELS", 5)
@@ -88,7 +88,7 @@ def test_every_kind_of_array(tmp_path, kind):
         assert all_positions(index, value) == [tuple(row) for row in np.argwhere(label[0] == value).tolist()]
 
 
-def test_copies_and_files_keep_it():
+def test_copies_and_files_keep_the_index():
     index = VoxelIndex.from_label(np.random.default_rng(2).integers(0, 3, (1, 5, 6)))
     assert copy.deepcopy({"index": index})["index"] is index
     buffer = io.BytesIO()
@@ -111,22 +111,22 @@ def test_dictionary_form():
     assert sum(index.count(v) for v in index.labels) == 18
     assert set(data) == {"label", "region"}
     assert LabelVoxelIndexd("other", allow_missing_keys=True)(data).keys() == data.keys()
-    with pytest.raises(ValueError, match="takes one key"):
+    with pytest.raises(ValueError, match=r"\['a', 'b'\]"):
         LabelVoxelIndexd(["a", "b"])
 
 
-def test_wrong_inputs_are_named():
-    with pytest.raises(ShapeError, match=r"one channel.*\(2, 5, 6\)"):
+def test_invalid_inputs_raise():
+    with pytest.raises(ShapeError, match=r"label map.*\(2, 5, 6\)"):
         VoxelIndex.from_label(np.zeros((2, 5, 6)))
-    with pytest.raises(ShapeError, match=r"\(5, 6\), found \(5, 7\)"):
+    with pytest.raises(ShapeError, match=r"\(5, 6\).*\(5, 7\)"):
         VoxelIndex.from_label(np.zeros((1, 5, 6)), np.zeros((1, 5, 7)))
-    with pytest.raises(ValueError, match=r"must hold integers, found 0\.5"):
+    with pytest.raises(ValueError, match=r"label map.*0\.5"):
         VoxelIndex.from_label(np.array([[0.0, 0.5, 1.0]]))
-    with pytest.raises(ValueError, match=r"must hold integers, found nan"):
+    with pytest.raises(ValueError, match=r"label map.*nan"):
         VoxelIndex.from_label(np.array([[0.0, np.nan, 1.0]]))
 
 
-def test_empty_and_outside():
+def test_empty_label_maps_and_empty_regions():
     assert VoxelIndex.from_label(np.zeros((1, 0, 3))).labels == []
     assert VoxelIndex.from_label(np.ones((1, 4, 3)), np.zeros((1, 4, 3))).labels == []
     assert voxel_index.VoxelIndex is VoxelIndex

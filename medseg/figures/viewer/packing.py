@@ -1,4 +1,4 @@
-"""Bytes as text inside a page: gzip and base64, which browsers undo with atob and DecompressionStream."""
+"""Pack volumes and data as text inside a page: gzip and base64, which browsers decode by themselves."""
 
 from __future__ import annotations
 
@@ -16,44 +16,47 @@ from medseg.figures.viewer.view import MAX_VOXELS, Channel, View
 
 
 def pack(data: bytes, level: int = 6) -> str:
-    """Compressed base64; the same bytes always give the same text."""
+    """Compress bytes to base64 text; the same bytes always give the same text."""
     return base64.b64encode(gzip.compress(data, level, mtime=0)).decode("ascii")
 
 
 def pack_volume(volume: np.ndarray) -> str:
-    """A uint8 volume (x, y, z), x fastest."""
+    """Pack a uint8 volume (x, y, z), x fastest."""
     return pack(volume.tobytes(order="F"))
 
 
 def pack_json(value: Any) -> str:
-    """Plain data as compressed JSON."""
+    """Pack plain data as JSON."""
     return pack(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(), level=9)
 
 
 def unpack(text: str) -> bytes:
-    """The bytes behind ``pack``."""
+    """Return the bytes that `pack` was given."""
     return gzip.decompress(base64.b64decode(text))
 
 
-# Coarser than this a second channel is not worth its bytes, and a view not worth a page.
-SMALLEST_WITH_CHANNELS = 200_000
-SMALLEST = 50_000
+# Fewest voxels of a view with several channels, and of any view.
+MIN_VOXELS_WITH_CHANNELS = 200_000
+MIN_VOXELS = 50_000
 
 
 def fitted(view: View, max_bytes: int, max_voxels: int = MAX_VOXELS) -> tuple[View, dict[str, str]]:
-    """The view with as many voxels as fit, and its packed volumes by the name of their block.
+    """Thin a view until its packed volumes fit a number of bytes.
 
-    Voxels go first; where fewer than 200,000 would be left, channels go, the last one first, and then voxels again. A
-    view of 50,000 voxels with one channel is returned whatever it takes.
+    Resolution is reduced first. If fewer than 200,000 voxels would be left, channels are dropped, the last one first,
+    and then resolution again. A view of 50,000 voxels with one channel is returned whatever its size.
+
+    Returns:
+        The view and its packed volumes by the name of their block.
     """
     full, voxels = view, max_voxels
     while True:
         thin = full.thinned(voxels)
         packed = {name: pack_volume(volume) for name, volume in thin.volumes().items()}
         size = num_bytes(packed)
-        many = len(full.channels) > 1
-        floor = SMALLEST_WITH_CHANNELS if many else SMALLEST
-        if size <= max_bytes or (thin.num_voxels <= floor and not many):
+        has_channels = len(full.channels) > 1
+        floor = MIN_VOXELS_WITH_CHANNELS if has_channels else MIN_VOXELS
+        if size <= max_bytes or (thin.num_voxels <= floor and not has_channels):
             return thin, packed
         if thin.num_voxels <= floor:
             full, voxels = full.without_last_channel(), min(2 * thin.num_voxels, max_voxels)
@@ -63,16 +66,16 @@ def fitted(view: View, max_bytes: int, max_voxels: int = MAX_VOXELS) -> tuple[Vi
 
 
 def num_bytes(packed: dict[str, str]) -> int:
-    """What packed volumes take in a page."""
+    """Return the size of packed volumes in a page."""
     return sum(map(len, packed.values()))
 
 
 def view_data(view: View, name: str, label_values: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """One view.
+    """Return what the viewer's scripts need to draw one view, as plain data.
 
     Args:
-        view: what is shown.
-        name: of the case.
+        view: the view.
+        name: name of the case.
         label_values: structure → its values in the label maps, in the order of the page's structures.
     """
     byte_of = {value: number for number, value in enumerate(view.values, start=1)}
@@ -93,7 +96,7 @@ def view_data(view: View, name: str, label_values: Mapping[str, Sequence[int]]) 
 
 
 def short(value: float | None, digits: int = 5) -> float | None:
-    """A number rounded to so many digits; None where it is not finite."""
+    """Round a number to significant digits; None if it is not finite."""
     if value is None or not math.isfinite(value):
         return None
     rounded = float(np.format_float_positional(value, digits, fractional=False))

@@ -1,4 +1,4 @@
-// One plane as pixels. Volumes are bytes with x fastest; pixels are only ever written, never read.
+// Draw one plane. Volumes are bytes with x fastest. Pixels are written and never read, because browsers disturb reading.
 "use strict";
 medseg.plane = (function () {
   const REFERENCE = [86, 180, 233], PREDICTION = [230, 159, 0], MISSED = [58, 160, 221], SPURIOUS = [213, 94, 0], WHITE = [255, 255, 255];
@@ -10,7 +10,7 @@ medseg.plane = (function () {
     return isMirrored(panel, state) ? [right, left, top, bottom] : [left, right, top, bottom];
   }
 
-  // Whether positions across and down the screen are shown in decreasing order.
+  // True where positions across and down the screen are shown in decreasing order.
   const flips = (panel, state) => [panel.flip_across !== isMirrored(panel, state), panel.flip_down];
 
   // The plane as rows from top to bottom, in the order of the screen.
@@ -27,7 +27,7 @@ medseg.plane = (function () {
     return out;
   }
 
-  // Where the crosshair starts: on the slices with the most wrong voxels, else with the most labelled ones.
+  // Start of the crosshair: the slices with most wrong voxels, else with most labelled voxels.
   function start({ view, reference, prediction }) {
     const [nx, ny, nz] = view.dims;
     for (const others of reference ? [prediction, null] : [null]) {
@@ -42,7 +42,7 @@ medseg.plane = (function () {
     return view.dims.map((n) => n >> 1);
   }
 
-  // Byte → class: 0 what is not looked at. With one structure chosen, 1 is that structure.
+  // Byte → class; 0 is not shown. If one structure is chosen, it is class 1.
   function classes({ view, state }) {
     const table = new Uint8Array(256);
     if (state.structure >= 0) for (const byte of view.structures[state.structure]) table[byte] = 1;
@@ -89,7 +89,7 @@ medseg.plane = (function () {
     const own = reference.map((byte) => table[byte]), other = prediction.map((byte) => table[byte]);
     const fills = view.colors.map(rgb), fillAlpha = compared ? 0.4 : 0.3;
 
-    // A pixel is outline where its class is not that of a pixel one line width away.
+    // A pixel belongs to an outline if a pixel one line width away has another class.
     function isEdge(labels, label, x, y) {
       if (x < line || y < line || x >= W - line || y >= H - line) return true;
       const row = vy[y] * columns, column = ux[x];
@@ -128,7 +128,7 @@ medseg.plane = (function () {
     canvas.getContext("2d").putImageData(picture, 0, 0);
   }
 
-  // The position under a point of the canvas, given as fractions of its width and height.
+  // Return the position at a point of the canvas, given as fractions of its width and height.
   function positionAt(panel, { view, state }, fractions) {
     const position = [...state.position], flipped = flips(panel, state);
     [panel.across, panel.down].forEach((axis, i) => {

@@ -1,4 +1,4 @@
-// Inert blocks of base64 text in the page become bytes again: gunzipped when asked for, never fetched.
+// Decode inert blocks of gzipped base64 text in the page. Nothing is fetched.
 "use strict";
 const medseg = {};
 
@@ -18,7 +18,7 @@ medseg.unpack = async function (id) {
 
 medseg.unpackJson = async (id) => JSON.parse(new TextDecoder().decode(await medseg.unpack(id)));
 
-// element("a", {href: "#x", onclick: f}, "text", child): text is never parsed as HTML.
+// element("a", {href: "#x", onclick: f}, "text", child): create an element; texts are never parsed as HTML.
 medseg.element = function (tag, attributes = {}, ...children) {
   const svg = ["svg", "circle", "line", "g", "text", "title", "path"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);

@@ -1,4 +1,4 @@
-"""One case cut and thinned to what a page can hold: channels and label maps as bytes on one small grid."""
+"""One case cropped and thinned for a page: channels and label maps as bytes on one small grid."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from medseg.volumes import Grid
 
 @dataclass(frozen=True, eq=False)
 class Channel:
-    """One channel of an image as a page holds it.
+    """One channel of an image in 256 grey levels.
 
     Args:
-        levels: uint8 levels of ``grey``, (x, y, z).
-        grey: what the levels mean.
-        name: "T2", or empty where the image has one channel of no known name.
+        levels: uint8 levels of `grey`, (x, y, z).
+        grey: image values of the levels.
+        name: such as "T2"; empty for a single channel without a known name.
     """
 
     levels: np.ndarray
@@ -31,19 +31,19 @@ class Channel:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What is shown of one case, along the page's axes (x, y, z: right, anterior, superior where a patient is known).
+    """Volumes of one case to show, along the page's axes (x, y, z: right, anterior, superior if a patient is known).
 
     Args:
-        prediction: uint8; 0 is background, n the n-th of ``values``.
-        reference: the same, or None where there is nothing to compare with.
-        channels: of the image; none where no image is known.
+        prediction: uint8; 0 is background, n the n-th of `values`.
+        reference: the same, or None if there is nothing to compare with.
+        channels: channels of the image; empty without an image.
         values: label values in the order of their bytes.
         affine: 4×4, index to mm (RAS+).
         panels: the planes to show.
-        tilt_degrees: how oblique the grid is.
-        steps: how many of the file's voxels one shown voxel stands for along each axis.
-        notes: what was cropped or could not be shown.
-        left_out: names of channels that would have made the page too large.
+        tilt_degrees: tilt of an oblique grid.
+        steps: number of the file's voxels per shown voxel along each axis.
+        notes: remarks on what was cropped or could not be shown.
+        left_out: names of channels that were dropped because of their size.
     """
 
     prediction: np.ndarray
@@ -65,25 +65,26 @@ class View:
 
     @property
     def num_voxels(self) -> int:
-        """Voxels of one of its volumes."""
+        """Number of voxels of one volume."""
         return self.prediction.size
 
     def nearest_index(self, place_mm: np.ndarray) -> list[int]:
-        """The voxel nearest to a place in mm (RAS+)."""
+        """Return the index of the voxel nearest to a point in mm (RAS+)."""
         index = np.rint(np.linalg.solve(self.affine, [*place_mm, 1])[:3]).astype(int)
         return np.clip(index, 0, np.array(self.prediction.shape) - 1).tolist()
 
     def volumes(self) -> dict[str, np.ndarray]:
-        """Everything a page must hold of it, by the name of its block."""
-        found = {"prediction": self.prediction}
+        """Return all volumes by the name of their block in the page."""
+        volumes = {"prediction": self.prediction}
         if self.reference is not None:
-            found["reference"] = self.reference
-        return found | {f"image-{number}": channel.levels for number, channel in enumerate(self.channels)}
+            volumes["reference"] = self.reference
+        return volumes | {f"image-{number}": channel.levels for number, channel in enumerate(self.channels)}
 
     def thinned(self, max_voxels: int) -> View:
-        """This view with at most so many voxels: whole steps along the finest axes, images averaged, labels picked.
+        """Return this view with at most `max_voxels` voxels, by whole steps along the finest axes.
 
-        The labels of a block are those of its middle voxel, so that no label appears that was not there.
+        Images are averaged over each block. The label of a block is that of its middle voxel, so that no new label
+        appears.
         """
         steps = thinning_steps(self.prediction.shape, self.spacing, max_voxels)
         if max(steps) == 1:
@@ -103,13 +104,13 @@ class View:
         )
 
     def without_last_channel(self) -> View:
-        """This view with its last channel left out."""
+        """Return this view without its last channel."""
         *kept, last = self.channels
         return replace(self, channels=tuple(kept), left_out=(last.name, *self.left_out))
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """The notes, which channels are left out, and how far the view is thinned."""
+        """The notes, the omitted channels, and the reduction of the resolution."""
         notes = list(self.notes)
         if self.left_out:
             notes.append(f"without {', '.join(self.left_out)}: the page would be too large")
@@ -120,39 +121,39 @@ class View:
 
 
 def thinning_steps(shape: Sequence[int], spacing: Sequence[float], max_voxels: int) -> tuple[int, ...]:
-    """Steps along each axis that leave at most ``max_voxels``, always taken along the axis that is finest so far."""
+    """Return steps per axis that leave at most `max_voxels`, increased along the axis that is finest so far."""
     steps = [1] * len(shape)
 
-    def left() -> int:
+    def num_left() -> int:
         return math.prod(-(-size // step) for size, step in zip(shape, steps, strict=True))
 
-    while left() > max(max_voxels, 1):
+    while num_left() > max(max_voxels, 1):
         open_axes = [axis for axis in range(len(shape)) if steps[axis] < shape[axis]]
         steps[min(open_axes, key=lambda axis: spacing[axis] * steps[axis])] += 1
     return tuple(steps)
 
 
 def _block_means(image: np.ndarray, steps: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Mean of each block of steps; the blocks at the end repeat the last voxel."""
+    """Average over each block of steps; incomplete blocks at the end repeat the last voxel."""
     smooth = image
     for axis, step in enumerate(steps):
         if step > 1:
-            # a window of even size reaches one further to the left unless it is moved
+            # a window of even size is centred one voxel further left unless it is moved
             smooth = ndimage.uniform_filter1d(smooth, step, axis=axis, mode="nearest", origin=step % 2 - 1)
     middle = tuple(slice((step - 1) // 2, None, step) for step in steps)
     return smooth[middle][tuple(slice(0, size) for size in shape)]
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Sizes as they are read aloud: 64×64×32."""
+    """Format sizes as 64×64×32."""
     return "×".join(str(size) for size in shape)
 
 
 MARGIN_MM = 20.0
 MAX_VOXELS = 2_500_000
-# What is cut out of a huge scan is picked down to this many voxels before anything is computed from it.
-_PICKED_VOXELS = 8 * MAX_VOXELS
-# One byte a voxel: background and 255 values.
+# A crop of a huge scan is subsampled to at most so many voxels before anything is computed from it.
+_MAX_CROPPED_VOXELS = 8 * MAX_VOXELS
+# One byte per voxel: background and 255 values.
 MAX_VALUES = 255
 
 
@@ -171,15 +172,15 @@ def cut_out(
 
     Args:
         prediction, reference: integer label maps of the grid's shape.
-        grid: of everything.
-        images: name and image of each channel, of the same shape; taken one at a time.
-        box: what must be seen; empty slices keep everything.
-        modalities: channel name → modality; a channel without looks at its values.
-        has_patient: whether the grid lies in a patient.
-        known: the label values to show; None shows all.
+        grid: grid of the label maps and images.
+        images: name and array of each channel, of the same shape; consumed one at a time.
+        box: region to show; empty slices keep the whole image.
+        modalities: channel name → modality; others are guessed from the values.
+        has_patient: False if the affine says nothing about a patient.
+        known: label values to show; None shows all above 0.
 
     Returns:
-        The view at full resolution, or at most 20 million voxels.
+        The view at full resolution, or with at most 20 million voxels.
     """
     frame = PatientFrame(grid, has_patient)
     notes: list[str] = []
@@ -194,7 +195,7 @@ def cut_out(
     if len(values) > MAX_VALUES:
         notes.append(f"shows {MAX_VALUES} of {len(values)} label values")
         values = values[:MAX_VALUES]
-    picks = thinning_steps(lengths, grid.spacing, _PICKED_VOXELS)
+    picks = thinning_steps(lengths, grid.spacing, _MAX_CROPPED_VOXELS)
     picked = tuple(slice(side.start, side.stop, pick) for side, pick in zip(box, picks, strict=True))
     cropped = PatientFrame(_picked_grid(grid, picked), has_patient)
     channels = []
@@ -223,7 +224,7 @@ def cut_out(
 
 
 def as_bytes(label_map: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Each voxel as the position of its value, counted from 1; 0 for background and every other value."""
+    """Map each voxel to the position of its value, counted from 1; 0 for background and every other value."""
     result = np.zeros(label_map.shape, dtype=np.uint8)
     for position, value in enumerate(values[:MAX_VALUES], start=1):
         result[label_map == value] = position
@@ -240,7 +241,7 @@ def _with_margin(box: Sequence[slice], grid: Grid) -> tuple[slice, ...]:
 
 
 def _picked_grid(grid: Grid, picked: Sequence[slice]) -> Grid:
-    """The grid of every n-th voxel of a box."""
+    """Return the grid of every n-th voxel of a box."""
     steps = [side.step for side in picked]
     start = np.diag([*steps, *[1] * (4 - len(steps))]).astype(float)
     start[: len(steps), 3] = [side.start for side in picked]
@@ -250,4 +251,4 @@ def _picked_grid(grid: Grid, picked: Sequence[slice]) -> Grid:
 
 def _values(maps: Sequence[np.ndarray]) -> tuple[int, ...]:
     found = np.unique(np.concatenate([np.unique(labels) for labels in maps]))
-    return tuple(int(value) for value in found if value != 0)
+    return tuple(int(value) for value in found if value > 0)

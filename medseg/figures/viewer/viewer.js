@@ -1,4 +1,4 @@
-// Planes through one case with what can be changed about them.
+// Planes through one case, with the controls of what is shown.
 "use strict";
 medseg.viewer = (function () {
   const { element } = medseg;
@@ -58,7 +58,7 @@ medseg.viewer = (function () {
     requestAnimationFrame(() => { waiting = false; draw(); });
   }
 
-  // Moves along an axis; false at its end.
+  // Move along an axis; return false at its end.
   function move(axis, step) {
     const to = Math.min(Math.max(state.position[axis] + step, 0), scene.view.dims[axis] - 1);
     const moved = to !== state.position[axis];
@@ -93,7 +93,7 @@ medseg.viewer = (function () {
     canvas.addEventListener("keydown", (event) => onKey(event, panel));
     canvas.addEventListener("wheel", (event) => {
       if (event.ctrlKey || !event.deltaY) return;
-      if (move(panel.axis, event.deltaY < 0 ? 1 : -1)) event.preventDefault(); // at the end the page scrolls on
+      if (move(panel.axis, event.deltaY < 0 ? 1 : -1)) event.preventDefault(); // at the last slice the page scrolls
     }, { passive: false });
     canvas.addEventListener("pointerdown", (event) => { canvas.focus({ preventScroll: true }); onPoint(event, plane); });
     canvas.addEventListener("pointermove", (event) => { if (event.buttons === 1 && event.pointerType === "mouse") onPoint(event, plane); });
@@ -111,7 +111,7 @@ medseg.viewer = (function () {
     root.badges.replaceChildren(...list.map(([text, kind]) => element("li", { class: kind || null }, text)));
   }
 
-  // Which colour is which label, while colours are shown.
+  // Legend of the labels, if colours are shown.
   function legend() {
     const { view } = scene;
     root.legend.hidden = !view.colors.length || (view.compared && !state.fill);
@@ -132,10 +132,10 @@ medseg.viewer = (function () {
     try {
       image = await medseg.volumes.get(scene.number, `image-${number}`);
     } catch (error) {
-      options.complain(`${view.channels[number].name || "The image"} of ${view.name} cannot be opened: ${error.message}.`);
+      options.showError(`${view.channels[number].name || "The image"} of ${view.name} cannot be opened: ${error.message}.`);
       return;
     }
-    if (shown !== scene || asked !== channelAsked) return; // another one was asked for meanwhile
+    if (shown !== scene || asked !== channelAsked) return; // another channel was chosen meanwhile
     useChannel(number, image);
   }
 
@@ -144,7 +144,7 @@ medseg.viewer = (function () {
     const size = (value) => Number(value.toPrecision(4));
     Object.assign(scene, { grey, image });
     state.channel = number; root.channels.value = number;
-    root.windows.replaceChildren(...windows.map(([text, [width, level]]) => element("option", { value: text }, `${text} (${size(width)}/${size(level)})`)), element("option", { value: "own" }, "own"));
+    root.windows.replaceChildren(...windows.map(([text, [width, level]]) => element("option", { value: text }, `${text} (${size(width)}/${size(level)})`)), element("option", { value: "own" }, "custom"));
     setWindow(...(scene.windows[number] || [...windows[0][1], windows[0][0]]));
   }
 
@@ -177,7 +177,7 @@ medseg.viewer = (function () {
     ];
   }
 
-  // What can be changed depends on what there is.
+  // Show only the controls that have an effect on this view.
   function fitControls() {
     const { view } = scene, one = (name) => root.toggles[name];
     one("reference").hidden = one("errors").hidden = !view.compared;
@@ -190,11 +190,11 @@ medseg.viewer = (function () {
     root.channels.replaceChildren(...view.channels.map((channel, i) => element("option", { value: i }, channel.name)));
     const keys = [["↑ ↓", "slice"], ...TOGGLES.filter(([name]) => !one(name).hidden).map(([name, key]) => [key, KEYS[name] || one(name).lastChild.textContent])];
     if (view.channels.length > 1) keys.push(["m", "next channel"]);
-    if (options.step) keys.push(["n b", "next case, case before"]);
+    if (options.step) keys.push(["n b", "next case, previous case"]);
     root.keys.replaceChildren(...keys.map(([key, what]) => element("li", {}, ...key.split(" ").map((part) => element("kbd", {}, part)), ` ${what}`)));
   }
 
-  // into: an element; given: labels and views; more: complain(text), and step(by) where there are other cases.
+  // into: an element; given: labels and views; more: showError(text), and step(by) where there are other cases.
   function build(into, given, more) {
     data = given; options = more;
     state.fill = data.views.some((view) => !view.compared);
@@ -214,7 +214,7 @@ medseg.viewer = (function () {
   async function show(number) {
     const asked = ++lastAsked, began = performance.now(), view = data.views[number];
     root.body.dataset.ready = "no";
-    // the channel that was looked at, where this case has it
+    // Keep the channel of the previous view if this case has it.
     const before = scene && scene.grey ? scene.view.channels[state.channel].name : "";
     const channel = Math.max(view.channels.findIndex(({ name }) => name === before), 0);
     const get = (name) => medseg.volumes.get(number, name);
@@ -222,10 +222,10 @@ medseg.viewer = (function () {
     try {
       [prediction, reference, image] = await Promise.all([get("prediction"), view.compared ? get("reference") : null, view.channels.length ? get(`image-${channel}`) : null]);
     } catch (error) {
-      options.complain(`The volumes of ${view.name} cannot be opened: ${error.message}. The file may be cut short, or the browser too old.`);
+      options.showError(`The volumes of ${view.name} cannot be opened: ${error.message}. The file may be cut short, or the browser too old.`);
       return;
     }
-    if (asked !== lastAsked) return; // another case was asked for meanwhile
+    if (asked !== lastAsked) return; // another case was chosen meanwhile
     scene = { number, view, state, prediction, reference, image, grey: null, windows: [] };
     channelAsked++;
     state.position = view.start ? [...view.start] : medseg.plane.start(scene);

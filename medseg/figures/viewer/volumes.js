@@ -1,4 +1,4 @@
-// The volumes of the views, unpacked when they are asked for; those of the last three views are kept.
+// Unpack the volumes of views on demand, and keep those of the last three views.
 "use strict";
 medseg.volumes = (function () {
   const DECODED_AT_ONCE = 3;

@@ -1,4 +1,4 @@
-// The contact sheet and the table of cases: one search, one order, pages of 50.
+// Contact sheet and table of the cases, with one search, one order, and pages of 50.
 "use strict";
 medseg.cases = (function () {
   const PAGE = 50;
@@ -6,7 +6,7 @@ medseg.cases = (function () {
   let data, root, found = null, page = 0, asTable = false, sortBy = "worst", descending = false, label = -1;
   const thumbnails = new Map();
 
-  // Thumbnails lie in blocks of 50 cases, worst first, which are parsed when one of them is looked at.
+  // Thumbnails lie in blocks of 50 cases, worst first; a block is parsed when one of its cases is shown.
   function thumbnail(i) {
     const block = Math.floor(i / PAGE);
     if (!thumbnails.has(block)) {
@@ -74,7 +74,7 @@ medseg.cases = (function () {
     page = Math.min(page, last);
     const shown = list.slice(page * PAGE, (page + 1) * PAGE);
     root.place.replaceChildren(asTable ? table(shown) : element("ul", { class: "sheet" }, ...shown.map(card)));
-    root.count.textContent = list.length ? `${page * PAGE + 1}–${page * PAGE + shown.length} of ${list.length} cases` : "no case has this in its name";
+    root.count.textContent = list.length ? `${page * PAGE + 1}–${page * PAGE + shown.length} of ${list.length} cases` : "no case matches the search";
     root.before.disabled = page === 0; root.after.disabled = page === last;
     root.sort.value = `${sortBy}${descending ? " down" : ""}`;
     if (root.sort.selectedIndex < 0) root.sort.value = "own";
@@ -99,7 +99,7 @@ medseg.cases = (function () {
     const sorts = [["worst", "worst first"], ["dice down", "best Dice first"], ["name", "name"], ["missed down", "most missed"], ["spurious down", "most spurious"], ["own", "by column"]];
     root = {
       place: element("div", { id: "sheet" }), count: element("span", { "aria-live": "polite", id: "count" }),
-      before: element("button", { type: "button", onclick: turn(-1), "aria-label": "Page before" }, "‹"), after: element("button", { type: "button", onclick: turn(1), "aria-label": "Next page" }, "›"),
+      before: element("button", { type: "button", onclick: turn(-1), "aria-label": "Previous page" }, "‹"), after: element("button", { type: "button", onclick: turn(1), "aria-label": "Next page" }, "›"),
       sort: element("select", { id: "sort", onchange: (event) => { const [name, down] = event.target.value.split(" "); if (name !== "own") { sortBy = name; descending = down === "down"; page = 0; draw(); } } }, ...sorts.map(([name, text]) => element("option", { value: name }, text))),
     };
     const labels = element("select", { id: "label", onchange: (event) => { label = Number(event.target.value); draw(); } }, element("option", { value: -1 }, "all"), ...data.labels.map((text, i) => element("option", { value: i }, text)));

@@ -1,4 +1,4 @@
-// One line of dots a structure: every dot is a case and opens it. Places along a line are percentages, so that dots stay
+// One line of dots per structure; a dot is a case, and a click opens it. Positions are percentages, so that dots stay
 // round at every width.
 "use strict";
 medseg.distributions = (function () {
@@ -6,7 +6,7 @@ medseg.distributions = (function () {
   const { element } = medseg;
   let data, root, metric, first = 0, order = [];
 
-  // Where the axis ends and its ticks: shares end at 1 and begin near the lowest case, everything else holds 0.
+  // Range and ticks of the axis. Fractions end at 1 and begin near the lowest case; all other ranges contain 0.
   function scale() {
     const all = data.values[metric.name].flat().filter((value) => value !== null);
     const least = Math.min(...all), most = Math.max(...all);
@@ -53,7 +53,7 @@ medseg.distributions = (function () {
       chosen = Math.min(Math.max(chosen + step, 0), dots.length - 1);
       dots[chosen].classList.add("chosen");
       const [value, i] = ranked[chosen];
-      root.said.textContent = `${label}: ${data.cases[i].name}, ${metric.title} ${medseg.number(value, metric.unit)}, ${data.outcomes[i][number]}`;
+      root.status.textContent = `${label}: ${data.cases[i].name}, ${metric.title} ${medseg.number(value, metric.unit)}, ${data.outcomes[i][number]}`;
     });
     const interval = mean.low === null || mean.low === undefined ? "" : `${medseg.number(mean.low, metric.unit).replace(/ .*/, "")} to ${medseg.number(mean.high, metric.unit)}, `;
     return [element("b", {}, label), svg, element("span", {}, element("b", {}, medseg.number(mean.value, metric.unit)), element("small", {}, `${interval}n=${ranked.length}`))];
@@ -90,11 +90,11 @@ medseg.distributions = (function () {
     const choose = element("select", { id: "metric", onchange: (event) => { metric = data.metrics[Number(event.target.value)]; draw(); } },
       ...data.metrics.map(({ title, unit }, i) => element("option", { value: i }, unit ? `${title} (${unit})` : title)));
     const turn = (step) => () => { first += step * ROWS; draw(); };
-    root = { strip: element("div", { class: "strip" }), said: element("p", { class: "soft", "aria-live": "polite" }), pageText: element("span"),
-      before: element("button", { type: "button", onclick: turn(-1), "aria-label": "Structures before" }, "‹"), after: element("button", { type: "button", onclick: turn(1), "aria-label": "More structures" }, "›") };
+    root = { strip: element("div", { class: "strip" }), status: element("p", { class: "soft", "aria-live": "polite" }), pageText: element("span"),
+      before: element("button", { type: "button", onclick: turn(-1), "aria-label": "Previous structures" }, "‹"), after: element("button", { type: "button", onclick: turn(1), "aria-label": "More structures" }, "›") };
     root.pager = element("span", { class: "pager" }, root.before, root.pageText, root.after);
     document.getElementById("metric-place").append(element("label", {}, "metric", choose));
-    into.append(element("div", { class: "bar" }, root.pager), root.strip, root.said);
+    into.append(element("div", { class: "bar" }, root.pager), root.strip, root.status);
     draw();
   }
 

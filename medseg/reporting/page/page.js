@@ -1,10 +1,10 @@
-// Puts the parts together once the page's data is unpacked.
+// Build the page from its parts once its data is unpacked.
 "use strict";
 (async function () {
   const { element } = medseg, byId = (id) => document.getElementById(id);
   let data, open = -1;
 
-  medseg.complain = (text) => { byId("broken").textContent = text; byId("broken").hidden = false; };
+  medseg.showError = (text) => { byId("broken").textContent = text; byId("broken").hidden = false; };
 
   const themes = ["", "light", "dark"];
   byId("theme").addEventListener("click", (event) => {
@@ -26,13 +26,13 @@
 
   if (!byId("data")) return;
   if (!("DecompressionStream" in window)) {
-    medseg.complain("This browser is too old for the pictures and the viewer (it lacks DecompressionStream); the tables are complete.");
+    medseg.showError("This browser is too old for the pictures and the viewer (it lacks DecompressionStream); the tables are complete.");
     return;
   }
   try {
     data = await medseg.unpackJson("data");
   } catch (error) {
-    medseg.complain(`The page's data cannot be read (${error.message}): the file may be cut short. Write or copy it again.`);
+    medseg.showError(`The page's data cannot be read (${error.message}): the file may be cut short. Write or copy it again.`);
     return;
   }
 
@@ -67,7 +67,7 @@
     medseg.cases.build(byId("cases-place"), data);
     medseg.distributions.build(byId("distributions-place"), data);
     byId("search").addEventListener("input", (event) => medseg.cases.search(event.target.value));
-    if (data.views.length) medseg.viewer.build(byId("viewer-place"), data, { complain: medseg.complain, step: medseg.step });
+    if (data.views.length) medseg.viewer.build(byId("viewer-place"), data, { showError: medseg.showError, step: medseg.step });
     else medseg.viewer.show = medseg.viewer.hide = () => {};
     const choice = (i, text) => element("button", { type: "button", "aria-pressed": "false", "data-case": i, onclick: () => medseg.open(i, false) }, text, element("small", {}, medseg.number(data.cases[i].dice)));
     const worst = data.worst.map((i) => choice(i, data.cases[i].name));

@@ -1,6 +1,6 @@
-// Tables and numbers of the report.
+// Format tables and numbers.
 "use strict";
-// A table in a box that scrolls, described by a line above it.
+// Return a table in a box that scrolls, with a line above it that says what it shows.
 medseg.table = function (id, about, head, body) {
   const { element } = medseg;
   return element("div", {}, element("p", { class: "about", id: `${id}-about` }, about),

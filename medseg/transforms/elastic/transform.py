@@ -61,7 +61,7 @@ class RandElasticDeformation(RandomizableTransform):
 
     Example:
         >>> deform = RandElasticDeformation(prob=0.5, rotation_range=0.2, flip=(0, 1, 2))
-        >>> params = deform.randomize(image.shape[1:])  # None when the draw says skip
+        >>> params = deform.randomize(image.shape[1:])  # None if not to be deformed
         >>> image, label = deform.apply(params, image), deform.apply(params, label, mode="nearest")
     """
 

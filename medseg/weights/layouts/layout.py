@@ -1,4 +1,4 @@
-"""What a published weights layout is: how to recognise it, and how its keys become ours."""
+"""Recognise a published weights layout and rename its keys to those of medseg's networks."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,12 @@ class Layout:
     """One published layout.
 
     Args:
-        name: in words.
-        preset: the preset whose network takes these weights.
-        signature: keys that together occur in no other layout.
-        rules: (pattern, replacement) of full keys, tried in order; a replacement of None drops the key.
-        finish: changes the renamed tensors, where the layouts differ by more than names.
-        notes: what is dropped or changed, in words.
+        name: description of the layout.
+        preset: preset whose network takes these weights.
+        signature: keys that occur together in no other layout.
+        rules: pairs (pattern, replacement) for full keys, tried in order. A replacement of None drops the key.
+        finish: changes the renamed tensors, for layouts that differ by more than names.
+        notes: descriptions of what is dropped or changed.
     """
 
     name: str
@@ -35,20 +35,20 @@ class Layout:
     notes: tuple[str, ...] = ()
 
     def recognizes(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether `state` has this layout's keys."""
+        """Return whether a state dict has the keys of this layout."""
         return all(key in state for key in self.signature)
 
     def convert(self, state: Mapping[str, Tensor]) -> State:
-        """Return `state` with our keys; a key no rule knows keeps its name, so that loading reports it."""
+        """Return a state dict with our keys. A key that no rule matches keeps its name, so that loading reports it."""
         renamed: State = {}
         for key, value in state.items():
-            ours = self.rename(key)
-            if ours is not None:
-                renamed[ours] = value
+            our_key = self.rename(key)
+            if our_key is not None:
+                renamed[our_key] = value
         return self.finish(renamed)
 
     def rename(self, key: str) -> str | None:
-        """Return our name of `key`, or None if it is dropped."""
+        """Return our name of a key, or None if it is dropped."""
         for pattern, replacement in self.rules:
             match = re.fullmatch(pattern, key)
             if match:
@@ -57,5 +57,5 @@ class Layout:
 
 
 def swap_halves(weight: Tensor, first: int) -> Tensor:
-    """Return a convolution's weight with its first `first` input channels moved behind the others."""
+    """Move the first `first` input channels of a convolution's weight behind the others."""
     return weight.roll(-first, dims=1).contiguous()

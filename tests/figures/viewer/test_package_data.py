@@ -1,4 +1,4 @@
-"""What an installed package needs beside its Python files is named in pyproject.toml."""
+"""Files that the installed package needs beside its Python files are listed in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 TEMPLATES = ("report.html", "header.html", "sections.html", "macros.html")
 
 
-def test_every_script_and_style_of_the_pages_goes_into_the_wheel() -> None:
+def test_every_script_style_and_template_is_package_data() -> None:
     if not (ROOT / "pyproject.toml").is_file():
         pytest.skip("the tests do not lie beside pyproject.toml")
     globs = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
@@ -24,10 +24,10 @@ def test_every_script_and_style_of_the_pages_goes_into_the_wheel() -> None:
     needed = [path for part in ("figures", "reporting") for path in (package / part).rglob("*") if path.is_file()]
     needed = [path for path in needed if path.suffix != ".py" and "__pycache__" not in path.parts]
     names = {path.name for path in needed}
-    assert {*viewer.SCRIPTS, *SCRIPTS, *TEMPLATES, "viewer.css", "page.html", "report.css"} == names
+    assert {*viewer.SCRIPTS, *SCRIPTS, *TEMPLATES, "viewer.css", "page.html", "cell.html", "report.css"} == names
     assert [path for path in needed if path not in shipped] == []
 
 
 def _folder(package: Path, name: str) -> Path:
-    """Where a package's name in the table points."""
+    """Return the folder of a package."""
     return package.joinpath(*name.split(".")[1:])

@@ -62,7 +62,7 @@ def test_bytes_run_right_anterior_superior_however_the_file_is_stored(ornt: np.n
     assert view(page)["colors"] == list(OKABE_ITO[:2])
 
 
-def test_a_large_scan_is_cut_thinned_and_says_so() -> None:
+def test_a_large_scan_is_cropped_and_thinned_with_notes() -> None:
     random = np.random.default_rng(0)
     image = random.integers(0, 30_000, (240, 200, 160)).astype(np.int16)  # noise: nothing compresses worse
     labels = np.zeros(image.shape, np.uint8)
@@ -75,7 +75,7 @@ def test_a_large_scan_is_cut_thinned_and_says_so() -> None:
     assert "voxel" in thinned
 
 
-def test_odd_values_do_not_stop_it() -> None:
+def test_nan_and_empty_label_maps_are_shown() -> None:
     nothing = np.zeros((3, 4, 5), int)
     page = segmentation_viewer(np.full((3, 4, 5), np.nan), nothing, np.eye(4), LABELS).page
     assert volume(page, "v0-image-0").max() == 0
@@ -117,7 +117,7 @@ def test_a_browser_draws_the_labels_in_their_colours(opened: Browser) -> None:
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
 
 
-def test_what_needs_a_reference_is_not_offered(opened: Browser) -> None:
+def test_controls_that_need_a_reference_are_hidden(opened: Browser) -> None:
     shown = opened.js(
         "return [...document.querySelectorAll('[data-toggle]')].filter((b) => !b.hidden).map((b) => b.textContent)"
     )

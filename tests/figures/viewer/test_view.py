@@ -20,7 +20,7 @@ def masks(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return prediction, reference
 
 
-def test_the_view_keeps_20_mm_around_both_masks_and_says_so():
+def test_the_view_keeps_20_mm_around_both_masks_with_a_note():
     prediction, reference = masks((80, 70, 60))
     affine = np.diag([2.0, 3.0, 10.0, 1.0])
     box = (slice(30, 36), slice(30, 32), slice(40, 42))
@@ -49,7 +49,7 @@ def test_label_bytes_are_exact_up_to_255_values():
     np.testing.assert_array_equal(table[as_bytes(label_map, values)], label_map)
 
 
-def test_more_values_than_bytes_are_named_as_left_out():
+def test_more_than_255_values_are_noted():
     label_map = np.arange(1, 1001).reshape(10, 10, 10)
     view = cut_out(label_map, label_map, Grid(label_map.shape, np.eye(4)), [], EVERYTHING)
     assert "shows 255 of 1000 label values" in view.remarks
@@ -66,7 +66,7 @@ def test_thinning_fits_and_evens_out_the_spacing(most):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_thinned_view_averages_the_image_and_picks_labels(seed):
+def test_a_thinned_view_averages_the_image_and_subsamples_labels(seed):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (24, 18, 12)).astype(np.uint8)
     labels = rng.integers(1, 4, image.shape).astype(np.uint8)
@@ -91,7 +91,7 @@ def test_a_thinned_view_averages_the_image_and_picks_labels(seed):
     assert "×".join(map(str, steps)) in thin.remarks[-1]
 
 
-def test_a_huge_scan_is_picked_before_it_is_converted():
+def test_a_huge_scan_is_subsampled_before_it_is_converted():
     # A scan that cannot be copied: one value shown through strides of 0 bytes.
     image = np.broadcast_to(np.int16(40), (1500, 1500, 900))
     labels = np.broadcast_to(np.uint8(1), image.shape)

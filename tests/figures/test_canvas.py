@@ -21,18 +21,18 @@ def drawn() -> str:
     return inline_svg(reliability_diagram({"front": BINS, "<back>": BINS + BINS}), "r1", "A <title>", "n=5 & more")
 
 
-def test_it_is_one_element_with_its_words(drawn: str) -> None:
+def test_the_svg_is_one_element_with_its_texts(drawn: str) -> None:
     root = ElementTree.fromstring(drawn)
     assert root.tag == "svg"
     named = {element.get("id"): element for element in root.iter() if element.get("id")}
     assert named[root.get("aria-labelledby")].text == "A <title>"
     assert named[root.get("aria-describedby")].text == "n=5 & more"
     texts = {element.text for element in root.iter("text")}
-    assert {"predicted probability", "share that came true", "voxels"} <= texts
+    assert {"predicted probability", "observed frequency", "voxels"} <= texts
     assert any(str(text).startswith("<back>: ECE") for text in texts)
 
 
-def test_it_loads_nothing_and_touches_nothing_else_on_the_page(drawn: str) -> None:
+def test_the_svg_loads_nothing_and_its_ids_are_its_own(drawn: str) -> None:
     assert not re.findall(r"https?:|<style|<script|xlink|<metadata", drawn)
     ids = re.findall(r'\bid="([^"]+)"', drawn)
     assert len(ids) == len(set(ids))
@@ -42,7 +42,7 @@ def test_it_loads_nothing_and_touches_nothing_else_on_the_page(drawn: str) -> No
     assert set(used) <= set(ids)
 
 
-def test_what_is_black_follows_the_page_and_labels_keep_their_colours(drawn: str) -> None:
+def test_black_follows_the_page_and_labels_keep_their_colours(drawn: str) -> None:
     assert "currentColor" in drawn
     assert "#000000" not in drawn
     assert "#ffffff" not in drawn

@@ -73,7 +73,7 @@ def test_a_picture_without_patient_is_shown_as_stored():
 
 
 @pytest.mark.parametrize(("axis", "name"), [(0, "sagittal"), (1, "coronal"), (2, "axial")])
-def test_a_single_slice_has_the_one_plane_it_lies_in(axis, name):
+def test_a_single_slice_has_one_plane(axis, name):
     shape = [6, 6, 6]
     shape[axis] = 1
     assert [panel.name for panel in PatientFrame(Grid(tuple(shape), np.eye(4))).panels] == [name]

@@ -1,4 +1,4 @@
-"""The UNETR re-implementation with ReLU, and MONAI's UNETR."""
+"""Published layouts of UNETR: a re-implementation with ReLU, and MONAI's."""
 
 import re
 
@@ -26,7 +26,7 @@ def _relu_rules() -> list[tuple[str, str | None]]:
     ]
     for n in (0, 1):
         rules += _block(rf"decoder0\.{n}\.block", f"stem.{n}", r"0\.block", "1")
-    # decoder9 is a block of its own, decoder6 and decoder3 are chains of them
+    # decoder9 is one block, decoder6 and decoder3 are sequences of blocks.
     for level, theirs in enumerate((r"decoder3\.{}", r"decoder6\.{}", "decoder9")):
         for step in range(3 - level):
             block = theirs.format(step) + r"\.block"
@@ -104,8 +104,8 @@ def _monai_rules() -> list[tuple[str, str | None]]:
     return rules
 
 
-def _skip_first(state: State) -> State:
-    # MONAI joins (upsampled, skip), ours (skip, upsampled); both have the same number of channels
+def _put_skip_first(state: State) -> State:
+    # MONAI concatenates (upsampled, skip), ours (skip, upsampled). Both have the same number of channels.
     for stage in range(4):
         for part in ("conv1.conv", "shortcut.project.conv"):
             key = f"decoder.{stage}.convolutions.0.{part}.weight"
@@ -119,6 +119,6 @@ UNETR_MONAI = Layout(
     preset="unetr_monai",
     signature=("vit.patch_embedding.position_embeddings", "vit.blocks.0.attn.qkv.weight", "out.conv.conv.weight"),
     rules=_monai_rules(),
-    finish=_skip_first,
-    notes=("cross-attention norms, which MONAI builds and never uses, are dropped",),
+    finish=_put_skip_first,
+    notes=("cross-attention norms, which MONAI creates but never uses, are dropped",),
 )

@@ -1,11 +1,12 @@
-"""Surface metrics of a many-class case: `score_case` against MONAI's HausdorffDistanceMetric and SurfaceDiceMetric.
+"""Measure the surface metrics of a case with many classes: `score_case` against MONAI's two metrics.
 
     python benchmarks/bench_surface_metrics.py [--size 256] [--classes 14] [--repeats 5] [--spacing 1 1 1]
 
-size³ label maps of overlapping ellipsoids, the prediction moved by 1.3 voxels and one class spilt far away. MONAI gets
-its one-hot tensors ready made and computes HD95 and NSD; medseg starts from label maps and computes Dice, NSD, HD95,
-ASSD, volumes, precision and recall. The NSD of both must agree. Medians of interleaved repeats; `--memory` runs each
-contender once in a process of its own and prints its peak above the inputs instead.
+The label maps hold overlapping ellipsoids in size³ voxels. The prediction is moved by 1.3 voxels, and one of its
+classes has a false positive far away. MONAI (HausdorffDistanceMetric, SurfaceDiceMetric) computes HD95 and NSD from
+prepared one-hot tensors; medseg computes Dice, NSD, HD95, ASSD, volumes, precision and recall from label maps. Both
+must agree on the NSD. Times are medians of interleaved repeats. `--memory` runs each contender once in a process of
+its own and prints its peak memory above the inputs instead.
 """
 
 import argparse
@@ -30,7 +31,7 @@ TOLERANCE_MM = 1.0
 
 
 def label_maps(size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prediction and reference, uint8."""
+    """Draw prediction and reference, uint8."""
     axes = np.ogrid[:size, :size, :size]
 
     def draw(shift: float) -> np.ndarray:
@@ -51,7 +52,7 @@ def label_maps(size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 def contenders(
     prediction: np.ndarray, reference: np.ndarray, num_classes: int, spacing: tuple[float, ...]
 ) -> dict[str, Callable[[], np.ndarray]]:
-    """Each returns the NSD of every class."""
+    """Return the functions to time; each returns the NSD of every class."""
     labels = {str(value): value for value in range(1, num_classes + 1)}
 
     def ours() -> np.ndarray:
@@ -73,13 +74,13 @@ def contenders(
 
 
 def peak_above_inputs_mib(name: str, arguments: list[str]) -> float:
-    """Peak of one contender in its own process, above that process's size before it began."""
+    """Return the peak memory of one contender in its own process, above its size before the run."""
     command = [sys.executable, __file__, "--run-one", name, *arguments]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
-    """Time both, or measure their memory."""
+    """Time both contenders, or measure their memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--classes", type=int, default=14)

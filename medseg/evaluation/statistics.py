@@ -132,8 +132,8 @@ def median(values: Values, patients: Sequence[str]) -> Estimate:
     """Return the median over patients (each the mean of its cases) with its order-statistic interval.
 
     The interval is that of SciPy's `quantile_test`, the inversion of the sign test: [x_(k), x_(n+1-k)] with the largest
-    k for which P(Bin(n, ½) < k) ≤ 2.5 %, so that it covers at least 95 % whatever the distribution (David & Nagaraja
-    2003, section 7.1). Below six patients no such k exists and the ends are NaN.
+    k for which P(Bin(n, ½) < k) ≤ 2.5 %, so that it covers at least 95 % for any distribution (David & Nagaraja 2003,
+    section 7.1). Below six patients no such k exists and the ends are NaN.
 
     Args:
         values: one per case; values that are not finite do not enter.

@@ -95,7 +95,7 @@ def test_either_side_may_hold_labels_or_file_values(manifest: Manifest) -> None:
 
 
 def test_a_swapped_file_value_is_swapped_in_references_only(manifest: Manifest) -> None:
-    """Where both readings are possible a reference is in file values and a prediction in labels."""
+    """If both readings are possible, a reference holds file values and a prediction holds label values."""
     structures = structures_of(replace(manifest, file_values={0: 0, 1: 2, 2: 1}))
     reference, _ = structures.to_labels(cells(), "reference")
     prediction, _ = structures.to_labels(cells(), "prediction")

@@ -1,4 +1,4 @@
-"""A figure inside a page: well-formed, by itself, in the page's colours."""
+"""A figure as SVG inside a page: well-formed, self-contained, in the page's colours."""
 
 from __future__ import annotations
 

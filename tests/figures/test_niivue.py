@@ -1,4 +1,4 @@
-"""The ipyniivue widget: what it is given to draw."""
+"""The volumes and colours of the ipyniivue widget."""
 
 from __future__ import annotations
 

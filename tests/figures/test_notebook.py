@@ -1,4 +1,4 @@
-"""The HTML a notebook shows: parsed, its picture decoded."""
+"""The HTML of a notebook cell."""
 
 from __future__ import annotations
 

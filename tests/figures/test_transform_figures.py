@@ -24,7 +24,7 @@ def identity(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def grid_points(axes: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Points (x, y) of every line of the grid: those of constant row, those of constant column."""
+    """Return the points (x, y) of every line of the grid: lines of constant row, then of constant column."""
     first, second = (
         [path.vertices for path in contours.get_paths() if len(path.vertices)] for contours in axes.collections[:2]
     )
@@ -93,7 +93,7 @@ WEIGHT_SHAPE = (12, 10)
 
 
 def pictures(figure: Any) -> list[np.ndarray]:
-    """What imshow was given, from left to right; the colour bar has none."""
+    """Return the arrays that imshow drew, from left to right; the colour bar has none."""
     return [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:3]]
 
 

@@ -12,7 +12,7 @@ __all__ = ["browser"]
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of six cases that can all be opened."""
+    """Write the report of six cases, all of which can be opened."""
     folder = tmp_path_factory.mktemp("page")
     result, images = small_evaluation(folder, 6, shape=(24, 20, 16), affine=np.diag([1.0, 1.0, 2.0, 1.0]))
     return write_report(result, folder / "report.html", images=images).path
@@ -20,7 +20,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(browser: Browser, page: Path) -> Browser:
-    """A browser with the worst case of that report open."""
+    """Open the worst case of that report in a browser."""
     browser.open(page)
     browser.click("#choices button[data-case='0']")
     browser.wait(READY.format(0))

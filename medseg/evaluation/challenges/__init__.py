@@ -1,0 +1,1 @@
+"""Metrics as defined by the organisers of segmentation challenges."""

@@ -44,7 +44,7 @@ def fitted(view: View, max_bytes: int, max_voxels: int = MAX_VOXELS) -> tuple[Vi
     """Thin a view until its packed volumes fit a number of bytes.
 
     Resolution is reduced first. If fewer than 200,000 voxels would be left, channels are dropped, the last one first,
-    and then resolution again. A view of 50,000 voxels with one channel is returned whatever its size.
+    and then resolution again. A view of 50,000 voxels with one channel is returned even if it does not fit.
 
     Returns:
         The view and its packed volumes by the name of their block.

@@ -14,7 +14,7 @@ def ball(centre: tuple[int, int, int], radius: float, shape: tuple[int, int, int
 def whole_volume_score(
     prediction: np.ndarray, reference: np.ndarray, dilation: int, smallest: int
 ) -> tuple[float, float, int]:
-    """The challenge's algorithm without any cropping, written out over whole volumes."""
+    """Compute the challenge's scores over whole volumes, without any cropping."""
     all_around, structure = np.ones((3, 3, 3)), ndimage.generate_binary_structure(3, 2)
     predicted, num_predicted = ndimage.label(prediction, all_around)
     merged = ndimage.label(ndimage.binary_dilation(reference, structure, dilation), all_around)[0] * reference

@@ -1,4 +1,4 @@
-"""The viewer of one segmentation by itself: the bytes it is given, and what a real browser draws of them."""
+"""The viewer of one segmentation: the packed volumes, and what a real browser draws."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_nan_and_empty_label_maps_are_shown() -> None:
 
 @pytest.fixture
 def opened(browser: Browser, tmp_path: Path) -> Browser:
-    """A segmentation's iframe inside a page, as a notebook shows it."""
+    """Open the viewer of a segmentation as a page."""
     image = np.random.default_rng(0).normal(size=(24, 20, 16))
     labels = np.zeros(image.shape, int)
     labels[6:12, 6:12, 6:12] = 3

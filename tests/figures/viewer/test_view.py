@@ -8,7 +8,7 @@ EVERYTHING = (slice(0, 0),) * 3
 
 
 def whole(labels: np.ndarray, affine: np.ndarray, image: np.ndarray, modality: str, **options: object) -> View:
-    """A view that keeps the whole image."""
+    """Make a view of the whole image."""
     named = {"modalities": {"image": modality}} | options
     return cut_out(labels, labels, Grid(labels.shape, affine), [("image", image)], EVERYTHING, **named)
 

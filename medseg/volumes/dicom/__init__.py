@@ -1,0 +1,1 @@
+"""Read DICOM series and write DICOM Segmentations."""

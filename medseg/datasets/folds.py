@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from medseg.datasets.catalogue import read_manifest
 from medseg.datasets.manifest import Manifest, shortened
 from medseg.errors import ManifestError
 
@@ -45,7 +46,7 @@ def fold_cases(manifest: Manifest, fold: int | str, part: str) -> tuple[str, ...
 
 
 def case_files(
-    manifest: Manifest,
+    manifest: Manifest | Path | str,
     root: Path | str,
     fold: int | str = "all",
     part: str = "training",
@@ -54,7 +55,7 @@ def case_files(
     """List the files of one part as the dictionaries that MONAI's datasets take.
 
     Args:
-        manifest: the dataset.
+        manifest: the dataset, or its name or path as in ``read_manifest``.
         root: its folder.
         fold: as in ``fold_cases``.
         part: "training", "validation" or "test".
@@ -69,6 +70,7 @@ def case_files(
         ManifestError: files are missing and ``missing`` is "error", no case of a part is present, or the fold leaves
             no case for training.
     """
+    manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     if missing not in ("error", "skip"):
         raise ManifestError(f"{manifest.name}: missing must be error or skip; found {missing!r}")
     wanted = fold_cases(manifest, fold, part)

@@ -1,10 +1,11 @@
-"""Augmenting whole batches on the device they are trained on."""
+"""Augment whole batches on the device they are trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -12,8 +13,7 @@ from monai.data.utils import affine_to_spacing
 from monai.transforms import Randomizable
 from monai.utils import convert_to_dst_type
 
-from medseg.training.distributed import process_count, process_rank
-from medseg.training.sampling import drawn_from
+from medseg.training.sampling import seeded_generators
 from medseg.transforms import RandElasticDeformationd
 from medseg.transforms.elastic.resampling import Resampling, deform_together
 
@@ -22,18 +22,16 @@ Transform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class BatchAugmentation:
-    """Apply random dictionary transforms to a batch where it lies: `augment` of `TrainingUpdate`, for GPUs.
+    """Apply random dictionary transforms to a whole batch on its device: the `augment` of `SupervisedUpdate`, for GPUs.
 
-    Every item gets a draw of its own, as if the transforms had been applied to it alone. The deformation resamples the
-    whole batch at once, to the same values but for rounding; other transforms go item by item, on the device. The draws
-    depend on the seed, the number of the step and the item's place in the batches of all processes alone, so a resumed
-    training draws the same and so do two processes with half the batch each.
+    Every item gets its own draw, as if the transforms were applied to it alone. The deformation resamples the whole
+    batch at once, to the same values up to rounding. Other transforms are applied item by item, on the device. A draw
+    depends only on the seed, the number of the step and the item's position in the joint batch of all processes. So a
+    resumed training draws the same, and so do two processes with half the batch each.
 
     Args:
-        transforms: dictionary transforms that keep an item's shape, e.g. the bundle's random ones after the crop.
+        transforms: dictionary transforms that keep an item's shape, e.g. a bundle's random ones after the crop.
         seed: of the training.
-
-    Returns (the call): a new batch with the transforms' keys changed.
     """
 
     def __init__(self, transforms: Sequence[Transform], seed: int = 0) -> None:
@@ -41,27 +39,30 @@ class BatchAugmentation:
         self.seed = seed
 
     def __call__(self, batch: Batch, step: int) -> Batch:
-        """Augment `image` (B, C, …) and whatever else the transforms have keys for.
+        """Augment a batch.
 
         Args:
-            batch: name → (B, …) tensors on one device.
+            batch: name → (B, …) tensors on one device: `image` (B, C, …) and the transforms' other keys.
             step: number of the training step.
+
+        Returns:
+            A new batch in which the transforms' keys are changed.
         """
         batch = dict(batch)
         size = len(next(iter(batch.values())))
+        positions = [item * idist.get_world_size() + idist.get_rank() for item in range(size)]
         for number, transform in enumerate(self.transforms):
-            places = [item * process_count() + process_rank() for item in range(size)]
-            seeds = [draw_seed(self.seed, step, place, number) for place in places]
+            seeds = [draw_seed(self.seed, step, position, number) for position in positions]
             if isinstance(transform, RandElasticDeformationd):
                 _deform(transform, batch, seeds)
             else:
-                _each(transform, batch, seeds)
+                _apply_to_each(transform, batch, seeds)
         return batch
 
 
-def draw_seed(seed: int, step: int, place: int, number: int) -> int:
-    """The 32 bits the randomness of one transform (the `number`-th) for one item of a step comes from."""
-    return int(np.random.SeedSequence((seed, step, place, number)).generate_state(1)[0])
+def draw_seed(seed: int, step: int, position: int, number: int) -> int:
+    """Return the 32-bit seed of the `number`-th transform for one item of a step."""
+    return int(np.random.SeedSequence((seed, step, position, number)).generate_state(1)[0])
 
 
 def _deform(transform: RandElasticDeformationd, batch: Batch, seeds: Sequence[int]) -> None:
@@ -88,7 +89,7 @@ def _deform(transform: RandElasticDeformationd, batch: Batch, seeds: Sequence[in
 
 
 def _spacings(batch: torch.Tensor) -> list[np.ndarray | None]:
-    """Voxel size of every item in mm; None where the batch has no geometry."""
+    """Return the voxel size of every item in mm; None if the batch has no geometry."""
     if not isinstance(batch, MetaTensor):
         return [None] * len(batch)
     axes = batch.ndim - 2
@@ -96,12 +97,12 @@ def _spacings(batch: torch.Tensor) -> list[np.ndarray | None]:
     return [np.asarray(affine_to_spacing(affine, axes), dtype=float) for affine in affines]
 
 
-def _each(transform: Transform, batch: Batch, seeds: Sequence[int]) -> None:
+def _apply_to_each(transform: Transform, batch: Batch, seeds: Sequence[int]) -> None:
     items = []
     for item, seed in enumerate(seeds):
         if isinstance(transform, Randomizable):
             transform.set_random_state(seed=seed)
-        with drawn_from(seed):
+        with seeded_generators(seed):
             items.append(transform({key: value[item] for key, value in batch.items()}))
     for key, value in batch.items():
         out = torch.stack([item[key].as_subclass(torch.Tensor) for item in items])

@@ -1,4 +1,4 @@
-"""Checkpoints a training can be resumed from."""
+"""Write checkpoints of a training and resume from them."""
 
 from __future__ import annotations
 
@@ -9,139 +9,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
-import torch.distributed
 from ignite.engine import Engine, Events
 
 from medseg.errors import WeightsError, first_line
 from medseg.plan import Plan
-from medseg.training.distributed import barrier, is_main_process
+from medseg.training.distributed import is_main_process
 from medseg.training.iteration import FiniteSteps
 from medseg.training.sampling import ProcessRandomStates
 from medseg.volumes.files import set_aside
 from medseg.weights.state_dict import save_state
 
 PREFIX = "training_checkpoint_"
+OTHER_FOLDER = "or train into another output_dir"
 
 
-def checkpoint_files(directory: str | Path) -> list[Path]:
-    """The checkpoints of a folder, oldest epoch first; none where there is no folder."""
-    found = (file for file in Path(directory).glob(f"{PREFIX}*.pt") if file.stem.removeprefix(PREFIX).isdecimal())
-    return sorted(found, key=lambda file: int(file.stem.removeprefix(PREFIX)))
-
-
-def write_checkpoint(directory: Path, epoch: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Write the state of an epoch and then, not before, remove all but the `keep` newest.
-
-    The file is written under another name, brought to the disk and renamed, so that at any moment of a crash `keep`
-    whole checkpoints remain (fewer in the first epochs).
-    """
-    path = directory / f"{PREFIX}{epoch}.pt"
-    save_state(dict(state), path)
-    for old in checkpoint_files(directory)[:-keep]:
-        old.unlink()
-    for left in directory.glob(f".{PREFIX}*.partial"):  # of a training that was killed while it wrote
-        left.unlink(missing_ok=True)
-    return path
-
-
-def read_newest(directory: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its content; each damaged one on the way is named in a warning.
-
-    Returns:
-        None where there is no checkpoint at all.
-
-    Raises:
-        WeightsError: there are checkpoints and every one is damaged.
-    """
-    files = checkpoint_files(directory)
-    for file in reversed(files):
-        try:
-            return file, _read(file)
-        except Exception as error:  # torch.load raises half a dozen kinds for one torn file
-            warnings.warn(f"{file}: damaged checkpoint, trying the one before ({first_line(error)})", stacklevel=2)
-    if files:
-        raise WeightsError(f"{directory}: all {len(files)} checkpoints are damaged; start again without --resume True")
-    return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # the checksums of all records, which torch.load does not promise to compare
-    if damaged is not None:
-        raise ValueError(f"checksum of {damaged} is wrong")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-WAY_OUT = "or train into another output_dir"
-
-
-def training_identity(engine: Engine, objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data that must not change between a checkpoint and what goes on from it.
-
-    Args:
-        engine: a MONAI trainer; its loader's seed and cases are taken where it has a `SeededSampler` and a data set of
-            dictionaries with a `case`.
-        objects: what the checkpoint holds; their kinds are taken.
-
-    Returns:
-        `kinds`: class name by object; `seed`: None without one; `cases`: their number and a digest of their names,
-        None where they have none.
-    """
-    loader = getattr(engine, "data_loader", None)
-    return {
-        "kinds": {name: type(item).__name__ for name, item in objects.items()},
-        "seed": getattr(getattr(loader, "sampler", None), "seed", None),
-        "cases": _cases(getattr(loader, "dataset", None)),
-    }
-
-
-def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What a user changed since the checkpoint, with the way back; None where nothing did."""
-    for name, kind in now["kinds"].items():
-        before = then.get("kinds", {}).get(name, kind)
-        if before != kind:
-            return f"its {name} is a {before}, this run's a {kind}; resume with the same configs, {WAY_OUT}"
-    seed = then.get("seed")
-    if None not in (seed, now["seed"]) and seed != now["seed"]:
-        return f"was trained with seed {seed}, now it is {now['seed']}; give --seed {seed}, {WAY_OUT}"
-    cases = then.get("cases")
-    if cases is not None and now["cases"] is not None and cases != now["cases"]:
-        return (
-            f"was trained on {cases['number']} cases, and this run's {now['cases']['number']} are not the same; give "
-            f"the fold and the data it was started with, {WAY_OUT}"
-        )
-    return None
-
-
-def _cases(dataset: Any) -> dict[str, Any] | None:
-    data = getattr(getattr(dataset, "dataset", dataset), "data", None)
-    if not isinstance(data, list) or not all(isinstance(item, Mapping) and "case" in item for item in data):
-        return None
-    names = sorted(str(item["case"]) for item in data)
-    return {"number": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
-
-
-class Checkpointing:
-    """Write the whole training state after every epoch, and pick it up again.
+class CheckpointHandler:
+    """Write the whole state of a training after its epochs, and resume from it.
 
     A checkpoint holds the given objects, the trainer's epoch, the evaluator's best and last metrics, the random states
-    of every process, the plan, and what tells the training from others (`training_identity`). It is written after all
-    other handlers of the epoch, validation included. On CPU, with a fixed number of threads, a training that is killed
-    and resumed ends in the same weights, bit for bit, as one that is not. See `write_checkpoint` for what a crash
-    leaves and `read_newest` for damaged files. Among several processes the first one writes and all read.
+    of every process, the plan, and the fingerprint of the training (`training_identity`): a checkpoint of another
+    training is refused. It is written after all other handlers of the epoch's end, validation included. On a CPU with
+    a fixed number of threads, a training that was killed and resumed ends in the same weights, bit for bit, as an
+    uninterrupted one. See `write_checkpoint` for what a crash leaves and `read_newest` for damaged files. Among several
+    processes the first one writes and all of them read.
 
     Args:
-        directory: where checkpoints go, created when missing. One that holds checkpoints is renamed, not overwritten,
-            where the training does not resume them.
-        objects: name → object with `state_dict`, e.g. network, averaged, optimizer, lr_scheduler, scaler; loaded in
-            this order.
-        plan: stored with the weights, so a checkpoint says what it is a checkpoint of.
-        resume: start from the newest whole checkpoint in `directory`, if there is one. `max_epochs` may have grown. The
-            words of JSON, `true` and `false`, mean the same: MONAI's command line hands them on as text.
-        every: epochs between checkpoints; the last epoch has one in any case.
-        keep: number of checkpoints kept, ≥ 1.
-        evaluator: validation engine whose best metric is kept; None for none.
+        directory: folder for the checkpoints, created if missing. If it holds checkpoints and the training does not
+            resume them, the folder is renamed and nothing is overwritten.
+        objects: name → object with `state_dict`, e.g. network, optimizer, lr_scheduler, update; loaded in this order.
+        plan: stored beside the weights; a checkpoint of another plan is refused.
+        resume: start from the newest complete checkpoint in `directory`, if there is one. `max_epochs` may have grown.
+            The strings `true` and `false` mean the same, because MONAI's command line passes JSON's words as text.
+        every: epochs between checkpoints; the last epoch always has one.
+        keep: number of checkpoints kept, at least 1.
+        evaluator: validation engine whose metrics are kept; None for none.
+
+    Raises:
+        ValueError: `every`, `keep` or `resume` is not valid.
     """
 
     def __init__(
@@ -159,13 +65,17 @@ class Checkpointing:
         self.directory = Path(directory)
         self.objects = dict(objects)
         self.plan = plan
-        self.resume = _flag(resume)
+        self.resume = _as_bool(resume)
         self.every = every
         self.keep = keep
         self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
-        """Load what there is to resume; save after `engine`'s epochs."""
+        """Load the checkpoint to resume from, if any, and save after the epochs of `engine`.
+
+        Raises:
+            WeightsError: the checkpoint is of another training, or all checkpoints are damaged.
+        """
         found = read_newest(self.directory) if self.resume else None
         if found is not None:
             self._load(engine, *found)
@@ -173,12 +83,12 @@ class Checkpointing:
 
         def start(engine: Engine) -> None:
             if engine.has_event_handler(self._save, Events.EPOCH_COMPLETED):
-                return  # run once more, from where the first run ended
-            # ignite begins again at 0 if nothing is left to do; put back, it goes straight to its end
+                return  # the same engine runs a second time, from where its first run ended
+            # ignite restarts at 0 if no epoch is left; with the state restored it goes straight to its end
             engine.state.epoch, engine.state.iteration = epoch, iteration
             if found is None and is_main_process() and checkpoint_files(self.directory):
-                set_aside([Path(self.directory)])
-            # registered this late to run after every other handler of the epoch's end
+                set_aside([self.directory])
+            # added only now, so that it runs after every other handler of the epoch's end
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
         engine.add_event_handler(Events.STARTED, start)
@@ -196,7 +106,7 @@ class Checkpointing:
         state["identity"] = training_identity(engine, self.objects)
         if is_main_process():
             write_checkpoint(self.directory, epoch, state, self.keep)
-        barrier()
+        idist.barrier()
 
     def _load(self, engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
         self._check(engine, path, state)
@@ -206,13 +116,14 @@ class Checkpointing:
             except (RuntimeError, ValueError, KeyError) as error:
                 reason = first_line(error).rstrip(": ")
                 raise WeightsError(
-                    f"{path}: its {name} does not fit this run's ({reason}); resume with the same configs, {WAY_OUT}"
+                    f"{path}: its {name} does not fit this run's ({reason}); resume with the same configs, "
+                    f"{OTHER_FOLDER}"
                 ) from error
         engine.state.epoch, engine.state.iteration = state["trainer"]["epoch"], state["trainer"]["iteration"]
         if (wanted := engine.state.max_epochs or 0) < engine.state.epoch:
-            engine.logger.warning(f"{path}: has {engine.state.epoch} epochs behind it, max_epochs is {wanted}")
+            engine.logger.warning(f"{path}: {engine.state.epoch} epochs are done already, max_epochs is {wanted}")
         engine.state.max_epochs = max(wanted, engine.state.epoch)
-        FiniteSteps.of(engine).load_state_dict(state.get("finite_steps", {}))
+        FiniteSteps.of(engine).load_state_dict(state["finite_steps"])
         if self.evaluator is not None:
             for name, value in state["evaluator"].items():
                 setattr(self.evaluator.state, name, value)
@@ -220,29 +131,126 @@ class Checkpointing:
         engine.logger.info(f"resumed from {path} at epoch {engine.state.epoch}")
 
     def _check(self, engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
-        absent = [name for name in (*self.objects, "trainer", "evaluator", "random", "plan") if name not in state]
+        wanted = (*self.objects, "trainer", "finite_steps", "evaluator", "random", "plan", "identity")
+        absent = [name for name in wanted if name not in state]
         if absent:
             raise WeightsError(
-                f"{path}: lacks {', '.join(absent)}, which this training needs to go on; train into another output_dir"
+                f"{path}: has no {', '.join(absent)}, which this training needs to go on; resume with the same "
+                f"configs, {OTHER_FOLDER}"
             )
         now, then = self.plan.to_dict(), state["plan"]
         changed = [key for key in {**now, **then} if now.get(key) != then.get(key)]
         if changed:
             raise WeightsError(
-                f"{self.plan.source}: {changed[0]} differs from the plan the checkpoint was trained with; "
-                "train into another output_dir, or restore the plan"
+                f"{self.plan.source}: {changed[0]} differs from the plan of the checkpoint {path}; restore the plan, "
+                f"{OTHER_FOLDER}"
             )
-        if changed_by_user := difference(state.get("identity", {}), training_identity(engine, self.objects)):
-            raise WeightsError(f"{path}: {changed_by_user}")
+        if reason := difference(state["identity"], training_identity(engine, self.objects)):
+            raise WeightsError(f"{path}: {reason}")
         length = state["trainer"]["epoch_length"]
         if engine.state.epoch_length not in (None, length):
             raise WeightsError(
-                f"{path}: was trained with {length} steps an epoch, now there are {engine.state.epoch_length}; "
-                "restore the batch size, the data and the number of processes, or train into another output_dir"
+                f"{path}: was trained with {length} steps per epoch, now there are {engine.state.epoch_length}; "
+                f"restore the batch size, the data and the number of processes, {OTHER_FOLDER}"
             )
 
 
-def _flag(given: bool | str) -> bool:
+def checkpoint_files(directory: str | Path) -> list[Path]:
+    """List the checkpoints of a folder, oldest epoch first; empty if there is no such folder."""
+    found = (file for file in Path(directory).glob(f"{PREFIX}*.pt") if file.stem.removeprefix(PREFIX).isdecimal())
+    return sorted(found, key=lambda file: int(file.stem.removeprefix(PREFIX)))
+
+
+def write_checkpoint(directory: Path, epoch: int, state: Mapping[str, Any], keep: int) -> Path:
+    """Write the state of an epoch, and only then remove all but the `keep` newest checkpoints.
+
+    The file is written atomically, so at any moment of a crash `keep` complete checkpoints remain (fewer in the first
+    epochs).
+    """
+    path = directory / f"{PREFIX}{epoch}.pt"
+    save_state(dict(state), path)
+    for old in checkpoint_files(directory)[:-keep]:
+        old.unlink()
+    for unfinished in directory.glob(f".{PREFIX}*.partial"):  # a training was killed while it wrote
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def read_newest(directory: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Read the newest complete checkpoint; a warning names each damaged one on the way.
+
+    Returns:
+        The file and its content; None if there is no checkpoint.
+
+    Raises:
+        WeightsError: every checkpoint is damaged.
+    """
+    files = checkpoint_files(directory)
+    for file in reversed(files):
+        try:
+            return file, _read(file)
+        except Exception as error:  # torch.load raises half a dozen kinds for a torn file
+            warnings.warn(f"{file}: damaged checkpoint, trying the one before ({first_line(error)})", stacklevel=2)
+    if files:
+        raise WeightsError(f"{directory}: all {len(files)} checkpoints are damaged; start again without --resume True")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # compares the checksums of all records, which torch.load does not promise to do
+    if damaged is not None:
+        raise ValueError(f"checksum of {damaged} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def training_identity(engine: Engine, objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Fingerprint a training by plain data that must not change when it is resumed.
+
+    Args:
+        engine: a MONAI trainer. Its seed and cases are taken if its loader has a `SeededSampler` and a data set of
+            dictionaries with a `case`.
+        objects: the objects in the checkpoint.
+
+    Returns:
+        `kinds`: class name of each object; `seed`: None without one; `cases`: their number and a digest of their names,
+        None without names.
+    """
+    loader = getattr(engine, "data_loader", None)
+    return {
+        "kinds": {name: type(item).__name__ for name, item in objects.items()},
+        "seed": getattr(getattr(loader, "sampler", None), "seed", None),
+        "cases": _cases(getattr(loader, "dataset", None)),
+    }
+
+
+def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say which part of a training's fingerprint changed and how to go on; None if nothing did."""
+    for name, kind in now["kinds"].items():
+        before = then["kinds"].get(name, kind)
+        if before != kind:
+            return f"its {name} is a {before}, this run's a {kind}; resume with the same configs, {OTHER_FOLDER}"
+    seed = then["seed"]
+    if None not in (seed, now["seed"]) and seed != now["seed"]:
+        return f"was trained with seed {seed}, now it is {now['seed']}; give --seed {seed}, {OTHER_FOLDER}"
+    cases = then["cases"]
+    if None not in (cases, now["cases"]) and cases != now["cases"]:
+        return (
+            f"was trained on {cases['number']} cases, and this run's {now['cases']['number']} cases differ; give the "
+            f"fold and the data of the first run, {OTHER_FOLDER}"
+        )
+    return None
+
+
+def _cases(dataset: Any) -> dict[str, Any] | None:
+    data = getattr(getattr(dataset, "dataset", dataset), "data", None)
+    if not isinstance(data, list) or not all(isinstance(item, Mapping) and "case" in item for item in data):
+        return None
+    names = sorted(str(item["case"]) for item in data)
+    return {"number": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+
+
+def _as_bool(given: bool | str) -> bool:
     if isinstance(given, str):
         if given.lower() not in ("true", "false"):
             raise ValueError(f"resume must be True or False, found {given!r}")
@@ -251,7 +259,7 @@ def _flag(given: bool | str) -> bool:
 
 
 def _metrics(evaluator: Engine) -> dict[str, Any]:
-    """Best and last metrics of a MONAI evaluator as plain numbers."""
+    """Return the best and last metrics of a MONAI evaluator as plain numbers."""
     state = evaluator.state
     kept = {name: getattr(state, name) for name in ("best_metric", "best_metric_epoch") if hasattr(state, name)}
     plain = {name: _number(value) for name, value in kept.items()}

@@ -1,4 +1,8 @@
-"""One training in many processes: where each runs, and which one writes."""
+"""Train with several processes: join and leave the group, share out gradients and validation cases.
+
+Rank, size, barrier and collectives are `ignite.distributed`'s. Joining is our own: `ignite.distributed.initialize`
+expects one SLURM task per process and refuses torchrun on several SLURM nodes, which has one task per node.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +10,44 @@ import os
 from collections.abc import Iterator, Sized
 from typing import Any
 
+import ignite.distributed as idist
 import torch
-import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler, SequentialSampler
 
+from medseg.errors import OptionError
 
-def start_processes() -> int:
-    """Join the process group that torchrun set up: NCCL where there are GPUs, else gloo.
 
-    Returns:
-        The rank of this process; 0 where it was not started by torchrun, and then nothing is done.
+def start_processes() -> None:
+    """Join the process group that torchrun describes: NCCL with GPUs, gloo without. Does nothing without torchrun.
 
     Raises:
-        RuntimeError: there are fewer GPUs on this machine than processes.
+        OptionError: this machine has fewer GPUs than processes.
     """
     if "RANK" not in os.environ or not torch.distributed.is_available():
-        return 0
+        return
     if torch.cuda.is_available():
-        torch.cuda.set_device(process_device())
+        # before anything of ignite, which sets LOCAL_RANK to SLURM's
+        torch.cuda.set_device(_local_device())
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return torch.distributed.get_rank()
+    idist.sync()
 
 
 def end_processes() -> None:
     """Leave the process group, if there is one."""
-    if is_in_group():
-        torch.distributed.destroy_process_group()
+    idist.finalize()
 
 
 def process_device() -> torch.device:
-    """The GPU of this process (LOCAL_RANK counts the processes of a machine), or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
+    """Return the GPU that `start_processes` chose for this process, or the CPU if there is none."""
+    return idist.device()
+
+
+def _local_device() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if local_rank >= torch.cuda.device_count():
-        raise RuntimeError(
+        raise OptionError(
             f"this machine has {torch.cuda.device_count()} GPUs, found process number {local_rank} on it; "
             "give torchrun --nproc_per_node that many"
         )
@@ -50,32 +55,34 @@ def process_device() -> torch.device:
 
 
 def distribute(network: torch.nn.Module) -> torch.nn.Module:
-    """The network with its gradients averaged over all processes; itself where there is only one.
+    """Average the gradients of a network over all processes; a single process gets the network itself back.
 
-    Losses that are means over samples thus have the gradient of one process with the batches of all.
+    Losses that are means over samples then have the gradient of one process with the batches of all. This is not
+    `ignite.distributed.auto_model`, which wraps the network of a single process into `DataParallel` as soon as the
+    machine has several GPUs.
     """
-    if not is_in_group():
+    if idist.get_world_size() == 1:
         return network
     device = next(network.parameters()).device
-    unused: Any = getattr(
-        network, "unused_parameters", tuple
-    )  # of medseg's networks: heads the forward pass leaves out
+    # medseg's networks name the heads that their forward pass leaves out
+    unused: Any = getattr(network, "unused_parameters", tuple)
     return DistributedDataParallel(
         network, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=bool(unused())
     )
 
 
 class ShareSampler(Sampler):
-    """Give every process of a group its own cases to validate, each case once; all of them without a group.
+    """Give every process its own validation cases, each case once; a single process gets all of them.
 
-    With fewer cases than processes every process gets all: one without cases could not take part in the metric.
+    With fewer cases than processes every process gets all cases, because a process without cases could not take part
+    in the metric. MONAI's `DistributedSampler(even_divisible=False)` refuses such data sets.
 
     Args:
-        dataset: whose length matters.
+        dataset: only its length is used.
     """
 
     def __init__(self, dataset: Sized) -> None:
-        rank, world = process_rank(), process_count()
+        rank, world = idist.get_rank(), idist.get_world_size()
         every = list(SequentialSampler(dataset))
         self.indices = every[rank::world] if len(every) >= world else every
 
@@ -87,35 +94,15 @@ class ShareSampler(Sampler):
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes: the only one, or the first of its group."""
-    return process_rank() == 0
-
-
-def process_count() -> int:
-    """How many processes train together."""
-    return torch.distributed.get_world_size() if is_in_group() else 1
-
-
-def process_rank() -> int:
-    """Which of them this one is; 0 is the one that writes."""
-    return torch.distributed.get_rank() if is_in_group() else 0
-
-
-def barrier() -> None:
-    """Wait for the other processes of the group, if there is one."""
-    if is_in_group():
-        torch.distributed.barrier()
+    """Return True in the process that writes files: the only one, or the first of its group."""
+    return idist.get_rank() == 0
 
 
 def all_agree(flag: torch.Tensor) -> bool:
-    """Whether the flag, a boolean scalar on this process's device, is true in every process of the group."""
-    if is_in_group():
-        agreed = flag.int()
-        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
-        return bool(agreed.item())
-    return bool(flag.item())
+    """Return True if a boolean scalar is true in every process of the group.
 
-
-def is_in_group() -> bool:
-    """Whether this process trains together with others."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    Args:
+        flag: on this process's device.
+    """
+    lowest = idist.all_reduce(flag.int(), "MIN")
+    return bool(lowest)

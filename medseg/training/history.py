@@ -1,4 +1,4 @@
-"""The course of a training as a table and as a picture."""
+"""Record the course of a training as a table, `history.csv`, and a picture, `training.png`."""
 
 from __future__ import annotations
 
@@ -14,30 +14,29 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys as Keys
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
 from medseg.figures.canvas import label_color, new_figure, save_png
 from medseg.training.distributed import is_main_process
 from medseg.training.iteration import FiniteSteps
-from medseg.volumes import files
-from medseg.volumes.files import set_aside
+from medseg.volumes.files import replacing, set_aside
 
 Row = dict[str, float]
+_OTHER_COLUMNS = ("step", "epoch", "loss", "skipped_steps", "learning_rate")
 
 
-class TrainingHistory:
-    """Keep `history.csv` up to date after every epoch, and `training.png` after every validation and at the end.
+class TrainingHistoryHandler:
+    """Write `history.csv` after every epoch, and draw `training.png` after every validation and at the end.
 
-    A row holds the step, the epoch (a fraction where validation comes inside one), the mean training loss since the row
-    before, the learning rate, and the validation metrics, if any; where steps were skipped (see `FiniteSteps`), how
-    many, and their losses are left out of the mean. A resumed training goes on with the rows up to its checkpoint; one
-    that starts anew renames what it finds. Without matplotlib there is no picture and one warning says so. Only the
-    first process writes.
+    A row holds the step, the epoch (a fraction if validation comes inside one), the mean training loss since the row
+    before, the learning rate, and the validation metrics, if any. If steps were skipped (see `FiniteSteps`), it also
+    holds their number, and their losses are not part of the mean. A resumed training keeps the rows up to its
+    checkpoint; a new one renames the files it finds. Without matplotlib there is no picture, and one warning says so.
+    Only the first process writes.
 
     Args:
         output_dir: the run's folder.
-        optimizer: whose learning rate (of the first parameter group) is noted.
-        evaluator: validation engine whose metrics are noted; None for none.
+        optimizer: the learning rate of its first parameter group is recorded.
+        evaluator: validation engine whose metrics are recorded; None for none.
     """
 
     def __init__(self, output_dir: str | Path, optimizer: Optimizer, evaluator: Engine | None = None) -> None:
@@ -49,11 +48,11 @@ class TrainingHistory:
         self._skipped = 0
 
     def attach(self, engine: Engine) -> None:
-        """Follow `engine`, a MONAI trainer."""
+        """Record the training of `engine`, a MONAI trainer."""
         if not is_main_process():
             return
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_loss)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add_loss)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         engine.add_event_handler(Events.COMPLETED, self._draw)
         if self.evaluator is not None:
@@ -65,31 +64,31 @@ class TrainingHistory:
         earlier = read_history(self.output_dir / "history.csv")
         self.rows = [row for row in earlier if row["step"] <= engine.state.iteration]
 
-    def _note_loss(self, engine: Engine) -> None:
+    def _add_loss(self, engine: Engine) -> None:
         if FiniteSteps.of(engine).is_last_skipped:
             self._skipped += 1
         else:
             self._losses.append(last_loss(engine))
 
     def _end_epoch(self, engine: Engine) -> None:
-        self._row(engine)
+        self._current_row(engine)
         write_history(self.output_dir / "history.csv", self.rows)
 
     def _end_validation(self, evaluator: Engine, engine: Engine) -> None:
-        self._row(engine).update(numbers(evaluator.state.metrics))
+        self._current_row(engine).update(numbers(evaluator.state.metrics))
         write_history(self.output_dir / "history.csv", self.rows)
         self._draw(engine)
 
     def _draw(self, engine: Engine) -> None:
-        if not self.rows:  # resumed where nothing was left to do, without its history
+        if not self.rows:  # a resumed training without its history and without an epoch left
             return
         try:
             draw_history(self.rows, self.output_dir / "training.png")
         except ImportError as error:
             warnings.warn(f"training.png is not drawn: {error}", stacklevel=2)
 
-    def _row(self, engine: Engine) -> Row:
-        """The row of this step, which an epoch's end and a validation share."""
+    def _current_row(self, engine: Engine) -> Row:
+        """Return the row of this step; the end of an epoch and a validation at the same step share it."""
         step = engine.state.iteration
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step, "epoch": round(step / (engine.state.epoch_length or 1), 4)})
@@ -104,7 +103,7 @@ class TrainingHistory:
 
 
 def read_history(path: Path) -> list[Row]:
-    """The rows of a `history.csv`; none where there is no such file."""
+    """Read the rows of a `history.csv`; none if there is no such file."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
@@ -112,9 +111,9 @@ def read_history(path: Path) -> list[Row]:
 
 
 def write_history(path: Path, rows: list[Row]) -> None:
-    """Write all rows, each column from the first row that has it."""
+    """Write all rows; columns are in the order in which the rows introduce them."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with files.replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -134,7 +133,7 @@ def draw_history(rows: list[Row], path: Path) -> Path:
     _plot(rate, rows, "learning_rate", "#999999", "learning rate", linestyle=":")
     rate.set_ylabel("learning rate", color="#777777")
     rate.set_ylim(bottom=0)
-    names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in _OWN]
+    names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in _OTHER_COLUMNS]
     key = names[0] if names else ""
     for position, name in enumerate(names):
         label = name.removeprefix(f"{key}_") if position else key
@@ -143,23 +142,20 @@ def draw_history(rows: list[Row], path: Path) -> Path:
     right.set(xlabel="epoch", ylabel="validation", xlim=left.get_xlim())
     right.grid(alpha=0.3)
     if names:
-        # above the curves, where it hides none
+        # above the axes, where it hides no curve
         right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
     figure.tight_layout()
     return save_png(figure, path)
 
 
-_OWN = ("step", "epoch", "loss", "skipped_steps", "learning_rate")
-
-
 def last_loss(engine: Engine) -> float:
-    """The loss of a MONAI trainer's last step, whether its output is decollated or not."""
+    """Return the loss of a MONAI trainer's last step, whether its output is decollated or not."""
     output = engine.state.output
     return float((output[0] if isinstance(output, list) else output)[Keys.LOSS].detach())
 
 
 def numbers(metrics: Mapping[str, Any]) -> Row:
-    """Those metrics of an evaluator that are one number: Python's, NumPy's or a tensor's."""
+    """Return those metrics of an evaluator that are a single number of Python, NumPy or torch."""
     return {name: float(value) for name, value in metrics.items() if _is_number(value)}
 
 
@@ -181,53 +177,3 @@ def _last(rows: list[Row], name: str) -> float:
 
 def _parsed(value: str) -> float:
     return int(value) if value.isdecimal() else float(value)
-
-
-class TrainingProgress:
-    """One bar from the first to the last iteration: time left, a smoothed loss, the last validation metrics.
-
-    Args:
-        evaluator: validation engine whose key metric is shown; None for none.
-        smoothing: weight of the newest loss in the running mean, in (0, 1].
-    """
-
-    def __init__(self, evaluator: Engine | None = None, smoothing: float = 0.05) -> None:
-        self.evaluator = evaluator
-        self.smoothing = smoothing
-        self._loss: float | None = None
-        self._bar: tqdm | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Follow `engine`, a MONAI trainer."""
-        if not is_main_process():
-            return
-        engine.add_event_handler(Events.STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED, self._close)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
-
-    def _open(self, engine: Engine) -> None:
-        total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
-        self._bar = tqdm(total=total, initial=engine.state.iteration, unit="step", dynamic_ncols=True, desc="training")
-
-    def _advance(self, engine: Engine) -> None:
-        if self._bar is None:
-            return
-        loss, steps = last_loss(engine), FiniteSteps.of(engine)
-        if not steps.is_last_skipped:
-            self._loss = loss if self._loss is None else self._loss + self.smoothing * (loss - self._loss)
-        shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"}
-        shown |= {"loss": f"{self._loss:.4f}"} if self._loss is not None else {}
-        shown |= {"skipped": str(steps.skipped)} if steps.skipped else {}
-        metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
-        shown |= {name: f"{value:.4f}" for name, value in metrics.items() if isinstance(value, float)}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
-
-    def _close(self, engine: Engine) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def _fail(self, engine: Engine, error: BaseException) -> None:
-        self._close(engine)
-        raise error  # ignite swallows the exception once a handler listens to it

@@ -1,4 +1,4 @@
-"""The cause of a failed `python -m monai.bundle run` as its last line, where MONAI ends with its last symptom."""
+"""Make `python -m monai.bundle run` friendly: check options and folders first, and end with one clear line."""
 
 from __future__ import annotations
 
@@ -19,93 +19,87 @@ from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
+import ignite.distributed as idist
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.scripts import run as run_command
-from tqdm.auto import tqdm
+from monai.utils import set_determinism
 
 from medseg.errors import MedsegError, OptionError, did_you_mean, one_line
+from medseg.training.distributed import start_processes
+from medseg.volumes.files import check_out_folder
 
-# what torch's data loader makes of an exception in a worker: another one, with the traceback as its message
+MONAI_OPTIONS = frozenset(
+    name for function in (run_command, ConfigWorkflow) for name in inspect.signature(function).parameters
+) - {"override"}
+_SECTIONS = ("imports", "train", "validate", "initialize", "run", "finalize")
+
+# torch's data loader raises another exception in place of a worker's, with the worker's traceback as its message
 _IN_A_WORKER = re.compile(r"^medseg\.errors\.\w+: (.+)$", re.MULTILINE)
-# what torch says of processes and memory, which no line of a config is to blame for
-_FROM_OUTSIDE = {
+# errors of the machine, for which no line of a config is to blame, and what to do about them
+_MACHINE_ERRORS = {
     r"gloo.*by peer": "another process of this training has ended; its own message says why",
     r"DataLoader worker \(pid.*? is killed by signal: \w+": "{0}; often for want of memory: try fewer --num_workers",
     r"(CUDA out of memory|DefaultCPUAllocator: .*?memory)[^.]*": "{0}; lower --batch_size, or the patch in plan.json",
 }
+_SECONDS_PER_CASE = 30
 
 
-def cause_in_words(error: BaseException) -> tuple[str, bool]:
-    """One line for what an exception came from, and whether it says all a user needs.
+def prepare_run(output_dir: str | Path | None = None, seed: int | None = None, distributed: bool = False) -> None:
+    """Prepare a bundle's run: the one entry that a config's `initialize` needs.
 
-    The outermost error of medseg in the chain is the most complete one; without any, the innermost exception is meant.
-    """
-    chain = list(_causes(error))
-    for link in chain:
-        if isinstance(link, MedsegError):
-            return one_line(link), True
-        if found := _IN_A_WORKER.search(str(link)):
-            return found.group(1), True
-    innermost = chain[-1]
-    if isinstance(innermost, KeyboardInterrupt):
-        return "interrupted; a training goes on from its last checkpoint with --resume True", True
-    if isinstance(innermost, ConnectionError | EOFError) and "torch.utils.data.dataloader" in _modules(innermost):
-        return "a worker process has ended on the way; often for want of memory: try fewer --num_workers", True
-    if isinstance(innermost, OSError) and innermost.strerror and not isinstance(innermost, ConnectionError):
-        return f"{one_line(innermost)}; check the folder, its permissions and its free space", True
-    raised_in = (_modules(innermost) or [""])[-1]
-    if isinstance(innermost, ValueError) and raised_in.startswith("medseg."):  # a value it checked and refused
-        return one_line(innermost), True
-    for said, meant in _FROM_OUTSIDE.items():
-        if found := re.search(said, str(innermost), re.IGNORECASE):
-            return meant.format(found.group()), True
-    return f"the cause: {type(innermost).__name__}: {one_line(innermost)}", False
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _modules(error: BaseException) -> list[str]:
-    """The modules of the frames an exception went through; where it was raised comes last."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    return [str(frame.f_globals.get("__name__", "")) for frame in frames]
-
-
-OWN_OPTIONS = frozenset(
-    name for function in (run_command, ConfigWorkflow) for name in inspect.signature(function).parameters
-) - {"override"}
-_PARTS = ("imports", "train", "validate", "initialize", "run", "finalize")
-
-
-def refuse_unknown_overrides(arguments: Sequence[str] | None = None) -> None:
-    """Leave with one line when an option of the command line names nothing in the configs; for `initialize`.
-
-    `--fodl 2` is refused, `--averaged#decay 0.9` and `--train#trainer#amp True` (an argument of a component that is
-    there) are not. Does nothing where a bundle is run in another way than by `python -m monai.bundle run`.
+    In a run of `python -m monai.bundle run`, misspelt options are refused, a failure ends in one line (see
+    `show_one_line_errors`), and so does each warning. In any run the output folder is checked, the process group is
+    joined and the random generators are seeded.
 
     Args:
-        arguments: of the process; None takes its own (`sys.argv`).
+        output_dir: folder that must be writable; None checks nothing.
+        seed: seed of the global generators; each process of a group adds its rank. None seeds nothing.
+        distributed: join the process group of torchrun (see `start_processes`).
 
     Raises:
-        SystemExit: an option is unknown. It leaves MONAI's engine without the hundred lines of a wrapped exception.
+        SystemExit: an option of the command is unknown.
+        OptionError: the output folder cannot be written.
     """
-    given = list(sys.argv if arguments is None else arguments)
-    if not is_bundle_run(given):
-        return
+    if is_bundle_run(sys.argv):
+        show_one_line_errors()
+        refuse_unknown_overrides(sys.argv)
+    if output_dir is not None:
+        check_out_folder(output_dir)
+    if distributed:
+        start_processes()
+    if seed is not None:
+        set_determinism(seed + idist.get_rank())
+
+
+def is_bundle_run(arguments: Sequence[str]) -> bool:
+    """Return True if these are the arguments of a process that was started as `python -m monai.bundle run`."""
+    program = Path(arguments[0]) if arguments else Path()
+    return program.parts[-3:] == ("monai", "bundle", "__main__.py") and list(arguments[1:2]) == ["run"]
+
+
+def refuse_unknown_overrides(arguments: Sequence[str]) -> None:
+    """End the process with one line if an option names nothing in the configs.
+
+    MONAI accepts `--fodl 2` as a new key that nothing reads. An argument of a component that exists is accepted, e.g.
+    `--update#average_decay 0.9` or `--train#trainer#amp True`.
+
+    Args:
+        arguments: of the process.
+
+    Raises:
+        SystemExit: an option is unknown. It passes MONAI's engine without being wrapped into other exceptions.
+    """
     try:
-        check_overrides(dict(_options(given[2:])))
+        check_overrides(dict(_options(arguments[2:])))
     except OptionError as error:
         raise SystemExit(str(error)) from None
 
 
 def check_overrides(options: Mapping[str, str]) -> None:
-    """Compare options with the configs they name in `config_file`.
+    """Compare options with the configs that they name in `config_file`.
 
     Raises:
-        OptionError: an option is none of MONAI's and its key, or its parent's, is not in the configs.
+        OptionError: an option is none of MONAI's, and the configs have neither its key nor the parent of its key.
     """
     arguments_file = options.get("args_file")
     stored = ConfigParser.load_config_file(arguments_file) if arguments_file else {}
@@ -116,22 +110,17 @@ def check_overrides(options: Mapping[str, str]) -> None:
     for name in (*stored, *options):
         key = name.removeprefix("+").replace("::", "#")
         parent, _, last = key.rpartition("#")
-        if name in OWN_OPTIONS or key.split("#")[0] == "_meta_" or _is_in(config, parent or last):
+        if name in MONAI_OPTIONS or key.split("#")[0] == "_meta_" or _is_in(config, parent or last):
             continue
-        known = [part for part in config if not part.startswith("_") and part not in _PARTS]
         if parent:
             raise OptionError(f"option --{name}: there is no {parent} in {', '.join(files)}")
-        hint = did_you_mean(key, [*known, *OWN_OPTIONS], prefix="--") or f"; the configs have {', '.join(known)}"
-        raise OptionError(f"option --{name}: unknown{hint}")
-
-
-def is_bundle_run(arguments: Sequence[str]) -> bool:
-    program = Path(arguments[0]) if arguments else Path()
-    return program.parts[-3:] == ("monai", "bundle", "__main__.py") and list(arguments[1:2]) == ["run"]
+        known = [part for part in config if not part.startswith("_") and part not in _SECTIONS]
+        hint = did_you_mean(key, [*known, *MONAI_OPTIONS], prefix="--")
+        raise OptionError(f"option --{name}: unknown{hint or '; the configs have ' + ', '.join(known)}")
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names and values as Fire reads them: `--name value` or `--name=value`; hyphens in a name are underscores."""
+    """Yield names and values as Fire reads them: `--name value` or `--name=value`, with hyphens as underscores."""
     for position, argument in enumerate(arguments):
         if argument.startswith("--") and len(argument) > 2:
             name, is_joined, value = argument[2:].partition("=")
@@ -140,7 +129,7 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _file_names(given: Any) -> list[str]:
-    """The config files of one name, a list, or a list in words."""
+    """Return the config files of a name, a list, or the text of a list."""
     if isinstance(given, str):
         try:
             given = ast.literal_eval(given)
@@ -162,52 +151,87 @@ def _is_in(config: Any, key: str) -> bool:
     return True
 
 
-_SECONDS_FOR_A_CASE = 30
+def show_one_line_errors() -> None:
+    """From now on, let an exception that ends this process say its cause in one last line.
 
-
-def one_line_errors(arguments: Sequence[str] | None = None) -> None:
-    """From now on a run that fails says why in one line, the last; for `initialize`.
-
-    MONAI wraps an exception once for every level of the config, a hundred lines that end in "Failed to instantiate
-    component". Where the cause is something the user can mend (an error of medseg, a file that cannot be read or
-    written) that line is all, unless MEDSEG_DEBUG is set; any other exception keeps its traceback and gets the line
-    behind it. Warnings come in one line as well, without the line of source they came from. Does nothing where a bundle
-    is run in another way than by `python -m monai.bundle run`.
-
-    Args:
-        arguments: of the process; None takes its own (`sys.argv`).
+    MONAI wraps an exception once per level of the config: a hundred lines that end in "Failed to instantiate
+    component". If the user can mend the cause (an error of medseg, a file that cannot be read or written), that line is
+    all, unless MEDSEG_DEBUG is set. Any other exception keeps its traceback, and the line follows it. Warnings come in
+    one line as well, without their line of source.
     """
-    if is_bundle_run(list(sys.argv if arguments is None else arguments)):
-        sys.excepthook = _say
-        if not _wants_all():
-            warnings.formatwarning = _warning_in_one_line
+    # MONAI's runner resolves the config and builds the trainer outside of our code, so no `try` or handler of ours
+    # surrounds the place where most mistakes show
+    sys.excepthook = _print_cause
+    if not _is_debugging():
+        warnings.formatwarning = _format_warning
 
 
-def _tell_torchrun(line: str) -> None:
-    """Have torchrun's summary, which comes last where there are many processes, hold the line."""
+def cause_in_words(error: BaseException) -> tuple[str, bool]:
+    """Find the cause of an exception.
+
+    The outermost error of medseg in the chain is the most complete one; without any, the innermost exception is the
+    cause.
+
+    Returns:
+        The cause in one line, and whether this line says all that a user needs.
+    """
+    chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, MedsegError):
+            return one_line(link), True
+        if found := _IN_A_WORKER.search(str(link)):
+            return found.group(1), True
+    innermost = chain[-1]
+    if isinstance(innermost, KeyboardInterrupt):
+        return "interrupted; continue the training from its last checkpoint with --resume True", True
+    if isinstance(innermost, ConnectionError | EOFError) and "torch.utils.data.dataloader" in _modules(innermost):
+        return "a worker process has ended unexpectedly; often for want of memory: try fewer --num_workers", True
+    if isinstance(innermost, OSError) and innermost.strerror and not isinstance(innermost, ConnectionError):
+        return f"{one_line(innermost)}; check the folder, its permissions and its free space", True
+    raised_in = (_modules(innermost) or [""])[-1]
+    if isinstance(innermost, ValueError) and raised_in.startswith("medseg."):  # medseg refused a value
+        return one_line(innermost), True
+    for pattern, meaning in _MACHINE_ERRORS.items():
+        if found := re.search(pattern, str(innermost), re.IGNORECASE):
+            return meaning.format(found.group()), True
+    return f"the cause: {type(innermost).__name__}: {one_line(innermost)}", False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _modules(error: BaseException) -> list[str]:
+    """List the modules of the frames that an exception passed; the one that raised it comes last."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return [str(frame.f_globals.get("__name__", "")) for frame in frames]
+
+
+def _is_debugging() -> bool:
+    return bool(os.environ.get("MEDSEG_DEBUG"))
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    return f"{category.__name__}: {message}\n"
+
+
+def _print_cause(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    line, is_enough = cause_in_words(error)
+    if not is_enough or _is_debugging():
+        sys.__excepthook__(kind, error, traceback)
+    print(f"medseg: {line}", file=sys.stderr, flush=True)
+    _report_to_torchrun(line)
+    # CacheDataset's threads may still work on the next case; the interpreter aborts if it ends before them
+    for thread in threading.enumerate():
+        if isinstance(thread, multiprocessing.dummy.DummyProcess):
+            thread.join(_SECONDS_PER_CASE)
+
+
+def _report_to_torchrun(line: str) -> None:
+    """Put the line into torchrun's summary, which is the last output of a run with several processes."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         with suppress(OSError):
             Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}), encoding="utf-8")
-
-
-def _wants_all() -> bool:
-    return bool(os.environ.get("MEDSEG_DEBUG"))
-
-
-def _warning_in_one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
-    return f"{category.__name__}: {message}\n"
-
-
-def _say(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()  # or the line would stand behind the bar
-    line, is_enough = cause_in_words(error)
-    if not is_enough or _wants_all():
-        sys.__excepthook__(kind, error, traceback)
-    print(f"medseg: {line}", file=sys.stderr, flush=True)
-    _tell_torchrun(line)
-    # CacheDataset's threads are still at the next case; the interpreter must not end under them, or it aborts
-    for thread in threading.enumerate():
-        if isinstance(thread, multiprocessing.dummy.DummyProcess):
-            thread.join(_SECONDS_FOR_A_CASE)

@@ -1,4 +1,4 @@
-"""What a training leaves behind: its final weights and how they were made."""
+"""Write the result of a training: its final weights and the record of how they were trained."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
 from medseg.plan import Plan
-from medseg.training.distributed import is_main_process, process_count
+from medseg.training.distributed import is_main_process
 from medseg.training.history import numbers
 from medseg.training.iteration import FiniteSteps
-from medseg.training.precision import PrecisionChoice, resolved
 from medseg.versions import software_versions
-from medseg.volumes import files
-from medseg.volumes.files import file_sha256, set_aside
+from medseg.volumes.files import file_sha256, replacing, set_aside
 from medseg.weights.state_dict import save_state
 
 RECORD_NAME = "training.json"
 WEIGHTS_NAME = "model.pt"
+# what a record and the documentation call the folders of a run
+_FOLDER_NAMES = {"dataset_dir": "DATA", "output_dir": "RUN", "bundle_root": "."}
 
 
-class TrainingRecord:
-    """At the end of a training, write `model.pt` (a plain state dict) and `training.json` (its record) to `output_dir`.
+class TrainingRecordHandler:
+    """At the end of a training, write `model.pt` (a plain state dict) and `training.json` (its record).
 
     Args:
         output_dir: the run's folder.
-        network: whose weights are the result; the averaged network where there is one.
-        plan: the plan trained with; copied beside the weights.
-        cases: the training cases, dictionaries of file names; their contents make the data checksum.
-        settings: the run's seed, fold and whatever else a reader needs to repeat it.
-        evaluator: validation engine whose last metrics belong to the record.
-        precision: the training's choice; None takes `settings["precision"]`.
+        network: the result; the averaged network if there is one.
+        plan: the plan of the training; a copy is written beside the weights.
+        cases: the training cases, dictionaries of file names. The record has the checksum of their contents.
+        settings: the seed, the fold and whatever else a reader needs to repeat the run. Folders are not recorded.
+        evaluator: validation engine whose last metrics are recorded; None for none.
+        precision: precision of the steps.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class TrainingRecord:
         cases: Sequence[Mapping[str, Any]],
         settings: Mapping[str, Any],
         evaluator: Engine | None = None,
-        precision: PrecisionChoice | None = None,
+        precision: str = "fp32",
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
@@ -60,12 +62,12 @@ class TrainingRecord:
         self.cases = list(cases)
         self.settings = dict(settings)
         self.evaluator = evaluator
-        self.precision = precision or str(self.settings.get("precision", "fp32"))
+        self.precision = precision
         self._started = 0.0
         self._first_epoch = 0
 
     def attach(self, engine: Engine) -> None:
-        """Record the training `engine` runs."""
+        """Record the training of `engine`."""
         if not is_main_process():
             return
         engine.add_event_handler(Events.STARTED, self._start)
@@ -81,42 +83,73 @@ class TrainingRecord:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         save_state(state, self.output_dir / WEIGHTS_NAME)
-        record = self._record(engine)
-        for name, value in ((RECORD_NAME, record), ("plan.json", self.plan.to_dict())):
-            with files.replacing(self.output_dir / name) as temporary:
-                Path(temporary).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        for name, value in ((RECORD_NAME, self._record(engine)), ("plan.json", self.plan.to_dict())):
+            with replacing(self.output_dir / name) as temporary:
+                temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
     def _record(self, engine: Engine) -> dict[str, Any]:
-        device = engine.state.device
-        probe = self.precision.probe if isinstance(self.precision, PrecisionChoice) else None
         metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
         return {
             "bundle": self.plan.name,
             "plan_digest": self.plan.digest,
             "weights_sha256": file_sha256(self.output_dir / WEIGHTS_NAME),
-            "command": shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]]),
-            "settings": self.settings,
+            "command": recorded_command(sys.argv[1:]),
+            "settings": {name: without_folders(value) for name, value in self.settings.items()},
             "epochs": engine.state.epoch,
             "steps": engine.state.iteration,
             "skipped_steps": FiniteSteps.of(engine).skipped,
             "cases": len(self.cases),
             "data_sha256": data_checksum(self.cases),
             "validation": {name: value if math.isfinite(value) else None for name, value in numbers(metrics).items()},
-            "processes": process_count(),
-            "resumed_at_epoch": self._first_epoch or None,  # then the minutes are those since
+            "processes": idist.get_world_size(),
+            "resumed_at_epoch": self._first_epoch or None,  # then `minutes` counts from there
             "minutes": round((time.monotonic() - self._started) / 60, 1),
-            "precision": resolved(self.precision, device),
-            "precision_probe": str(probe) if probe is not None else None,
-            "machine": machine(device),
+            "precision": self.precision,
+            "machine": machine(engine.state.device),
             "versions": software_versions(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
 
-def data_checksum(cases: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 over the names and contents of every file of the cases, wherever they lie.
+def recorded_command(arguments: Sequence[str]) -> str:
+    """Return the command of a run without the folders of the machine it ran on.
 
-    A case's scan and label map often share a name, so the lines are sorted, not the files.
+    The data's folder is called DATA and the run's folder RUN, as in the documentation; other absolute paths keep their
+    last part, and those of a bundle's configs the part inside the bundle.
+
+    Args:
+        arguments: of `python -m monai.bundle`.
+    """
+    words = ["python", "-m", "monai.bundle"]
+    option = ""
+    for argument in arguments:
+        name, is_joined, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and is_joined:
+            words.append(f"--{name}={_FOLDER_NAMES.get(name, without_folders(value))}")
+        elif argument.startswith("--"):
+            words.append(argument)
+        else:
+            words.append(_FOLDER_NAMES.get(option, without_folders(argument)))
+        option = "" if is_joined or not argument.startswith("--") else name
+    return shlex.join(words)
+
+
+def without_folders(value: Any) -> Any:
+    """Shorten each absolute path in a string to its last part, or to its part from `configs/` on."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(?<![\w.~])(?:/|[A-Za-z]:\\)[^'\",\[\]]+", lambda found: _inner_path(found.group()), value)
+
+
+def _inner_path(path: str) -> str:
+    parts = PurePath(path.replace("\\", "/")).parts
+    return "/".join(parts[-2:]) if parts[-2:-1] == ("configs",) else parts[-1]
+
+
+def data_checksum(cases: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 over the names and contents of the cases' files, independent of their folders.
+
+    The lines are sorted and not the files, because a case's scan and label map often have the same name.
     """
     files = {Path(name) for case in cases for name in _file_names(case)}
     lines = sorted(f"{file.name} {file_sha256(file)}\n" for file in files)
@@ -129,7 +162,7 @@ def _file_names(case: Mapping[str, Any]) -> list[str]:
 
 
 def machine(device: torch.device) -> str:
-    """The processor or GPU a training ran on, in words."""
+    """Describe the processor or GPU a training ran on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()

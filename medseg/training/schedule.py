@@ -1,4 +1,4 @@
-"""The learning rate's course over a training."""
+"""Schedule the learning rate of a training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class PolynomialWarmUp(LambdaLR):
-    """Linear warm-up, then the polynomial decay nnU-Net and DeepLab use: lr · (1 − t / T)^power.
+    """Raise the learning rate linearly, then decay it as nnU-Net and DeepLab do: lr · (1 − t / T)^power.
 
     Args:
         optimizer: its learning rate is the peak.
         total: T, the number of scheduler steps of the whole training.
-        warm_up: number of steps from 1 / warm_up of the peak to the peak.
+        warm_up: number of steps of the linear rise, which begins at 1 / (warm_up + 1) of the peak.
         power: 0.9 as in Chen et al. 2017 (arXiv:1606.00915).
+
+    Raises:
+        ValueError: there is no step, or more warm-up than steps.
     """
 
     def __init__(self, optimizer: Optimizer, total: int, warm_up: int = 0, power: float = 0.9) -> None:
@@ -32,7 +35,7 @@ class PolynomialWarmUp(LambdaLR):
         super().__init__(optimizer, factor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the saved step of the course this schedule describes, which may be longer than the saved one.
+        """Continue at the saved step of this schedule, whose total may be larger than the saved one's.
 
         Load the optimizer first: its learning rates are set to those of the step.
         """

@@ -1,4 +1,4 @@
-"""A training in TensorBoard."""
+"""Write a training to TensorBoard, with pictures of a validated case."""
 
 from __future__ import annotations
 
@@ -22,90 +22,22 @@ from medseg.training.history import last_loss, numbers
 from medseg.volumes.files import set_aside
 
 
-def case_figures(output: Any, labels: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Figures of a MONAI evaluator's output: the image alone, under the reference, and under the prediction.
-
-    All show the planes through the middle of the reference. The first case of a batch is drawn; an image on another
-    grid than a label map (a scan that was respaced for the network, its reference that was not) is resampled to it.
-
-    Args:
-        output: `image`, `label` and `pred` of a batch, or a list with these of each case; each (C, …), logits or one
-            channel of label values.
-        labels: value by name, for colours and legend; by default the values found.
-
-    Returns:
-        Figure by name: image, reference, prediction. None of them where there is no image or no reference; without
-        geometry, none where the shapes differ.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    case = _first_case(output)
-    if Keys.IMAGE not in case or Keys.LABEL not in case:
-        return {}
-    reference = _label_map(case[Keys.LABEL])
-    center = labelled_center(reference)
-    figures: dict[str, Any] = {}
-    for name, key in (("reference", Keys.LABEL), ("prediction", Keys.PRED)):
-        found = case.get(key)
-        scan = None if found is None else _on_the_grid_of(found, case[Keys.IMAGE])
-        if found is None or scan is None:
-            continue
-        array, label_map, affine = scan[0].numpy(), _label_map(found), _affine(found)
-        through = center if label_map.shape == reference.shape else None
-        if name == "reference":
-            figures["image"] = three_planes(array, np.zeros_like(label_map), affine, {}, title="image", center=through)
-        figures[name] = three_planes(array, label_map, affine, labels, title=name, center=through)
-    return figures
-
-
-def _first_case(output: Any) -> dict[str, torch.Tensor]:
-    """The items of the first case, on the CPU; nothing where nothing was validated."""
-    if not output:
-        return {}
-    first = output[0] if isinstance(output, list) else output
-    found = {key: first[key] for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED) if first.get(key) is not None}
-    return {key: (item if first is not output else item[0]).detach().cpu() for key, item in found.items()}
-
-
-def _on_the_grid_of(other: torch.Tensor, image: torch.Tensor) -> torch.Tensor | None:
-    """The image's first channel (1, …) voxel by voxel on the other's grid; None where that cannot be known."""
-    first = image[:1].float()
-    is_same_shape = first.shape[1:] == other.shape[1:]
-    if not (isinstance(image, MetaTensor) and isinstance(other, MetaTensor)):
-        return first.as_subclass(torch.Tensor) if is_same_shape else None
-    if is_same_shape and np.allclose(_affine(image), _affine(other), atol=1e-3):
-        return first.as_subclass(torch.Tensor)
-    matched = ResampleToMatch(mode="bilinear", padding_mode="zeros")(first, img_dst=other)
-    return matched.as_subclass(torch.Tensor)
-
-
-def _label_map(item: torch.Tensor) -> np.ndarray:
-    """The one channel, or the class of the largest of several logits."""
-    plain = item.as_subclass(torch.Tensor)
-    return (plain[0] if len(plain) == 1 else plain.argmax(0)).numpy().astype(np.int64)
-
-
-def _affine(item: torch.Tensor) -> np.ndarray:
-    """4×4, voxel index to mm; the identity without geometry."""
-    return np.asarray(item.affine, dtype=float) if isinstance(item, MetaTensor) else np.eye(4)
-
-
-class TensorBoardHistory:
+class TensorBoardHandler:
     """Write loss and learning rate of every step, and after each validation its metrics, pictures and histograms.
 
-    The metrics (with `medseg.evaluation.MeanCaseDice` also the Dice of each class) are under `validation/`; pictures
-    show the last validated case as `seg.show()` does: the image, and laid over it the reference and the prediction;
-    histograms show each parameter and its gradient in the last step. All over the number of steps. A resumed training
-    replaces what was written after its checkpoint; one that starts anew moves what it finds to `events_1` and so on.
-    Without matplotlib there are no pictures and one warning says so. Only the first process writes.
+    The metrics are under `validation/` (with `medseg.evaluation.MeanCaseDice` also the Dice of each class). The
+    pictures show the last validated case as `seg.show()` does: the image alone, under the reference, and under the
+    prediction. The histograms show each parameter and its gradient in the last step. The x axis is the number of steps.
+    A resumed training replaces what was written after its checkpoint; a new one moves the events it finds to
+    `events_1` and so on. Without matplotlib there are no pictures, and one warning says so. Only the first process
+    writes.
 
     Args:
-        log_dir: where the event file goes.
-        optimizer: whose learning rate (of the first parameter group) is written.
+        log_dir: folder of the event file.
+        optimizer: the learning rate of its first parameter group is written.
         evaluator: validation engine; None for none.
-        network: whose parameters are shown; None for none.
-        labels: value by name, the plan's, for the pictures' colours and legend; None takes the values found.
+        network: network whose parameters are shown; None for none.
+        labels: value by name, as in the plan, for the pictures' colours and legend; None takes the values found.
     """
 
     def __init__(
@@ -124,7 +56,7 @@ class TensorBoardHistory:
         self._writer: Any = None
 
     def attach(self, engine: Engine) -> None:
-        """Follow `engine`, a MONAI trainer."""
+        """Write the training of `engine`, a MONAI trainer."""
         if not is_main_process():
             return
         engine.add_event_handler(Events.STARTED, self._open)
@@ -147,7 +79,7 @@ class TensorBoardHistory:
         self._writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], step)
 
     def _write_validation(self, evaluator: Engine, engine: Engine) -> None:
-        if self._writer is None:  # evaluated on its own
+        if self._writer is None:  # the evaluator runs without the trainer
             return
         step = engine.state.iteration
         for name, value in numbers(evaluator.state.metrics).items():
@@ -172,3 +104,73 @@ class TensorBoardHistory:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def case_figures(output: Any, labels: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Draw a MONAI evaluator's output: the image alone, under the reference, and under the prediction.
+
+    All figures show the planes through the middle of the reference. The first case of a batch is drawn. An image on
+    another grid than a label map (a scan that was resampled for the network, and its reference that was not) is
+    resampled to the label map's grid.
+
+    Args:
+        output: `image`, `label` and `pred` of a batch, or a list with these of each case; each (C, …), logits or one
+            channel of label values.
+        labels: value by name, for colours and legend; None takes the values found.
+
+    Returns:
+        Figure by name: image, reference, prediction. Empty without an image or a reference, and if the shapes differ
+        and there is no geometry.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    case = _first_case(output)
+    if Keys.IMAGE not in case or Keys.LABEL not in case:
+        return {}
+    reference = _label_map(case[Keys.LABEL])
+    center = labelled_center(reference)
+    figures: dict[str, Any] = {}
+    for name, key in (("reference", Keys.LABEL), ("prediction", Keys.PRED)):
+        found = case.get(key)
+        scan = None if found is None else _on_the_grid_of(found, case[Keys.IMAGE])
+        if found is None or scan is None:
+            continue
+        array, label_map, affine = scan[0].numpy(), _label_map(found), _affine(found)
+        through = center if label_map.shape == reference.shape else None
+        if name == "reference":
+            figures["image"] = three_planes(array, np.zeros_like(label_map), affine, {}, title="image", center=through)
+        figures[name] = three_planes(array, label_map, affine, labels, title=name, center=through)
+    return figures
+
+
+def _first_case(output: Any) -> dict[str, torch.Tensor]:
+    """Return the items of the first case on the CPU; empty if nothing was validated."""
+    if not output:
+        return {}
+    first = output[0] if isinstance(output, list) else output
+    found = {key: first[key] for key in (Keys.IMAGE, Keys.LABEL, Keys.PRED) if first.get(key) is not None}
+    return {key: (item if first is not output else item[0]).detach().cpu() for key, item in found.items()}
+
+
+def _on_the_grid_of(other: torch.Tensor, image: torch.Tensor) -> torch.Tensor | None:
+    """Resample the image's first channel (1, …) to the other's grid; None if the grids differ without geometry."""
+    first = image[:1].float()
+    is_same_shape = first.shape[1:] == other.shape[1:]
+    if not (isinstance(image, MetaTensor) and isinstance(other, MetaTensor)):
+        return first.as_subclass(torch.Tensor) if is_same_shape else None
+    if is_same_shape and np.allclose(_affine(image), _affine(other), atol=1e-3):
+        return first.as_subclass(torch.Tensor)
+    matched = ResampleToMatch(mode="bilinear", padding_mode="zeros")(first, img_dst=other)
+    return matched.as_subclass(torch.Tensor)
+
+
+def _label_map(item: torch.Tensor) -> np.ndarray:
+    """Return the only channel, or the class of the largest of several logits."""
+    plain = item.as_subclass(torch.Tensor)
+    return (plain[0] if len(plain) == 1 else plain.argmax(0)).numpy().astype(np.int64)
+
+
+def _affine(item: torch.Tensor) -> np.ndarray:
+    """Return the 4×4 affine from voxel index to mm; the identity without geometry."""
+    return np.asarray(item.affine, dtype=float) if isinstance(item, MetaTensor) else np.eye(4)

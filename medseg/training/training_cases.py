@@ -1,4 +1,4 @@
-"""Prepared cases on disk, mapped into memory: made once, shared by all workers, processes and runs."""
+"""Check the cases of a training, and keep the prepared ones in files that all processes map into memory."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.data import CacheDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, RandomizableTrait, Transform
 
-from medseg.datasets import Manifest, case_problems
+from medseg.datasets import Manifest, case_problems, read_manifest
 from medseg.errors import ManifestError, PlanError, first_line
-from medseg.training.distributed import barrier, process_count, process_rank
 from medseg.versions import software_versions
 from medseg.volumes.files import file_sha256
 from medseg.weights.state_dict import save_state
 
-# what a MetaTensor's header holds beside plain values and tensors
-_SAFE = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar]  # type: ignore[attr-defined]
+# Plain data that pickles of a MetaTensor's header may hold. The functions that rebuild arrays and scalars are NumPy's
+# private ones; arrays name them themselves when they are pickled.
+_SAFE: list[Any] = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
 _SAFE += [type(np.dtype(kind)) for kind in "?bBhHiIlLqQfdU"]
 
 
 class MappedCases(CacheDataset):
-    """MONAI's `CacheDataset` with its cache in files that are mapped into memory instead of read.
+    """Cache prepared cases as MONAI's `CacheDataset` does, in files that are mapped into memory.
 
-    What the deterministic transforms make of a case is written once and, from then on, in this run, its workers, the
-    other processes of the machine and later runs, only the pages a sample needs are in memory, once for all of them.
-    So data may be larger than memory, a run starts at once, and worker processes that are spawned (macOS, Windows) get
-    no copies.
+    The result of the deterministic transforms is written once per case. From then on only the pages that a sample needs
+    are in memory, once for this run, its workers, the other processes of the machine and later runs. So the data may be
+    larger than memory, a run starts at once, and spawned worker processes (macOS, Windows) receive no copies.
 
-    A file's name is a digest of the contents of the case's files, the case's other values, the deterministic transforms
-    with their arguments, the sources of those that are not MONAI's, and the versions of what computes: whatever
-    changes, changes the name, and a stale file is never used. Files appear whole or not at all; a damaged one is made
-    again. Samples that write into what they were given change their own pages alone.
+    The name of a file is a digest of the contents of the case's files, the case's other values, the deterministic
+    transforms with their arguments, the sources of transforms that are not MONAI's, and the versions of the software.
+    If any of these changes, so does the name, and a stale file is never used. Files are written atomically, and a
+    damaged one is replaced. Transforms that write into their input change their own copy of the pages.
 
     Args:
-        data: as `CacheDataset`, dictionaries of file names.
+        data: dictionaries of file names, as for `CacheDataset`.
         transform: a `Compose`.
-        directory: for the files; delete it when you like, several data sets may share it.
-        arguments: the others of `CacheDataset`; `copy_cache` is not needed.
+        directory: folder of the files; several data sets may share it. It can be deleted at any time.
+        arguments: further arguments of `CacheDataset`; `copy_cache` is not needed.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class MappedCases(CacheDataset):
         super().__init__(data, transform, **{"copy_cache": False, "num_workers": 0, "progress": False, **arguments})
 
     def case_file(self, index: int) -> Path:
-        """Where the prepared case is, or will be."""
+        """Return the path of a prepared case, which may not exist yet."""
         return self.directory / f"{_case_digest(self._recipe, self.data[index])}.pt"
 
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list:
         every = list(range(self.cache_num)) if indices is None else list(indices)
-        for index in every[process_rank() :: process_count()]:
-            self._load_cache_item(index)  # each process makes its share, then all map all
-        barrier()
+        for index in every[idist.get_rank() :: idist.get_world_size()]:
+            self._load_cache_item(index)  # each process prepares its share, then all map all
+        idist.barrier()
         return super()._fill_cache(every)
 
     def _load_cache_item(self, idx: int) -> Any:
@@ -84,19 +84,19 @@ class MappedCases(CacheDataset):
 
 
 def _read(path: Path) -> Any:
-    """Map a prepared case; None where there is none or it is damaged."""
+    """Map a prepared case into memory; None if there is none or it is damaged."""
     if not path.is_file():
         return None
     try:
         with torch.serialization.safe_globals(_SAFE):
             return torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch.load raises half a dozen kinds for one torn file
-        warnings.warn(f"{path}: cannot be read, made again ({first_line(error)})", stacklevel=2)
+    except Exception as error:  # torch.load raises half a dozen kinds for a torn file
+        warnings.warn(f"{path}: cannot be read, prepared again ({first_line(error)})", stacklevel=2)
         return None
 
 
 def _digest_of(transform: Compose) -> str:
-    """What the deterministic transforms are: their arguments, their sources, and the versions beneath them."""
+    """Digest the deterministic transforms: their arguments, their sources, and the versions of the software."""
     steps = transform.flatten().transforms
     first_random = transform.flatten().get_index_of_first(
         lambda step: isinstance(step, RandomizableTrait) or not isinstance(step, Transform)
@@ -111,7 +111,7 @@ def _digest_of(transform: Compose) -> str:
 
 
 def _sources(steps: Sequence[Any]) -> Iterator[Path]:
-    """The files around every transform that comes without a version."""
+    """List the source files beside every transform that does not belong to a package with a version."""
     folders = {
         Path(inspect.getfile(type(step))).parent
         for step in steps
@@ -128,23 +128,23 @@ def _case_digest(recipe: str, case: Mapping[str, Any]) -> str:
             digest.update(f"{key}\n".encode())
             if isinstance(part, str | Path) and Path(part).is_file():
                 digest.update(file_sha256(part).encode())
-            digest.update(f"{part}\n".encode())  # names are in the prepared case, too
+            digest.update(f"{part}\n".encode())  # the prepared case holds the names as well
     return digest.hexdigest()
 
 
 class CheckCased(Transform):
-    """First of a case's transforms: let it pass as it is, or say in one line what is wrong with its files.
+    """Check the files of a case before they are loaded; a case that can be trained on passes unchanged.
 
-    MONAI's transforms take a label map that is shifted against its scan, or that holds a value nobody declared, and the
-    training goes on with wrong labels; other errors come late and do not name the case. The rules are those of
-    `medseg data prepare`: every file whole, finite and of the manifest's dimension, one grid for all of them up to half
-    a voxel, no label value that the manifest lacks. Being deterministic it is done once a case, where cases are cached.
+    MONAI's transforms accept a label map that is shifted against its scan, or that holds an undeclared value, and the
+    training goes on with wrong labels; other errors come late and do not name the case. The rules are those of `medseg
+    data prepare`: every file complete, finite and of the manifest's dimension, one grid for all of them up to half a
+    voxel, and no label value that the manifest lacks. The check is deterministic, so it runs once per cached case.
 
     Args:
-        manifest: the data set.
-        label_values: the values the network is trained on, the plan's; each value of the manifest must be among them.
-            None where the label map is remapped afterwards.
-        spatial_dims: of the files; None takes the manifest's. 3 where a 2D network is given volumes to cut into slices.
+        manifest: the data set, or its name or path (see `medseg.datasets.read_manifest`).
+        label_values: the values the network is trained on, as in the plan. They must contain each value of the
+            manifest. None if the label map is remapped afterwards.
+        spatial_dims: of the files; None takes the manifest's. 3 for a 2D network that gets volumes slice by slice.
 
     Raises:
         PlanError: the manifest has label values that the plan lacks.
@@ -152,8 +152,12 @@ class CheckCased(Transform):
     """
 
     def __init__(
-        self, manifest: Manifest, label_values: Iterable[int] | None = None, spatial_dims: int | None = None
+        self,
+        manifest: Manifest | str | Path,
+        label_values: Iterable[int] | None = None,
+        spatial_dims: int | None = None,
     ) -> None:
+        manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
         self.manifest = manifest if spatial_dims is None else dataclasses.replace(manifest, spatial_dims=spatial_dims)
         known = None if label_values is None else set(label_values)
         lacking = [name for name, value in manifest.labels.items() if known is not None and value not in known]

@@ -19,7 +19,7 @@ from monai.utils import ImageMetaKey, MetaKeys
 
 from medseg.errors import ShapeError
 from medseg.transforms.meta_tensor import case_name, without_meta
-from medseg.transforms.voxel_index import VoxelIndex
+from medseg.transforms.voxel_index import LabelVoxelIndexd, VoxelIndex
 
 Ratios = Sequence[float] | Mapping[Any, float] | None
 
@@ -194,6 +194,10 @@ class RandCropByLabeld(Randomizable, MapTransform, MultiSampleTrait):
             raise ValueError(f"padding_value must be one number or {len(self.keys)}, one per key, found {values}")
         self.padding_values = values
         self.cropper = RandCropByLabel(spatial_size, ratios, num_samples)
+
+    def index_transform(self) -> LabelVoxelIndexd:
+        """Return the transform that computes the index of this crop; make it the last one that is cached."""
+        return LabelVoxelIndexd(self.label_key, self.index_key, self.allowed_key)
 
     @property
     def num_fallbacks(self) -> int:

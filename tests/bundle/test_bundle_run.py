@@ -24,7 +24,7 @@ def data(tmp_path) -> dict[str, object]:
     return {
         "dataset_dir": str(tmp_path / "data"),
         "output_dir": str(tmp_path / "run"),
-        "manifest#name_or_path": str(tmp_path / "four.yaml"),
+        "manifest": str(tmp_path / "four.yaml"),
     }
 
 

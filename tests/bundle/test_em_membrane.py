@@ -22,8 +22,7 @@ TINY = {
     "max_epochs": 1,
     "val_interval": 1,
     "margin": 16,
-    "train#random_transforms#0#spatial_size": [96, 96],
-    "train#random_transforms#2#roi_size": [64, 64],
+    "patch": [64, 64],
     "validate#inferer#roi_size": [64, 64],
 }
 
@@ -62,14 +61,14 @@ def workflow(slices: Path, output_dir: Path, *configs: str, **overrides: object)
         bundle_root=str(BUNDLE),
         dataset_dir=str(slices),
         output_dir=str(output_dir),
-        **{"manifest#name_or_path": str(slices / "em.yaml"), **overrides},
+        **{"manifest": str(slices / "em.yaml"), **overrides},
     )
     made.initialize()
     return made
 
 
 def test_the_training_data_are_slices_mirrored_at_their_borders_with_the_papers_weights(slices, tmp_path):
-    made = workflow(slices, tmp_path, **TINY, **{"train#random_transforms": []})
+    made = workflow(slices, tmp_path, **TINY, **{"train#crop_transforms": {}, "train#random_transforms": {}})
     stored = sitk.GetArrayFromImage(sitk.ReadImage(slices / "labels" / "01.png")).T
     sample = made.parser.get_parsed_content("train#dataset")[1]
     weights, target = boundary_weight_map(stored // 255)

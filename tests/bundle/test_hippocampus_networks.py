@@ -63,7 +63,7 @@ def workflow(bundle: Path, data: Path, *configs: str, **overrides: object) -> Co
         precision="fp32",
         max_epochs=1,
         val_interval=1,
-        **{"manifest#name_or_path": str(data / "manifest.yaml")},
+        manifest=str(data / "manifest.yaml"),
         **overrides,
     )
     made.initialize()
@@ -118,7 +118,7 @@ def test_unetr_trains_its_tokens_and_its_decoder(data, tmp_path):
 
 def test_the_sparse_recipe_shows_the_loss_a_tenth_of_the_slices(data, tmp_path):
     bundle = tiny_bundle("unet3d", tmp_path)
-    made = workflow(bundle, data, "recipe_sparse", **{"train#sparse_annotation#0#fraction": 0.2})
+    made = workflow(bundle, data, "recipe_sparse", **{"train#deterministic_transforms#keep_slices#fraction": 0.2})
     assert train(made, bundle) == weight_names(bundle)
     for sample in made.parser.get_parsed_content("train#dataset")._cache:
         known = sample["label_voxel_index"]

@@ -62,7 +62,7 @@ def test_evaluation_judges_volumes_slice_by_slice(tmp_path):
         dataset_dir=str(tmp_path / "data"),
         output_dir=str(tmp_path / "out"),
         precision="fp32",
-        **{"manifest#name_or_path": str(tmp_path / "volumes.yaml")},
+        manifest=str(tmp_path / "volumes.yaml"),
     )
     metrics = dict(line.split(",") for line in (tmp_path / "out" / "metrics.csv").read_text().splitlines())
     segmentation = medseg.load(bundle, backend="torch").predict(tmp_path / "data" / "images" / "a.nii.gz")

@@ -35,7 +35,7 @@ def command(
         "logging_file": bundle / "configs" / "logging.conf",
         "bundle_root": bundle,
         "dataset_dir": bundle.parent / "data",
-        "manifest#name_or_path": bundle.parent / "manifest.yaml",
+        "manifest": bundle.parent / "manifest.yaml",
         "output_dir": output_dir,
         "precision": "fp32",
         "val_interval": 2,

@@ -2,6 +2,7 @@
 
 import copy
 
+import ignite.distributed as idist
 import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
@@ -81,13 +82,11 @@ def test_draws_depend_on_step_and_place_and_nothing_before():
 
 
 def test_two_processes_draw_what_one_does(monkeypatch):
-    from medseg.training import batch_augmentation as module
-
     samples = items(False)
     together = BatchAugmentation(transforms())(list_data_collate(samples), 1)
-    monkeypatch.setattr(module, "process_count", lambda: 2)
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
     for rank in (0, 1):
-        monkeypatch.setattr(module, "process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
         share = BatchAugmentation(transforms())(list_data_collate(samples[rank::2]), 1)
         for key in KEYS:
             assert_same(share[key], together[key][rank::2], key)
@@ -97,7 +96,7 @@ def test_it_is_part_of_the_training_step():
     from monai.engines import SupervisedTrainer
 
     from medseg.losses import WeightedCrossEntropyLoss
-    from medseg.training import TrainingUpdate
+    from medseg.training import SupervisedUpdate
 
     data = {"image": torch.randn(2, 1, 8, 8, 8), "label": torch.randint(0, 2, (2, 1, 8, 8, 8))}
     augment = BatchAugmentation([RandElasticDeformationd(("image", "label"), prob=1.0, rotation_range=0.5)], seed=1)
@@ -111,7 +110,7 @@ def test_it_is_part_of_the_training_step():
             network=network,
             optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
             loss_function=WeightedCrossEntropyLoss(),
-            iteration_update=TrainingUpdate("fp32", augment=given),
+            iteration_update=SupervisedUpdate(network, "fp32", augment=given).train,
             decollate=False,
         ).run()
         states.append(network.state_dict())

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from medseg.figures import three_planes
 from medseg.figures.canvas import label_color, rgb
-from medseg.training import TensorBoardHistory
+from medseg.training import TensorBoardHandler
 from medseg.training.tensorboard import case_figures
 
 LABELS = {"background": 0, "absent": 1, "anterior": 2}
@@ -38,7 +38,7 @@ def written(directory: Path, output: object) -> dict[str, np.ndarray]:
     network = torch.nn.Linear(1, 1)
     trainer, evaluator = Engine(lambda *_: {"loss": torch.tensor(1.0)}), Engine(lambda *_: output)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    TensorBoardHistory(directory, optimizer, evaluator, labels=LABELS).attach(trainer)
+    TensorBoardHandler(directory, optimizer, evaluator, labels=LABELS).attach(trainer)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([0]))
     trainer.run([0])
     events = EventAccumulator(str(directory))

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite changes nothing but a count; too many in a row end the training."""
+"""A step whose loss or gradient is not finite changes only a count; too many in a row end the training."""
 
 import csv
 import json
@@ -14,13 +14,11 @@ from medseg.errors import MedsegError, NonFiniteError
 from medseg.losses import WeightedCrossEntropyLoss
 from medseg.plan import read_plan
 from medseg.training import (
-    AveragedNetwork,
-    Checkpointing,
+    CheckpointHandler,
     FiniteSteps,
-    TrainingHistory,
-    TrainingRecord,
-    TrainingUpdate,
-    WeightAveraging,
+    SupervisedUpdate,
+    TrainingHistoryHandler,
+    TrainingRecordHandler,
 )
 from medseg.training.iteration import all_finite
 
@@ -51,8 +49,9 @@ class SpoiledLoss(torch.nn.Module):
         return loss * self.value
 
 
-def trainer(steps, loss, handlers=(), network=None, precision="fp32", **options):
+def trainer(steps, loss, network=None, precision="fp32", update=None, **options):
     network = network or small_network()
+    update = update or SupervisedUpdate(network, precision, **options)
     return SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
@@ -60,8 +59,7 @@ def trainer(steps, loss, handlers=(), network=None, precision="fp32", **options)
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
         loss_function=loss,
-        iteration_update=TrainingUpdate(precision, **options),
-        train_handlers=list(handlers),
+        iteration_update=update.train,
         decollate=False,
     )
 
@@ -76,56 +74,55 @@ def assert_equal(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.1}, {"scaler": "fp16"}])
+@pytest.mark.parametrize("option", [None, "clipped", "scaled"])
 @pytest.mark.parametrize("gradient_only", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_spoilt_step_is_as_if_it_had_not_been(value, gradient_only, options):
-    # plain gradient descent on the same batch: three steps of which one is skipped are two steps
-    if "scaler" in options:
-        options = {
-            "scaler": torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000, backoff_factor=1.0 - 1e-9)
-        }
-    spoilt = trainer(3, SpoiledLoss([2], value, gradient_only), **options)
-    spoilt.run()
-    whole = trainer(2, SpoiledLoss())
-    if "max_grad_norm" in options:
-        whole = trainer(2, SpoiledLoss(), **options)
-    whole.run()
-    assert_equal(weights(spoilt.network), weights(whole.network))
-    assert FiniteSteps.of(spoilt).skipped == 1
-    assert FiniteSteps.of(whole).skipped == 0
+def test_a_spoilt_step_changes_nothing(value, gradient_only, option):
+    # plain gradient descent on one batch: three steps of which one is skipped are two steps
+    networks = []
+    for steps, calls in ((3, [2]), (2, [])):
+        network = small_network()
+        update = SupervisedUpdate(network, "fp32", max_grad_norm=0.1 if option == "clipped" else None)
+        if option == "scaled":
+            update.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000, backoff_factor=1 - 1e-9)
+        engine = trainer(steps, SpoiledLoss(calls, value, gradient_only), network, update=update)
+        engine.run()
+        assert FiniteSteps.of(engine).skipped == len(calls)
+        networks.append(network)
+    assert_equal(*map(weights, networks))
 
 
 def test_averaged_weights_and_running_statistics_do_not_move():
-    def network():
+    def network_with_statistics():
         torch.manual_seed(0)
-        made = torch.nn.Sequential(
+        return torch.nn.Sequential(
             torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.BatchNorm3d(4), torch.nn.Conv3d(4, 2, 1)
         )
-        return made, AveragedNetwork(made, 0.9)
 
     poisoned = batch()
     poisoned["image"] = poisoned["image"].clone()
     poisoned["image"][0, 0, 0, 0, 0] = float("nan")
     states = []
     for batches in ([batch(), poisoned, batch()], [batch(), batch()]):
-        net, averaged = network()
-        trainer(batches, SpoiledLoss(), [WeightAveraging(averaged, net)], net).run()
-        states.append(weights(net) | {f"averaged.{name}": value for name, value in weights(averaged).items()})
+        network = network_with_statistics()
+        update = SupervisedUpdate(network, "fp32", average_decay=0.9)
+        trainer(batches, SpoiledLoss(), network, update=update).run()
+        averaged = {f"averaged.{name}": value for name, value in weights(update.averaged).items()}
+        states.append(weights(network) | averaged)
     assert_equal(*states)
     assert states[0]["averaged.n_averaged"] == 2
 
 
-def test_it_is_logged_once_and_counted_in_history_and_record(tmp_path, caplog):
+def test_skipped_steps_are_logged_once_and_counted_in_history_and_record(tmp_path, caplog):
     network = small_network()
     engine = trainer(6, SpoiledLoss([2, 3, 5]), network=network)
-    TrainingHistory(tmp_path, engine.optimizer).attach(engine)
-    TrainingRecord(tmp_path, network, PLAN, [], {"precision": "fp32"}).attach(engine)
+    TrainingHistoryHandler(tmp_path, engine.optimizer).attach(engine)
+    TrainingRecordHandler(tmp_path, network, PLAN, [], {"precision": "fp32"}).attach(engine)
     with caplog.at_level(logging.WARNING):
         engine.run()
-    said = [entry.getMessage() for entry in caplog.records if "not finite" in entry.getMessage()]
-    assert len(said) == 1
-    assert "epoch 1, step 2: " in said[0]
+    messages = [entry.getMessage() for entry in caplog.records if "not finite" in entry.getMessage()]
+    assert len(messages) == 1
+    assert "epoch 1, step 2: " in messages[0]
     with (tmp_path / "history.csv").open() as stream:
         (row,) = csv.DictReader(stream)
     assert row["skipped_steps"] == "3"
@@ -133,12 +130,11 @@ def test_it_is_logged_once_and_counted_in_history_and_record(tmp_path, caplog):
     assert json.loads((tmp_path / "training.json").read_text())["skipped_steps"] == 3
 
 
-@pytest.mark.parametrize(("precision", "way_out"), [("bf16", "--precision fp32"), ("fp32", "look at these images")])
-def test_too_many_in_a_row_end_the_training_in_one_clear_line(precision, way_out):
-    engine = trainer(
-        [batch() | {"case": ["a_1", "b_2"]}] * 9, SpoiledLoss([1, 3, 4, 5]), precision=precision, max_skipped=3
-    )
-    pattern = rf"^epoch 1, step 5 \(a_1, b_2\): .*3 steps in a row.*{way_out}[^\n]*$"
+@pytest.mark.parametrize(("precision", "remedy"), [("bf16", "--precision fp32"), ("fp32", "images")])
+def test_too_many_in_a_row_end_the_training_in_one_line(precision, remedy):
+    batches = [batch() | {"case": ["a_1", "b_2"]}] * 9
+    engine = trainer(batches, SpoiledLoss([1, 3, 4, 5]), precision=precision, max_skipped=3)
+    pattern = rf"^epoch 1, step 5 \(a_1, b_2\): .*3 steps in a row.*{remedy}[^\n]*$"
     with pytest.raises(MedsegError, match=pattern) as raised:
         engine.run()
     assert isinstance(raised.value, NonFiniteError)
@@ -149,7 +145,7 @@ def test_the_counts_survive_a_resumed_training(tmp_path):
         network = small_network()
         engine = trainer(2, SpoiledLoss(calls), network=network)
         engine.state.max_epochs = epochs
-        Checkpointing(tmp_path, {"network": network}, PLAN, resume=True).attach(engine)
+        CheckpointHandler(tmp_path, {"network": network}, PLAN, resume=True).attach(engine)
         engine.run()
     assert FiniteSteps.of(engine).skipped == 2
 

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medseg.training import TensorBoardHistory, TrainingHistory
+from medseg.training import TensorBoardHandler, TrainingHistoryHandler
 from medseg.training.history import read_history
 
 LOSSES = [4.0, 2.0, 1.0, 3.0, 0.5, 1.5]
@@ -37,8 +37,8 @@ def engines(directory: Path, validate_every: int, resume_at: int = 0) -> tuple[E
         neither = {"cases": "no number", "curve": torch.zeros(3)}
         evaluator.state.metrics = {"dice": trainer.state.iteration / 10, **kinds, **neither}
 
-    TrainingHistory(directory, optimizer, evaluator).attach(trainer)
-    TensorBoardHistory(directory, optimizer, evaluator, network).attach(trainer)
+    TrainingHistoryHandler(directory, optimizer, evaluator).attach(trainer)
+    TensorBoardHandler(directory, optimizer, evaluator, network).attach(trainer)
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED(every=validate_every), lambda: evaluator.run([0], max_epochs=1)
     )

@@ -4,7 +4,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from medseg.losses import WeightedCrossEntropyLoss
 from medseg.networks import create
-from medseg.training import EvaluationUpdate, PrecisionChoice, PrecisionProbe, TrainingUpdate
+from medseg.training import SupervisedUpdate
 
 
 def small_network() -> torch.nn.Module:
@@ -21,8 +21,12 @@ def batch(weight: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     return data if weight is None else {**data, "weight": weight}
 
 
-def train_once(data: dict[str, torch.Tensor], **options: object) -> tuple[torch.nn.Module, float]:
+def train_once(data: dict[str, torch.Tensor], scaler=None, **options: object) -> tuple[torch.nn.Module, float]:
+    """Take one step by `SupervisedUpdate` with the options, or by MONAI's own step without any."""
     network = small_network()
+    update = SupervisedUpdate(network, **options) if options else None
+    if scaler is not None:
+        update.scaler = scaler
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
@@ -30,7 +34,7 @@ def train_once(data: dict[str, torch.Tensor], **options: object) -> tuple[torch.
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
         loss_function=WeightedCrossEntropyLoss(),
-        iteration_update=TrainingUpdate(**options) if options else None,
+        iteration_update=update.train if update else None,
         decollate=False,
     )
     trainer.run()
@@ -95,7 +99,7 @@ def test_evaluation_keeps_geometry_and_equals_the_network():
         device=torch.device("cpu"),
         val_data_loader=[{"image": image}],
         network=network,
-        iteration_update=EvaluationUpdate("fp32"),
+        iteration_update=SupervisedUpdate(network, "fp32").evaluate,
         decollate=False,
     )
     evaluator.run()
@@ -106,10 +110,10 @@ def test_evaluation_keeps_geometry_and_equals_the_network():
     assert torch.equal(prediction.affine, image.affine)
 
 
-def test_a_compiled_network_keeps_its_names_and_its_arithmetic(monkeypatch):
-    monkeypatch.setattr("medseg.training.precision.has_fast_bf16", lambda *device: True)
+def test_a_compiled_network_keeps_its_names_and_its_arithmetic():
     plain, _ = train_once(batch(), precision="fp32", channels_last=False)
-    network, choice = small_network(), PrecisionChoice("auto")
+    network = small_network()
+    update = SupervisedUpdate(network, "fp32", channels_last=False)
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
@@ -117,14 +121,13 @@ def test_a_compiled_network_keeps_its_names_and_its_arithmetic(monkeypatch):
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
         loss_function=WeightedCrossEntropyLoss(),
-        iteration_update=TrainingUpdate(choice, channels_last=False),
+        iteration_update=update.train,
         decollate=False,
         compile=True,
-        compile_kwargs={"backend": "aot_eager"},  # the whole path but the C++ compiler
+        compile_kwargs={"backend": "aot_eager"},  # everything except the C++ compiler
     )
-    monkeypatch.setattr(PrecisionProbe, "precision", "fp32")
     trainer.run()
-    assert choice.probe is not None  # taken with the network inside
-    assert network.state_dict().keys() == plain.state_dict().keys()
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-6, rtol=1e-5)
+    for trained in (network, update.averaged.module):
+        assert trained.state_dict().keys() == plain.state_dict().keys()
+        for name, value in trained.state_dict().items():
+            torch.testing.assert_close(value, plain.state_dict()[name], atol=1e-6, rtol=1e-5)

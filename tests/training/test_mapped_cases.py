@@ -121,7 +121,7 @@ def test_a_damaged_file_is_made_again(cases, tmp_path, damage):
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "other": b"PK nonsense"}[damage])
     Counted.calls = 0
-    with pytest.warns(UserWarning, match="cannot be read, made again"):
+    with pytest.warns(UserWarning, match="cannot be read"):
         again = MappedCases(cases, transforms(), tmp_path / "cache")
     assert Counted.calls == 1
     memory = CacheDataset(cases, transforms(), copy_cache=False, num_workers=0, progress=False)

@@ -36,7 +36,7 @@ def test_one_step_of_the_papers_network(bundle, tmp_path):
     manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
     manifest |= {"cases": ["phantom_000", "phantom_001"], "folds": {1: ["phantom_000"], 2: ["phantom_001"]}}
     (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "test_fold": None}))
-    small = {"train#random_transforms#0#spatial_size": "[16, 16, 16]"}  # where the network does not fix the patch
+    small = {"patch": "[16, 16, 16]"}  # where the network does not fix the patch
     given = small | overrides(bundle) | {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "run")}
     folder = BUNDLES / f"{bundle}_segmentation"
     made = ConfigWorkflow(
@@ -46,7 +46,9 @@ def test_one_step_of_the_papers_network(bundle, tmp_path):
         logging_file=False,
         bundle_root=str(folder),
         **{name: yaml.safe_load(value) for name, value in given.items()},
-        **{"manifest#name_or_path": str(tmp_path / "manifest.yaml"), "max_epochs": 1, "precision": "fp32"},
+        manifest=str(tmp_path / "manifest.yaml"),
+        max_epochs=1,
+        precision="fp32",
         **{"train#trainer#epoch_length": 1, "train#handlers": []},
     )
     made.initialize()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from medseg.training import TrainingRecord
-from medseg.training.record import data_checksum
+from medseg.training import TrainingRecordHandler
+from medseg.training.record import data_checksum, recorded_command, without_folders
 
 
 def test_writes_plain_weights_and_their_record(tmp_path, plan):
@@ -17,7 +17,7 @@ def test_writes_plain_weights_and_their_record(tmp_path, plan):
     network = plan.create_network()
     engine = Engine(lambda engine, batch: None)
     engine.state.device = torch.device("cpu")
-    TrainingRecord(tmp_path / "run", network, plan, cases, {"seed": 7, "precision": "fp32"}).attach(engine)
+    TrainingRecordHandler(tmp_path / "run", network, plan, cases, {"seed": 7, "precision": "fp32"}).attach(engine)
     engine.run([0, 1, 2], max_epochs=2)
 
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
@@ -25,7 +25,7 @@ def test_writes_plain_weights_and_their_record(tmp_path, plan):
     first = (tmp_path / "run" / "model.pt").read_bytes()
     engine = Engine(lambda engine, batch: None)
     engine.state.device = torch.device("cpu")
-    TrainingRecord(tmp_path / "again", network, plan, cases, {}).attach(engine)
+    TrainingRecordHandler(tmp_path / "again", network, plan, cases, {}).attach(engine)
     engine.run([0, 1, 2], max_epochs=2)
     assert (tmp_path / "again" / "model.pt").read_bytes() == first  # equal weights are equal files
     record = json.loads((tmp_path / "run" / "training.json").read_text())
@@ -48,11 +48,38 @@ def test_a_metric_without_a_value_is_null(tmp_path, plan):
     }
     engine = Engine(lambda engine, batch: None)
     engine.state.device = torch.device("cpu")
-    TrainingRecord(tmp_path, plan.create_network(), plan, [], {}, evaluator).attach(engine)
+    TrainingRecordHandler(tmp_path, plan.create_network(), plan, [], {}, evaluator).attach(engine)
     engine.run([0], max_epochs=1)
     text = (tmp_path / "training.json").read_text()
     assert json.loads(text)["validation"] == {"val_mean_dice": None, "val_mean_dice_a": 0.5}
     assert "NaN" not in text  # no JSON
+
+
+def test_the_command_names_no_folder_of_the_machine():
+    given = ["run", "--config_file", "['/home/me/b/configs/train.json','/home/me/b/configs/recipe_nnunet.json']"]
+    given += ["--dataset_dir", "/data/hippocampus", "--output_dir=/runs/a b", "--bundle_root", "/home/me/b"]
+    given += ["--fold", "all", "--init_weights", "/runs/first/model.pt", "--patch", "[32, 48, 32]", "--resume", "True"]
+    assert recorded_command(given) == (
+        "python -m monai.bundle run --config_file "
+        "'['\"'\"'configs/train.json'\"'\"','\"'\"'configs/recipe_nnunet.json'\"'\"']' --dataset_dir DATA "
+        "--output_dir=RUN --bundle_root . --fold all --init_weights model.pt --patch '[32, 48, 32]' --resume True"
+    )
+    assert recorded_command(["run", "--config_file", "configs/train.json"]).endswith("--config_file configs/train.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/runs/first/model.pt", "model.pt"),
+        ("C:\\runs\\first\\model.pt", "model.pt"),
+        ("../runs/model.pt", "../runs/model.pt"),
+        ("1/2", "1/2"),
+        ("", ""),
+        (0.5, 0.5),
+    ],
+)
+def test_only_absolute_paths_are_shortened(value, expected):
+    assert without_folders(value) == expected
 
 
 def test_the_data_checksum_sees_contents_not_places(tmp_path):
@@ -84,7 +111,7 @@ def test_an_earlier_result_is_kept_under_another_name(tmp_path, plan):
         (tmp_path / "model.pt").write_bytes(content)
         engine = Engine(lambda engine, batch: None)
         engine.state.device = torch.device("cpu")
-        TrainingRecord(tmp_path, plan.create_network(), plan, [], {}).attach(engine)
+        TrainingRecordHandler(tmp_path, plan.create_network(), plan, [], {}).attach(engine)
         with pytest.warns(UserWarning, match=r"model\.pt: .*model_\d"):
             engine.run([0], max_epochs=1)
     assert (tmp_path / "model_1.pt").read_bytes() == b"first"

@@ -14,11 +14,10 @@ from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medseg.bundle.configs import network_component
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.golden import describe, read_golden_sample
+from medseg.bundle.golden import SAME_PRECISION, describe, read_golden_sample
 from medseg.bundle.loading import load_network
 from medseg.errors import MedsegError, one_line
 from medseg.inference import preprocessing
-from medseg.inference.backends.agreement import SAME_PRECISION
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.slice_predictor import plane_plan
 

@@ -30,7 +30,7 @@ def test_promoted_weights_are_loaded_and_carry_their_record(bundle, finished_run
     assert BundleFolder(bundle).recorded_sha256 == promotion.sha256
     sample = read_golden_sample(BundleFolder(bundle))
     assert sample.weights_sha256 == promotion.sha256
-    assert promotion.golden_sample.startswith(f"{sample.exact.voxels_a_label[0]} background")
+    assert promotion.golden_sample.startswith(f"{sample.voxels_per_label[0]} background")
 
 
 def test_a_run_with_another_plan_is_refused_and_nothing_changes(bundle, finished_run):

@@ -15,6 +15,7 @@ from medseg.volumes.files import replacing
 from medseg.volumes.formats import format_of, suffix_of
 from medseg.volumes.grid import Grid
 from medseg.volumes.streams import MAX_COMPRESSION, spatial_shape
+from medseg.volumes.text_headers import check_metaimage, check_nrrd
 from medseg.volumes.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -238,19 +239,15 @@ def _check_header(path: Path, format: str) -> None:
         start = stream.read(HEADER_BYTES)
     if re.match(SIGNATURES[format], start) is None:
         raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
-    if format == "mha":
-        _check_metaimage(path, start)
-
-
-def _check_metaimage(path: Path, start: bytes) -> None:
+    if format == "nrrd":
+        end = re.search(rb"\r?\n\r?\n", start)
+        check_nrrd(path, start[: end.start()] if end else start)
+        return
     # ElementDataFile is the header's last field. What looks like a field behind it belongs to the voxels.
     end = re.search(rb"(?m)^ElementDataFile\s*=.*$", start)
-    fields = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", start[: end.end()] if end else start))
-    for name in (b"NDims", b"DimSize", b"ElementType", b"ElementDataFile"):
-        if not fields.get(name):
-            raise VolumeError(
-                f"{path}: truncated or damaged: its header states no {name.decode()}; copy or export the image again"
-            )
+    header = start[: end.end()] if end else start
+    check_metaimage(path, header)
+    fields = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", header))
     if fields[b"ElementType"] not in METAIMAGE_TYPES:
         raise VolumeError(
             f"{path}: its header states the unknown ElementType {fields[b'ElementType'].decode('ascii', 'replace')}; "
@@ -258,13 +255,29 @@ def _check_metaimage(path: Path, start: bytes) -> None:
         )
     voxels = fields[b"ElementDataFile"].decode("utf-8", "replace")
     # LIST and a pattern with % stand for several files.
-    if voxels.upper() != "LOCAL" and not re.match("(?i)LIST|.*%", voxels) and not (path.parent / voxels).is_file():
-        raise VolumeError(f"{path}: its header names the file {voxels} with the voxels, which does not exist")
-    if len(fields[b"DimSize"].split()) != int(re.match(rb"\d+", fields[b"NDims"])[0]):  # type: ignore[index]
+    if voxels.upper() != "LOCAL" and not re.match("(?i)LIST|.*%", voxels) and not _is_file(path.parent / voxels):
+        raise VolumeError(f"{path}: its header names the file {voxels[:60]} with the voxels, which does not exist")
+
+    if fields.get(b"BinaryData", b"").lower() not in (b"true", b"t", b"1") and voxels.upper() == "LOCAL":
+        _check_text_voxels(path, len(header), int(np.prod([int(n) for n in fields[b"DimSize"].split()], dtype=object)))
+
+
+def _check_text_voxels(path: Path, offset: int, count: int) -> None:
+    """Check that voxels that the header declares as text are that many numbers."""
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        voxels = stream.read()
+    if not re.fullmatch(rb"[\d\s.eE+-]*", voxels) or len(voxels.split()) < count:
         raise VolumeError(
-            f"{path}: its header states {fields[b'NDims'].decode('ascii', 'replace')} axes and the sizes "
-            f"{fields[b'DimSize'].decode('ascii', 'replace')}; correct the header"
+            f"{path}: damaged: its header declares {count} voxels as text (BinaryData), and they are not; correct it"
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or with a zero byte
+        return False
 
 
 def _check_voxels_on_disk(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
@@ -318,7 +331,7 @@ def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
     if not name:
         return None if end is None else (path, end.end(), is_deflated)
     voxels = path.parent / name.decode("utf-8", "replace")
-    return (voxels, 0, is_deflated) if voxels.is_file() else None
+    return (voxels, 0, is_deflated) if _is_file(voxels) else None
 
 
 def _check_compressed(path: Path, format: str, file: Path, offset: int, wanted: int) -> None:

@@ -324,7 +324,7 @@ def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
     else:
         is_known = field(rb"BinaryData\s*=\s*(\w+)").lower() == b"true"
         is_deflated, name = field(rb"CompressedData\s*=\s*(\w+)").lower() == b"true", field(DATA_FILE)
-        end = re.search(rb"(?mi)^" + DATA_FILE + rb"\s*?\n", start)
+        end = re.search(rb"(?mi)^" + DATA_FILE + rb"\s*?(?:\n|\Z)", start)
         name = b"" if name.upper() == b"LOCAL" else name
     if not is_known:
         return None

@@ -5,10 +5,14 @@ Pictures carry no position in a patient: their grid is the identity, one unit pe
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +44,9 @@ MAX_TAIL_BYTES = 1 << 20
 GREY_MODES = ("1", "L", "P", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 BITS_PER_SAMPLE, PHOTOMETRIC, DESCRIPTION, SAMPLE_FORMAT = 258, 262, 270, 339
 WHITE_IS_ZERO = 0
+COMPRESSION, ROWS_PER_STRIP, TILE_WIDTH, TILE_LENGTH, STRIP_OFFSETS, TILE_OFFSETS = 259, 278, 322, 323, 273, 324
+UNCOMPRESSED = 1
+_STDERR_LOCK = threading.Lock()
 # Tags of the offsets and the sizes in bytes of the strips or tiles of a page.
 STRIPS_AND_TILES = ((273, 279), (324, 325))
 # Type by (sample format, bits) where Pillow's mode does not tell: it reads signed and unsigned numbers alike.
@@ -182,6 +189,11 @@ def _page(picture: Any, path: Path, number: int) -> np.ndarray:
     for offsets, counts in STRIPS_AND_TILES:
         if any(at + size > on_disk for at, size in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)):
             raise VolumeError(f"{path}: truncated: its pixels lie beyond its {on_disk} bytes; copy or export it again")
+    missing = _num_missing_parts(picture.size, tags)
+    if missing:
+        raise VolumeError(
+            f"{path}: truncated: {missing} strips or tiles of its pixels are absent; copy or export it again"
+        )
     if picture.mode not in GREY_MODES:
         raise VolumeError(
             f"{path}: has {len(picture.getbands())} components per pixel (mode {picture.mode}) where one is expected; "
@@ -191,6 +203,8 @@ def _page(picture: Any, path: Path, number: int) -> np.ndarray:
     several = [f"{count} {axis}" for axis, count in axes.items() if int(count) > 1]
     if several:
         raise VolumeError(f"{path}: a hyperstack of {' and '.join(several)}; save one file per channel and frame")
+    with _silent_libtiff() if tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED else nullcontext():
+        picture.load()
     if picture.mode == "LA":
         grey, alpha = (np.asarray(band) for band in picture.split())
         if alpha.min() < 255:
@@ -205,6 +219,40 @@ def _page(picture: Any, path: Path, number: int) -> np.ndarray:
     if array.dtype == bool:
         return array.astype(np.uint8)
     return _typed(array, tags) if tags else array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _num_missing_parts(size: tuple[int, int], tags: Any) -> int:
+    """Return how many strips or tiles a TIFF page lacks; Pillow leaves their pixels undefined."""
+    width, height = size
+    if tags.get(STRIP_OFFSETS):
+        expected = math.ceil(height / max(int(tags.get(ROWS_PER_STRIP, height)), 1))
+        return max(expected - len(tags[STRIP_OFFSETS]), 0)
+    if tags.get(TILE_OFFSETS):
+        columns, rows = (max(int(tags.get(tag, 1)), 1) for tag in (TILE_WIDTH, TILE_LENGTH))
+        return max(math.ceil(width / columns) * math.ceil(height / rows) - len(tags[TILE_OFFSETS]), 0)
+    return 0
+
+
+@contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Discard what the process prints to its standard error for a moment.
+
+    libtiff prints lines of its own about damage, and Pillow has no switch for them. The damage itself is raised.
+    """
+    with _STDERR_LOCK:
+        sys.stderr.flush()
+        try:
+            kept = os.dup(2)
+        except OSError:  # a process without a standard error
+            yield
+            return
+        try:
+            with Path(os.devnull).open("w") as null:
+                os.dup2(null.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _typed(array: np.ndarray, tags: Any) -> np.ndarray:

@@ -294,6 +294,8 @@ def independent(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.suffix in (".png", ".tif"):
         with Image.open(path) as opened:
             array = np.asarray(opened)
+            if opened.mode == "I;16" and getattr(opened, "tag_v2", {}).get(262) == 0:
+                array = 65535 - array  # white is zero, which Pillow heeds up to 8 bits
         return array.T, np.eye(4)
     image = sitk.ReadImage(str(path))
     directions = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)
@@ -304,10 +306,15 @@ def independent(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return sitk.GetArrayFromImage(image).T, np.diag([-1, -1, 1, 1]) @ made
 
 
+def scaled(item: pydicom.Dataset) -> np.ndarray:
+    slope, intercept = float(item.get("RescaleSlope") or 1), float(item.get("RescaleIntercept") or 0)
+    return item.pixel_array.T * slope + intercept
+
+
 def independent_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     slices = [pydicom.dcmread(file, force=True) for file in sorted(folder.iterdir())]
     slices.sort(key=lambda item: float(item.ImagePositionPatient[2]))
-    array = np.stack([pydicom.pixels.apply_rescale(item.pixel_array, item).T for item in slices], axis=-1)
+    array = np.stack([scaled(item) for item in slices], axis=-1)
     first, step = slices[0], np.subtract(slices[1].ImagePositionPatient, slices[0].ImagePositionPatient)
     made = np.eye(4)
     rows, columns = np.array(first.ImageOrientationPatient[:3]), np.array(first.ImageOrientationPatient[3:])

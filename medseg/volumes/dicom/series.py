@@ -21,7 +21,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from medseg.errors import GeometryError, VolumeError, one_line
+from medseg.errors import GeometryError, MedsegError, VolumeError, one_line
 from medseg.volumes.formats import check_readable
 from medseg.volumes.grid import Grid
 from medseg.volumes.io import DICOM_SUFFIXES
@@ -30,6 +30,7 @@ from medseg.volumes.streams import MAX_COMPRESSION
 from medseg.volumes.volume import Volume
 
 UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+PIXEL_ELEMENTS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation")
 UNDEFINED_LENGTH = 0xFFFFFFFF
 # Positions are decimal text, often rounded to 0.01 mm. A missing slice changes a step by its whole length.
 STEP_TOLERANCE = 0.1
@@ -155,7 +156,13 @@ def read_slice_header(path: Path) -> DicomSlice:
     check_readable(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of unusual values, which are used or refused here
-        return _slice_from(_read_dataset(path), path)
+        dataset = _read_dataset(path)
+        try:
+            return _slice_from(dataset, path)
+        except MedsegError:
+            raise
+        except Exception as error:  # pydicom converts a value when it is first used, and damaged bytes fail there
+            raise VolumeError(f"{path}: damaged ({one_line(error)}); copy or export it again") from error
 
 
 def _slice_from(dataset: Dataset, path: Path) -> DicomSlice:
@@ -166,6 +173,7 @@ def _slice_from(dataset: Dataset, path: Path) -> DicomSlice:
         raise VolumeError(
             f"{path}: is a colour image where one number per voxel is expected; remove it from the series"
         )
+    _check_pixel_elements(dataset, path)
     columns, rows = (_whole_number(dataset, key, path) for key in ("Columns", "Rows"))
     spacing = _numbers(dataset, "PixelSpacing", 2, path)
     if spacing.min() <= 0:
@@ -177,7 +185,8 @@ def _slice_from(dataset: Dataset, path: Path) -> DicomSlice:
         )
     transfer_syntax = _text(dataset.file_meta, "TransferSyntaxUID")
     num_bits = _whole_number(dataset, "BitsAllocated", path, 16)
-    _check_length(path, columns, rows, num_bits, is_compressed=transfer_syntax not in UNCOMPRESSED)
+    num_bytes = len(dataset.get_item("PixelData").value or b"") if "PixelData" in dataset else 0
+    _check_length(path, columns, rows, num_bits, num_bytes, is_compressed=transfer_syntax not in UNCOMPRESSED)
     return DicomSlice(
         path=path,
         series_uid=_text(dataset, "SeriesInstanceUID"),
@@ -191,6 +200,39 @@ def _slice_from(dataset: Dataset, path: Path) -> DicomSlice:
         modality=_text(dataset, "Modality"),
         transfer_syntax=transfer_syntax,
     )
+
+
+def _check_pixel_elements(dataset: Dataset, path: Path) -> None:
+    """Check the elements that say what a pixel means; GDCM guesses the value of one that is missing."""
+    for keyword in PIXEL_ELEMENTS:
+        if dataset.get(keyword) in (None, ""):
+            raise VolumeError(f"{path}: lacks the element {keyword}, which every DICOM image has; export it again")
+    representation, allocated, stored = (
+        _whole_number(dataset, keyword, path) for keyword in ("PixelRepresentation", "BitsAllocated", "BitsStored")
+    )
+    if representation not in (0, 1) or not 1 <= stored <= allocated:
+        raise VolumeError(
+            f"{path}: PixelRepresentation {representation}, BitsAllocated {allocated} and BitsStored {stored} "
+            "contradict each other; export it again"
+        )
+    photometric = _text(dataset, "PhotometricInterpretation")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise VolumeError(
+            f"{path}: its PhotometricInterpretation is {photometric!r} where MONOCHROME1 or MONOCHROME2 is expected; "
+            "convert it to grey or remove it from the series"
+        )
+    for keyword in ("RescaleSlope", "RescaleIntercept"):
+        found = dataset.get(keyword)
+        number = 1.0 if found in (None, "") else _float_or_nan(found)
+        if not math.isfinite(number) or (keyword == "RescaleSlope" and number == 0) or isinstance(found, str):
+            raise VolumeError(f"{path}: its {keyword} {found!r} cannot be used as a scale; export it again")
+
+
+def _float_or_nan(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _read_dataset(path: Path) -> Dataset:
@@ -263,8 +305,13 @@ def _thickness(dataset: Dataset) -> float:
     return thickness if math.isfinite(thickness) and thickness > 0 else 1.0
 
 
-def _check_length(path: Path, columns: int, rows: int, bits: int, is_compressed: bool) -> None:
+def _check_length(path: Path, columns: int, rows: int, bits: int, num_bytes: int, is_compressed: bool) -> None:
     wanted, on_disk = columns * rows * (bits // 8), path.stat().st_size
+    if not is_compressed and wanted > num_bytes:
+        raise VolumeError(
+            f"{path}: truncated: {columns}×{rows} pixels need {wanted} bytes, found {num_bytes}; copy or export it "
+            "again"
+        )
     if wanted < 1 or wanted > on_disk * (MAX_COMPRESSION if is_compressed else 1):
         raise VolumeError(
             f"{path}: truncated: {columns}×{rows} pixels need {wanted} bytes, the file has {on_disk}; copy or "

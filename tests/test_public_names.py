@@ -46,6 +46,23 @@ def test_public_objects_are_documented(name: str) -> None:
         assert inspect.getdoc(getattr(medseg, name))
 
 
+def test_load_takes_the_arguments_of_the_predictor() -> None:
+    given_by_load = {"network", "plan", "golden_check", "bundle", "weights_sha256"}
+    predictor = inspect.signature(medseg.Predictor).parameters
+    load = inspect.signature(medseg.load).parameters
+    assert {*predictor} - {*load} == given_by_load
+    shared = {*predictor} & {*load}
+    assert {name: load[name].default for name in shared} == {name: predictor[name].default for name in shared}
+
+
+@pytest.mark.parametrize("name", [name for name in medseg.__all__ if name not in SUBPACKAGES and name[0] != "_"])
+def test_signatures_are_explicit(name: str) -> None:
+    value = getattr(medseg, name)
+    if not isinstance(value, type) or not issubclass(value, Exception):
+        kinds = {parameter.kind for parameter in inspect.signature(value).parameters.values()}
+        assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+
+
 @pytest.mark.slow
 def test_type_checkers_know_the_type_of_every_name(tmp_path: Path) -> None:
     names = [f"medseg.{name}" for name in static_imports() if name not in SUBPACKAGES]

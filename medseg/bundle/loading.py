@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
@@ -20,15 +20,29 @@ if TYPE_CHECKING:
 
 
 def load(
-    path: str | Path, weights: str | Path | Sequence[str | Path] | None = None, device: str = "auto", **options: Any
+    path: str | Path,
+    weights: str | Path | Sequence[str | Path] | None = None,
+    device: str = "auto",
+    *,
+    backend: Literal["auto", "torch", "openvino"] = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    overlap: float | None = None,
+    batch_size: int = 1,
+    interpolation: Literal["linear", "cubic"] = "linear",
+    tta: Literal["none", "flip"] = "none",
+    max_ram: str | int | None = None,
+    save_probabilities: bool = False,
+    uncertainty: bool = False,
+    on_tiles: Callable[[int, int], None] | None = None,
 ) -> Predictor:
-    """Load a bundle for prediction; nothing in the bundle is evaluated.
+    """Load a bundle for prediction without evaluating anything in it.
 
     Args:
-        path: the bundle's folder.
-        weights: another weights file than the promoted one; several are an ensemble.
+        path: folder of the bundle.
+        weights: weights file to use instead of the promoted one; several files are an ensemble.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        **options: further arguments of `medseg.inference.Predictor`, e.g. `overlap`, `max_ram`.
+        backend, precision, overlap, batch_size, interpolation, tta, max_ram, save_probabilities, uncertainty, on_tiles:
+            see `medseg.inference.Predictor`.
 
     Returns:
         A predictor: `load(path).predict("scan.nii.gz")`.
@@ -51,9 +65,25 @@ def load(
             f"{bundle.path}: weights must name at least one file, found none; leave it out for the bundle's own"
         )
     networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
-    options.setdefault("golden_check", _golden_check(bundle, digests))
     kind = Predictor if bundle.plan.slice_axis is None else SlicePredictor
-    return kind(networks, bundle.plan, device, bundle=bundle.name, weights_sha256=digests, **options)
+    return kind(
+        networks,
+        bundle.plan,
+        device,
+        backend=backend,
+        precision=precision,
+        overlap=overlap,
+        batch_size=batch_size,
+        interpolation=interpolation,
+        tta=tta,
+        max_ram=max_ram,
+        save_probabilities=save_probabilities,
+        uncertainty=uncertainty,
+        golden_check=_golden_check(bundle, digests),
+        bundle=bundle.name,
+        weights_sha256=digests,
+        on_tiles=on_tiles,
+    )
 
 
 def load_network(path: str | Path, weights: str | Path | None = None) -> torch.nn.Module:

@@ -1,8 +1,11 @@
 import re
 import sys
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from reporting.evaluations import write_image
 
 from medseg.evaluation import evaluate
@@ -89,3 +92,18 @@ def test_the_most_certain_cases_are_kept_first():
     assert rank_correlation(uncertainty, dice) == pytest.approx(-1)
     assert np.isnan(rank_correlation({"a": 1.0}, dice))
     assert risk_coverage({}, dice) == []
+
+
+def test_maps_in_another_axis_order_are_reordered(evaluated):
+    result, _ = evaluated
+    expected = measure_calibration(result.summary["inputs"], Structures(), result.summary["label_values"])
+    prediction = Path(result.summary["inputs"][0]["prediction"])
+    for file in (prediction, prediction.with_name("case_0_probability_cell.nii.gz")):
+        image = nib.load(file)
+        turn = ornt_transform(io_orientation(image.affine), axcodes2ornt("PLS"))
+        turned = nib.Nifti1Image(np.asarray(image.dataobj), image.affine).as_reoriented(turn)
+        nib.save(nib.Nifti1Image(np.array(turned.dataobj), turned.affine), file)
+    found = measure_calibration(result.summary["inputs"], Structures(), result.summary["label_values"])
+    assert found.problems == expected.problems
+    np.testing.assert_array_equal(found.bins["cell"].counts, expected.bins["cell"].counts)
+    assert found.bins["cell"].brier_score == pytest.approx(expected.bins["cell"].brier_score)

@@ -81,3 +81,12 @@ def test_a_scan_on_another_grid_is_left_out(tmp_path):
     assert "4 mm" in note
     path.write_bytes(b"not an image")
     assert read_image(path, Grid(IMAGE.shape, np.eye(4)))[0] is None
+
+
+def test_a_scan_in_another_axis_order_is_reordered(tmp_path):
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = IMAGE.shape[0] - 1
+    path = write_image(tmp_path / "a.nii.gz", IMAGE[::-1], flipped)
+    image, note = read_image(path, Grid(IMAGE.shape, np.eye(4)))
+    assert note == ""
+    np.testing.assert_array_equal(image, IMAGE)

@@ -1,4 +1,4 @@
-"""Tiny trainings of the phantom bundle as users start them: in processes of their own."""
+"""Run tiny trainings of the phantom bundle as users start them, in separate processes."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from medseg.datasets import generate_phantoms, read_manifest
 
 
 def tiny_bundle(root: Path) -> Path:
-    """The phantom bundle with a small network, and six small phantoms: four to train on, one to validate."""
+    """Copy the phantom bundle with a small network, and make six phantoms: four to train on, one to validate."""
     folder = copy_bundle("phantom_cells_segmentation", root / "phantom_cells_segmentation")
     change_plan(folder, {"channels": [4, 8, 8], "strides": [2, 2]}, patch=[16, 16, 16], tile=[16, 16, 16])
     generate_phantoms(root / "data", num_cases=6, seed=5, shape=(24, 24, 16))
@@ -27,7 +27,7 @@ def tiny_bundle(root: Path) -> Path:
 def command(
     bundle: Path, output_dir: Path, *configs: str, launcher: Sequence[str] = (sys.executable,), **overrides: object
 ) -> list[str]:
-    """What a user types, for the configs `train` and whatever lies over it."""
+    """Return the command for `train` and the configs laid over it."""
     files = [str(bundle / "configs" / f"{name}.json") for name in ("train", *configs)]
     given = {
         "config_file": str(files) if configs else files[0],
@@ -46,12 +46,12 @@ def command(
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread, wherever the tests run: sums differ between one and two."""
+    """Return the environment with one thread, because sums differ between one and two."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
 
 
 def run(arguments: Sequence[str]) -> str:
-    """Run to the end, which must be a good one; returns what was printed."""
+    """Run a command that must succeed, and return its output."""
     done = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import RandGaussianNoised, RandScaleIntensityd
-from training.test_iteration_update import small_network
+from training.test_iteration import small_network
 
 from medseg.training import BatchAugmentation
 from medseg.training.batch_augmentation import draw_seed
@@ -18,7 +18,7 @@ KEYS = ("image", "label", "weight")
 
 def items(with_geometry: bool, count: int = 4) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    made = []
+    samples = []
     for n in range(count):
         item = {
             "image": torch.randn(2, 12, 10, 8, generator=generator),
@@ -26,8 +26,10 @@ def items(with_geometry: bool, count: int = 4) -> list[dict[str, torch.Tensor]]:
             "weight": torch.rand(1, 12, 10, 8, generator=generator),
         }
         affine = torch.diag(torch.tensor([1.0 + n, 2.0, 3.0, 1.0], dtype=torch.float64))
-        made.append({key: MetaTensor(value, affine=affine) for key, value in item.items()} if with_geometry else item)
-    return made
+        samples.append(
+            {key: MetaTensor(value, affine=affine) for key, value in item.items()} if with_geometry else item
+        )
+    return samples
 
 
 def transforms() -> list:
@@ -49,7 +51,7 @@ def one_by_one(samples, seed: int, step: int) -> list:
 
 
 def assert_same(ours: torch.Tensor, theirs: torch.Tensor, key: str) -> None:
-    """Copied voxels exactly, interpolated ones but for the order in which a matrix product of several items sums."""
+    """Compare copied voxels exactly and interpolated ones up to the order of summation."""
     tolerance = 1e-4 if key == "image" else 0
     torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs.as_subclass(torch.Tensor), atol=tolerance, rtol=0)
 
@@ -67,13 +69,13 @@ def test_the_batch_equals_its_items(with_geometry):
             for n, sample in enumerate(alone):
                 assert_same(whole[key][n], sample[key], key)
                 changed += not torch.equal(torch.as_tensor(sample[key]), torch.as_tensor(samples[n][key]))
-        assert changed > len(KEYS)  # draws that say skip are among them, too
+        assert changed > len(KEYS)  # some draws skip their transform
     for sample, kept in zip(samples, before, strict=True):
-        assert all(torch.equal(sample[key], kept[key]) for key in KEYS)  # the loader's tensors are not written to
+        assert all(torch.equal(sample[key], kept[key]) for key in KEYS)  # the loader's tensors are not changed
     assert set(torch.as_tensor(whole["label"]).unique().tolist()) <= {0, 1, 2}
 
 
-def test_draws_depend_on_step_and_place_and_nothing_before():
+def test_draws_depend_only_on_step_and_position():
     batch = list_data_collate(items(False))
     augment = BatchAugmentation(transforms())
     first, second, again = augment(batch, 5), augment(batch, 6), augment(batch, 5)
@@ -81,7 +83,7 @@ def test_draws_depend_on_step_and_place_and_nothing_before():
     assert not torch.equal(first["image"], second["image"])
 
 
-def test_two_processes_draw_what_one_does(monkeypatch):
+def test_two_processes_draw_the_same_as_one(monkeypatch):
     samples = items(False)
     together = BatchAugmentation(transforms())(list_data_collate(samples), 1)
     monkeypatch.setattr(idist, "get_world_size", lambda: 2)
@@ -92,7 +94,7 @@ def test_two_processes_draw_what_one_does(monkeypatch):
             assert_same(share[key], together[key][rank::2], key)
 
 
-def test_it_is_part_of_the_training_step():
+def test_the_training_step_augments_its_batch():
     from monai.engines import SupervisedTrainer
 
     from medseg.losses import WeightedCrossEntropyLoss

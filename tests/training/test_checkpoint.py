@@ -27,7 +27,7 @@ from medseg.training.sampling import RandomStates
 
 
 class Step:
-    """A training whose batches are drawn from torch's global generator: resuming must restore it."""
+    """Batches that are drawn from torch's global generator, which resuming must restore."""
 
     def __iter__(self):
         for _ in range(3):
@@ -67,7 +67,7 @@ def train(
     return {**network.state_dict(), **{f"averaged.{k}": v for k, v in update.averaged.state_dict().items()}}
 
 
-def test_resuming_equals_not_stopping_bit_for_bit(tmp_path, plan):
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, plan):
     whole = train(tmp_path / "whole", plan, 4, total=4)
     train(tmp_path / "parts", plan, 2, total=4)
     resumed = train(tmp_path / "parts", plan, 4, total=4, resume=True)
@@ -89,14 +89,14 @@ def test_another_plan_is_refused(tmp_path, plan):
         train(tmp_path, changed, 2, total=2, resume=True)
 
 
-def test_a_value_the_plan_no_longer_states_is_a_change_as_well(tmp_path, plan):
+def test_a_value_removed_from_the_plan_is_a_change(tmp_path, plan):
     train(tmp_path, dataclasses.replace(plan, air_below=-400.0), 1, total=2)
     with pytest.raises(WeightsError, match="air_below differs"):
         train(tmp_path, plan, 2, total=2, resume=True)
 
 
 def identified(directory: Path, plan: Plan, seed: int = 0, cases: str = "abc", optimizer=torch.optim.SGD) -> None:
-    """Resume, or else train, one epoch on named cases with a seed."""
+    """Train one epoch on named cases with a seed, or resume it."""
     network = plan.create_network()
     samples = SeededSamples(Dataset([{"case": name, "image": torch.zeros(1)} for name in cases], Compose([])))
     trainer = SupervisedTrainer(
@@ -121,7 +121,7 @@ def identified(directory: Path, plan: Plan, seed: int = 0, cases: str = "abc", o
         ({"optimizer": torch.optim.AdamW}, "its optimizer is a SGD, this run's a AdamW"),
     ],
 )
-def test_what_makes_another_training_of_it_is_refused(tmp_path, plan, changed, fact):
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, plan, changed, fact):
     identified(tmp_path, plan)
     identified(tmp_path, plan, cases="cba")  # in any order
     with pytest.raises(WeightsError, match=rf"training_checkpoint_1\.pt: .*{fact}"):
@@ -139,7 +139,7 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path, plan):
     assert "\n" not in str(raised.value)
 
 
-def test_fewer_epochs_than_there_were_are_said(tmp_path, plan, caplog):
+def test_fewer_epochs_than_the_checkpoint_has_are_reported(tmp_path, plan, caplog):
     finished = train(tmp_path, plan, 2, total=2)
     again = train(tmp_path, plan, 1, total=2, resume=True)
     assert "2 epochs are done already, max_epochs is 1" in caplog.text
@@ -177,7 +177,7 @@ def test_if_every_checkpoint_is_damaged_nothing_is_trained(tmp_path, plan):
         train(tmp_path, plan, 3, total=3, resume=True)
 
 
-def test_a_crash_while_writing_leaves_the_checkpoints_there_were(tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
     for epoch in (1, 2):
         write_checkpoint(tmp_path, epoch, {"epoch": epoch}, keep=2)
 
@@ -197,7 +197,7 @@ def test_a_crash_while_writing_leaves_the_checkpoints_there_were(tmp_path, monke
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     write_checkpoint(tmp_path, 1, {"epoch": 1}, keep=2)
     usual = Path.open
     monkeypatch.setattr(Path, "open", lambda self, mode="r": usual(Path("/dev/full") if mode == "wb" else self, mode))
@@ -212,7 +212,7 @@ def test_resuming_a_finished_training_changes_nothing(tmp_path, plan):
     assert all(torch.equal(finished[name], again[name]) for name in finished)
 
 
-def test_running_the_same_trainer_again_goes_on_and_loses_nothing(tmp_path, plan):
+def test_running_the_same_trainer_again_continues(tmp_path, plan):
     engine = Engine(lambda engine, batch: None)
     CheckpointHandler(tmp_path, {}, plan).attach(engine)
     engine.run([0, 0], max_epochs=2)
@@ -229,7 +229,7 @@ def test_a_finished_training_can_be_extended(tmp_path, plan):
     assert all(torch.equal(whole[name], extended[name]) for name in whole)
 
 
-def test_another_training_in_the_same_place_is_set_aside(tmp_path, plan):
+def test_checkpoints_of_another_training_are_renamed(tmp_path, plan):
     train(tmp_path / "run", plan, 2, total=2)
     before = checkpoint_files(tmp_path / "run")[-1].read_bytes()
     with pytest.warns(UserWarning, match="run_1"):
@@ -258,13 +258,13 @@ def test_the_best_metric_is_kept(tmp_path, plan):
     assert second.state.metrics == {"val_mean_dice": 0.5}
 
 
-def test_without_a_checkpoint_resuming_starts_afresh(tmp_path, plan):
+def test_without_a_checkpoint_a_resumed_training_starts_anew(tmp_path, plan):
     fresh = train(tmp_path / "a", plan, 1, total=1)
     resumed = train(tmp_path / "b", plan, 1, total=1, resume=True)
     assert all(torch.equal(fresh[name], resumed[name]) for name in fresh)
 
 
-def test_resume_typed_as_in_json_means_what_it_says(tmp_path, plan):
+def test_resume_accepts_the_words_of_json(tmp_path, plan):
     """`--resume false` reaches the config as text, which is true in Python."""
     assert not CheckpointHandler(tmp_path, {}, plan, resume="false").resume
     assert CheckpointHandler(tmp_path, {}, plan, resume="true").resume

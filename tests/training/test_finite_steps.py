@@ -8,7 +8,7 @@ import pytest
 import torch
 from bundle.tiny_bundles import BUNDLES
 from monai.engines import SupervisedTrainer
-from training.test_iteration_update import batch, small_network
+from training.test_iteration import batch, small_network
 
 from medseg.errors import MedsegError, NonFiniteError
 from medseg.losses import WeightedCrossEntropyLoss
@@ -25,8 +25,8 @@ from medseg.training.iteration import all_finite
 PLAN = read_plan(BUNDLES / "phantom_cells_segmentation" / "configs" / "plan.json")
 
 
-class SpoiledLoss(torch.nn.Module):
-    """Cross entropy whose value or gradient is spoilt at chosen calls, counted from 1."""
+class NonFiniteLoss(torch.nn.Module):
+    """Cross entropy whose value or gradient is not finite at chosen calls, counted from 1."""
 
     def __init__(self, calls=(), value=float("nan"), gradient_only=False):
         super().__init__()
@@ -77,7 +77,7 @@ def assert_equal(one, other):
 @pytest.mark.parametrize("option", [None, "clipped", "scaled"])
 @pytest.mark.parametrize("gradient_only", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_spoilt_step_changes_nothing(value, gradient_only, option):
+def test_a_step_that_is_not_finite_changes_nothing(value, gradient_only, option):
     # plain gradient descent on one batch: three steps of which one is skipped are two steps
     networks = []
     for steps, calls in ((3, [2]), (2, [])):
@@ -85,7 +85,7 @@ def test_a_spoilt_step_changes_nothing(value, gradient_only, option):
         update = SupervisedUpdate(network, "fp32", max_grad_norm=0.1 if option == "clipped" else None)
         if option == "scaled":
             update.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000, backoff_factor=1 - 1e-9)
-        engine = trainer(steps, SpoiledLoss(calls, value, gradient_only), network, update=update)
+        engine = trainer(steps, NonFiniteLoss(calls, value, gradient_only), network, update=update)
         engine.run()
         assert FiniteSteps.of(engine).skipped == len(calls)
         networks.append(network)
@@ -106,7 +106,7 @@ def test_averaged_weights_and_running_statistics_do_not_move():
     for batches in ([batch(), poisoned, batch()], [batch(), batch()]):
         network = network_with_statistics()
         update = SupervisedUpdate(network, "fp32", average_decay=0.9)
-        trainer(batches, SpoiledLoss(), network, update=update).run()
+        trainer(batches, NonFiniteLoss(), network, update=update).run()
         averaged = {f"averaged.{name}": value for name, value in weights(update.averaged).items()}
         states.append(weights(network) | averaged)
     assert_equal(*states)
@@ -115,7 +115,7 @@ def test_averaged_weights_and_running_statistics_do_not_move():
 
 def test_skipped_steps_are_logged_once_and_counted_in_history_and_record(tmp_path, caplog):
     network = small_network()
-    engine = trainer(6, SpoiledLoss([2, 3, 5]), network=network)
+    engine = trainer(6, NonFiniteLoss([2, 3, 5]), network=network)
     TrainingHistoryHandler(tmp_path, engine.optimizer).attach(engine)
     TrainingRecordHandler(tmp_path, network, PLAN, [], {"precision": "fp32"}).attach(engine)
     with caplog.at_level(logging.WARNING):
@@ -133,24 +133,24 @@ def test_skipped_steps_are_logged_once_and_counted_in_history_and_record(tmp_pat
 @pytest.mark.parametrize(("precision", "remedy"), [("bf16", "--precision fp32"), ("fp32", "images")])
 def test_too_many_in_a_row_end_the_training_in_one_line(precision, remedy):
     batches = [batch() | {"case": ["a_1", "b_2"]}] * 9
-    engine = trainer(batches, SpoiledLoss([1, 3, 4, 5]), precision=precision, max_skipped=3)
+    engine = trainer(batches, NonFiniteLoss([1, 3, 4, 5]), precision=precision, max_skipped=3)
     pattern = rf"^epoch 1, step 5 \(a_1, b_2\): .*3 steps in a row.*{remedy}[^\n]*$"
     with pytest.raises(MedsegError, match=pattern) as raised:
         engine.run()
     assert isinstance(raised.value, NonFiniteError)
 
 
-def test_the_counts_survive_a_resumed_training(tmp_path):
+def test_a_resumed_training_keeps_the_counts(tmp_path):
     for epochs, calls in ((1, [2]), (2, [1])):
         network = small_network()
-        engine = trainer(2, SpoiledLoss(calls), network=network)
+        engine = trainer(2, NonFiniteLoss(calls), network=network)
         engine.state.max_epochs = epochs
         CheckpointHandler(tmp_path, {"network": network}, PLAN, resume=True).attach(engine)
         engine.run()
     assert FiniteSteps.of(engine).skipped == 2
 
 
-def test_large_numbers_are_numbers():
+def test_large_finite_numbers_are_finite():
     parameter = torch.nn.Parameter(torch.ones(4))
     for value, expected in ((1e30, True), (float("inf"), False), (float("nan"), False), (-1e38, True)):
         parameter.grad = torch.tensor([0.0, value, 1.0, 0.0])  # the squares of 1e30 overflow

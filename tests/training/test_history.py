@@ -15,7 +15,7 @@ LOSSES = [4.0, 2.0, 1.0, 3.0, 0.5, 1.5]
 
 
 def engines(directory: Path, validate_every: int, resume_at: int = 0) -> tuple[Engine, Engine]:
-    """A trainer of two steps an epoch whose losses are known, with an evaluator whose Dice is step / 10."""
+    """Return a trainer of two steps per epoch with known losses, and an evaluator whose Dice is step / 10."""
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
 
@@ -75,7 +75,7 @@ def test_validations_inside_an_epoch_have_their_own_rows(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_picture_is_there_after_every_validation(tmp_path):
+def test_the_picture_is_drawn_after_every_validation(tmp_path):
     from matplotlib.image import imread
 
     train(tmp_path, 1)
@@ -85,7 +85,7 @@ def test_the_picture_is_there_after_every_validation(tmp_path):
     assert not np.array_equal(first, imread(tmp_path / "training.png"))
 
 
-def test_the_picture_is_there_without_a_validation(tmp_path):
+def test_the_picture_is_drawn_without_a_validation(tmp_path):
     from matplotlib.image import imread
 
     train(tmp_path, 1, validate_every=99)
@@ -129,7 +129,7 @@ def test_tensorboard_holds_every_step_and_validation(tmp_path):
     assert {"weights/weight", "gradients/weight", "gradients/bias"} <= set(found.Tags()["histograms"])
 
 
-def test_a_training_that_starts_anew_keeps_what_another_left(tmp_path):
+def test_a_new_training_keeps_the_files_of_an_earlier_one(tmp_path):
     train(tmp_path, 2, validate_every=2)
     table, picture = (tmp_path / "history.csv").read_bytes(), (tmp_path / "training.png").read_bytes()
     with pytest.warns(UserWarning, match="belongs to an earlier run"):

@@ -25,7 +25,7 @@ def bundle(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(bundle) -> str:
-    """The SHA-256 of the weights of a training nobody disturbed, without workers."""
+    """Return the SHA-256 of the weights of an uninterrupted training without workers."""
     run(command(bundle, bundle.parent / "whole", max_epochs=EPOCHS))
     return weights_sha256(bundle.parent / "whole")
 
@@ -37,7 +37,7 @@ def weights_sha256(output_dir: Path) -> str:
 
 
 def kill_at(step: int, delay: float, arguments: list[str]) -> None:
-    """kill −9 so many seconds after the progress bar shows that step, wherever the training is then."""
+    """Kill the training with SIGKILL some seconds after the progress bar shows a step."""
     process = subprocess.Popen(
         arguments, env=environment(TQDM_MININTERVAL="0"), stderr=subprocess.PIPE, start_new_session=True
     )

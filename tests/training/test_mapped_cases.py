@@ -1,4 +1,4 @@
-"""Cases mapped from files are what `CacheDataset` holds in memory, and never what was there before."""
+"""Cases mapped from files equal those that `CacheDataset` holds in memory, and are never stale."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ KEYS = ["image", "label"]
 
 
 class Counted(MapTransform):
-    """Adds a number, and counts how often."""
+    """Add a number, and count the calls."""
 
     calls = 0
 
@@ -50,12 +50,12 @@ def write(folder: Path, name: str, array: np.ndarray) -> str:
 @pytest.fixture
 def cases(tmp_path) -> list[dict[str, str]]:
     generator = np.random.default_rng(0)
-    made = []
+    files = []
     for n in range(3):
         image = write(tmp_path, f"image_{n}", generator.normal(size=(12, 14, 10)).astype(np.float32))
         label = write(tmp_path, f"label_{n}", generator.integers(0, 2, (12, 14, 10)).astype(np.uint8))
-        made.append({"image": image, "label": label, "case": f"case_{n}"})
-    return made
+        files.append({"image": image, "label": label, "case": f"case_{n}"})
+    return files
 
 
 def samples(dataset) -> list:
@@ -76,7 +76,7 @@ def test_samples_equal_those_from_memory_bit_for_bit(cases, tmp_path):
     inner = CacheDataset(cases, transforms(), copy_cache=False, num_workers=0, progress=False)
     expected = samples(inner)
     Counted.calls = 0
-    for run in range(2):  # the second one finds what the first one made
+    for run in range(2):  # the second one finds the files of the first
         mapped = MappedCases(cases, transforms(), tmp_path / "cache")
         assert Counted.calls == 3, run
         assert_same(samples(mapped), expected)
@@ -93,7 +93,7 @@ def test_the_files_are_mapped_and_never_written_to(cases, tmp_path):
     assert float(MappedCases(cases, transforms(), tmp_path / "cache")._cache[0]["image"].min()) > -5
 
 
-def test_whatever_changes_the_file_is_another(cases, tmp_path, monkeypatch):
+def test_every_change_gives_another_file(cases, tmp_path, monkeypatch):
     names = [MappedCases(cases, transforms(), tmp_path / "cache").case_file(0)]
     names.append(MappedCases(cases, transforms(add=2.0), tmp_path / "cache").case_file(0))
     image = Path(cases[0]["image"])
@@ -107,7 +107,7 @@ def test_whatever_changes_the_file_is_another(cases, tmp_path, monkeypatch):
     assert len(set(names)) == 4
 
 
-def test_random_transforms_and_their_draws_do_not_matter(cases, tmp_path):
+def test_random_transforms_and_their_draws_change_no_file(cases, tmp_path):
     name = MappedCases(cases, transforms(), tmp_path / "cache").case_file(0)
     seeded = transforms().set_random_state(5)
     assert MappedCases(cases, seeded, tmp_path / "cache").case_file(0) == name
@@ -116,7 +116,7 @@ def test_random_transforms_and_their_draws_do_not_matter(cases, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
-def test_a_damaged_file_is_made_again(cases, tmp_path, damage):
+def test_a_damaged_file_is_replaced(cases, tmp_path, damage):
     file = MappedCases(cases, transforms(), tmp_path / "cache").case_file(1)
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "other": b"PK nonsense"}[damage])
@@ -128,7 +128,7 @@ def test_a_damaged_file_is_made_again(cases, tmp_path, damage):
     assert_same(samples(again), samples(memory))
 
 
-def test_a_spawned_worker_gets_file_names_and_not_the_arrays(cases, tmp_path):
+def test_a_spawned_worker_receives_file_names_instead_of_arrays(cases, tmp_path):
     mapped = MappedCases(cases, transforms(), tmp_path / "cache")
     sent = pickle.dumps(mapped)
     assert mapped._cache[0]["image"].numpy().tobytes() not in sent

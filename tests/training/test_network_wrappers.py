@@ -64,7 +64,7 @@ def test_the_first_level_is_the_network_itself():
     torch.testing.assert_close(wrapped.eval()(x), network(x))
 
 
-def test_every_level_has_a_gradient_and_the_networks_state_has_no_new_name():
+def test_every_level_has_a_gradient_and_the_networks_state_keeps_its_names():
     network = unet()
     names = set(network.state_dict())
     wrapped = DeepSupervision(network)
@@ -75,7 +75,7 @@ def test_every_level_has_a_gradient_and_the_networks_state_has_no_new_name():
     assert len(list(wrapped.parameters())) == len(list(network.parameters())) + 2  # one head more: weight and bias
 
 
-def test_a_unet_plus_plus_brings_its_own_heads():
+def test_a_unet_plus_plus_has_its_own_heads():
     network = create(
         "unetplusplus_zhou2018", spatial_dims=2, in_channels=1, out_channels=2, channels=[4, 8, 8], heads="all"
     )
@@ -84,7 +84,7 @@ def test_a_unet_plus_plus_brings_its_own_heads():
     assert len(list(wrapped.parameters())) == len(list(network.parameters()))
 
 
-def test_levels_can_be_fewer_not_more():
+def test_fewer_levels_can_be_supervised_and_not_more():
     assert len(DeepSupervision(unet(), levels=1)(torch.randn(1, 1, 8, 8, 8))) == 1
     with pytest.raises(NetworkError, match=r"between 1 and 2.*found 3"):
         DeepSupervision(unet(), levels=3)

@@ -1,4 +1,4 @@
-"""The paper's own network is one override of a bundle's training away: one step of each, as docs/training.md has it."""
+"""Take one training step of each paper's own network, with the options of docs/training.md."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ PARAMETERS = {
 
 
 def overrides(bundle: str) -> dict[str, str]:
-    """The options the page gives for the bundle's paper."""
+    """Return the options that the page gives for the bundle's paper."""
     (command,) = re.findall(rf"cd bundles/{bundle}_segmentation\n(.*?)\n(?:cd |```)", PAGE, re.DOTALL)
     words = shlex.split(command.replace("\\\n", " ").replace("\\$", "$"))
     return {name.removeprefix("--"): value for name, value in zip(words[4::2], words[5::2], strict=True)}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from training.test_iteration_update import batch, small_network
+from training.test_iteration import batch, small_network
 
 from medseg.losses import WeightedCrossEntropyLoss
 from medseg.training import CheckpointHandler, SupervisedUpdate, resolve_precision

@@ -1,4 +1,4 @@
-"""Each recipe is an overlay of train.json: what it names is what trains, and its checkpoints resume."""
+"""Each recipe is an overlay of train.json: its components train, and its checkpoints resume."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def trained(bundle: Path, recipe: str, **overrides: object) -> ConfigWorkflow:
     return made
 
 
-def test_the_unet_papers(bundle):
+def test_unet2015(bundle):
     made = trained(bundle, "unet2015", max_epochs=1)
     optimizer = made.parser.get_parsed_content("optimizer")
     assert isinstance(optimizer, torch.optim.SGD)
@@ -74,7 +74,7 @@ def test_plateau_follows_the_validation_dice(bundle):
     assert json.loads((bundle.parent / "plateau" / "training.json").read_text())["resumed_at_epoch"] == 2
 
 
-def test_nnunets(bundle):
+def test_nnunet(bundle):
     made = trained(bundle, "nnunet", max_epochs=1)
     assert isinstance(made.trainer.network, DeepSupervision)
     assert isinstance(made.trainer.loss_function, DeepSupervisionLoss)
@@ -83,7 +83,7 @@ def test_nnunets(bundle):
     assert any(name.startswith("heads.1") for name in state["network"])  # a resumed training needs the extra heads
 
 
-def test_mapped_cases_train_what_cached_ones_train(bundle):
+def test_mapped_cases_give_the_weights_of_cached_ones(bundle):
     records = []
     for recipe in (None, "mapped_cases"):
         workflow(bundle, recipe, max_epochs=1).run()

@@ -10,7 +10,7 @@ from medseg.training import TrainingRecordHandler
 from medseg.training.record import data_checksum, recorded_command, without_folders
 
 
-def test_writes_plain_weights_and_their_record(tmp_path, plan):
+def test_plain_weights_and_their_record_are_written(tmp_path, plan):
     (tmp_path / "a.nii.gz").write_bytes(b"image")
     (tmp_path / "b.nii.gz").write_bytes(b"label")
     cases = [{"case": "x", "image": [str(tmp_path / "a.nii.gz")], "label": str(tmp_path / "b.nii.gz")}]
@@ -82,7 +82,7 @@ def test_only_absolute_paths_are_shortened(value, expected):
     assert without_folders(value) == expected
 
 
-def test_the_data_checksum_sees_contents_not_places(tmp_path):
+def test_the_data_checksum_depends_on_contents_and_not_on_folders(tmp_path):
     for folder, content in (("one", b"1"), ("two", b"1"), ("three", b"2")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "scan.nii.gz").write_bytes(content)
@@ -91,7 +91,7 @@ def test_the_data_checksum_sees_contents_not_places(tmp_path):
 
 
 def test_the_data_checksum_does_not_depend_on_the_order_of_scan_and_label_map(tmp_path):
-    """Both have the same name in most data sets, and the order of a set of paths changes from run to run."""
+    """Both often have the same name, and the order of a set of paths changes from run to run."""
 
     def data(images: str, labels: str) -> str:
         cases = []

@@ -24,7 +24,7 @@ def cases(number: int = 5) -> list[dict[str, torch.Tensor]]:
 
 
 def global_noise(image: torch.Tensor) -> torch.Tensor:
-    """A transform as others write them: from the global generators of torch, NumPy and Python."""
+    """Draw from the global generators of torch, NumPy and Python, as transforms of others may do."""
     return image + torch.randn(()) + np.random.normal() + random.random()  # noqa: NPY002
 
 
@@ -75,7 +75,7 @@ def test_epochs_and_seeds_differ():
     assert not torch.equal(epoch_of(loader(2), 2), first)  # seed + epoch is no seed
 
 
-def test_every_case_is_drawn_once_and_orders_are_many():
+def test_every_case_is_visited_once_in_changing_orders():
     sampler = SeededSampler(range(50), seed=1)
     orders = []
     for epoch in range(20):
@@ -95,7 +95,7 @@ def test_sample_seeds_do_not_repeat():
     assert len(seeds) >= 3998  # 4000 draws of 32 bits: a birthday collision has probability 0.002
 
 
-def test_processes_share_the_batches_of_one():
+def test_processes_share_the_batches_of_a_single_one():
     whole = SeededSampler(range(10), seed=5)
     halves = [SeededSampler(range(10), seed=5, num_replicas=2, rank=rank) for rank in (0, 1)]
     for sampler in (whole, *halves):
@@ -119,7 +119,7 @@ def test_the_global_generators_are_left_alone():
     assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected  # noqa: NPY002
 
 
-def test_samples_are_made_with_one_thread():
+def test_samples_are_drawn_with_one_thread():
     seen = []
     data = Dataset(cases(1), Compose([Lambdad("image", lambda image: seen.append(torch.get_num_threads()) or image)]))
     before = torch.get_num_threads()
@@ -132,7 +132,7 @@ def test_samples_are_made_with_one_thread():
     assert seen == [1]
 
 
-def test_monais_engine_tells_the_epoch():
+def test_monais_engine_sets_the_epoch():
     batches, seen = loader(), []
     network = torch.nn.Conv3d(1, 1, 1)
     SupervisedTrainer(
@@ -151,7 +151,7 @@ def test_monais_engine_tells_the_epoch():
         assert torch.equal(images, epoch_of(other, epoch))
 
 
-def test_an_index_travels_with_its_seed():
+def test_a_pickled_index_keeps_its_seed():
     index = pickle.loads(pickle.dumps(SampleIndex(4, 77)))
     assert (index, index.seed, "abcdef"[index]) == (4, 77, "e")
 

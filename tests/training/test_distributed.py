@@ -1,4 +1,4 @@
-"""Two processes on one machine train what one process with their joint batch trains."""
+"""Two processes train the same weights as one process with their joint batch."""
 
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     end_processes()
 
 
-def test_validation_cases_are_shared_out_once(monkeypatch):
+def test_each_validation_case_goes_to_one_process(monkeypatch):
     monkeypatch.setattr(idist, "get_world_size", lambda: 3)
     shares, few = [], []
     for rank in range(3):

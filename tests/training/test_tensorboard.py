@@ -34,7 +34,7 @@ def case(shape: tuple[int, ...] = (20, 24, 12)) -> dict[str, torch.Tensor]:
 
 
 def written(directory: Path, output: object) -> dict[str, np.ndarray]:
-    """What TensorBoard shows after a validation with this output: RGB pictures by name."""
+    """Return the RGB pictures by name that TensorBoard shows after a validation with this output."""
     network = torch.nn.Linear(1, 1)
     trainer, evaluator = Engine(lambda *_: {"loss": torch.tensor(1.0)}), Engine(lambda *_: output)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
@@ -97,7 +97,7 @@ def case_picture_without_labels() -> np.ndarray:
     return drawn(figure)
 
 
-def test_a_respaced_scan_is_brought_to_the_references_grid():
+def test_a_resampled_scan_is_shown_on_the_grid_of_the_reference():
     given = case()
     coarse = Spacing((2.0, 2.0, 2.0), padding_mode="border")(given["image"])
     assert coarse.shape != given["label"].shape
@@ -108,7 +108,7 @@ def test_a_respaced_scan_is_brought_to_the_references_grid():
     assert abs(float(np.median(shown)) - 1.05) < 0.05
 
 
-def test_what_cannot_be_drawn_is_left_out():
+def test_items_that_cannot_be_drawn_are_left_out():
     given = case()
     plain = {name: item.as_tensor() for name, item in given.items()}
     assert list(case_figures([plain])) == ["image", "reference", "prediction"]
@@ -119,14 +119,14 @@ def test_what_cannot_be_drawn_is_left_out():
     assert case_figures([{**plain, "image": plain["image"][:, ::2]}]) == {}
 
 
-def test_logits_are_shown_as_the_label_of_the_largest():
+def test_logits_are_shown_as_the_label_of_the_largest_one():
     given = case()
     logits = torch.nn.functional.one_hot(given["pred"][0].as_tensor().long(), 3).movedim(-1, 0).float()
     figures = case_figures([{**given, "pred": MetaTensor(logits, affine=torch.as_tensor(AFFINE))}], LABELS)
     np.testing.assert_array_equal(drawn(figures["prediction"]), drawn(case_figures([given], LABELS)["prediction"]))
 
 
-def test_a_case_with_nothing_on_it_and_a_scan_of_nan_are_drawn():
+def test_empty_cases_and_scans_of_nan_are_drawn():
     given = case()
     empty = {name: item * 0 for name, item in given.items()}
     assert len(case_figures([empty], LABELS)) == 3

@@ -1,15 +1,17 @@
-"""Prediction: the whole command against a MONAI bundle's, merging against MONAI's sliding window, restoring.
+"""Compare prediction with MONAI and nnU-Net: the whole command, merging tiles, and restoring labels.
 
     python benchmarks/bench_prediction.py [--size 256] [--tile 96] [--repeats N] [--only command|merge|restore]
                                           [--restore-scale 1.0]
 
-Command: from a scan's file to a segmentation's file, models already built, the same network and weights (stages 32 to
-320) and tiles on all sides, on a CT-like generated volume; see `whole_command.py`.
+command: from a scan's file to a segmentation's file, on a generated CT-like volume. Models are built beforehand. All
+methods use the same network (stages of 32 to 320 channels), weights and tiles; see `whole_command.py`.
 
-Merging: the same network, tiles, overlap and fp32 on both sides; "network alone" is tiles × the time of one pass, what
-no merging can beat. Restoring: 14 classes from 256×256×100 to 512×512×300 (times --restore-scale) to labels; nnU-Net's
-way is reproduced with `scipy.ndimage.zoom`, which its `skimage.transform.resize` calls,
-one class at a time in float64 as nnU-Net does, then the argmax; MONAI's is `Spacing` on all classes, then the argmax.
+merge: all methods use the same network, tiles and overlap in fp32. "network alone" is the number of tiles × the time of
+one forward pass, which is the lower bound of any method.
+
+restore: from logits of 14 classes on 256×256×100 voxels to labels on 512×512×300 (both × --restore-scale). nnU-Net's
+method is reproduced with `scipy.ndimage.zoom`, which its `skimage.transform.resize` calls, per class in float64 and
+with an argmax at the end. MONAI's method is `SpatialResample` of all classes and an argmax.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from medseg.transforms.restore.native import restore_labels
 
 
 def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]:
-    """Seconds of one volume, model grid to labels."""
+    """Measure the seconds from the image on the model grid to labels."""
     torch.manual_seed(0)
     network = DynUNet(
         3, 1, classes, [3] * 5, [1, 2, 2, 2, 2], [2] * 4, filters=[32, 64, 128, 256, 320], res_block=False
@@ -45,30 +47,30 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
     shape, tiles = (size,) * 3, (tile,) * 3
     native = (int(size * 1.25),) * 3
     affine = np.diag([0.8, 0.8, 0.8, 1.0])
-    affine[:3, 3] = 0.5 * 0.8 - 0.5  # edge to edge, as nnU-Net resizes
+    affine[:3, 3] = 0.5 * 0.8 - 0.5  # aligns the outer edges, as nnU-Net does
     grid = lay_tiles(shape, tiles, 0.5)
     backend = TorchBackend(network, torch.device("cpu"))
     decision = LabelDecision(range(classes))
     one = torch.randn(1, 1, *tiles)
-    made: dict[str, torch.Tensor] = {}
+    labels: dict[str, torch.Tensor] = {}
 
     def monai() -> None:
         with torch.inference_mode():
             logits = sliding_window_inference(image[None], tiles, 1, network, 0.5, "gaussian")
             resampled = SpatialResample()(MetaTensor(logits[0], affine=np.eye(4)), affine, native)  # type: ignore[index]
-            made["MONAI"] = resampled.argmax(0)
+            labels["MONAI"] = resampled.argmax(0)
 
     def logits_only() -> torch.Tensor:
         with torch.inference_mode():
             return SlidingWindowInferer(tiles, 1, 0.5, "gaussian")(image[None], network)
 
     def streaming() -> None:
-        made["Predictor"] = predict_labels(
+        labels["Predictor"] = predict_labels(
             image, np.eye(4), affine, native, backend, decision, Window(tiles), backend.head_weight, backend.head_bias
         )
 
     def nnunet() -> None:
-        made["nnU-Net"] = torch.from_numpy(NNUNetPeer(network, tiles, classes).labels(image, native, [0.8] * 3))
+        labels["nnU-Net"] = torch.from_numpy(NNUNetPeer(network, tiles, classes).labels(image, native, [0.8] * 3))
 
     seconds = interleaved_medians(
         {
@@ -94,20 +96,20 @@ def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]
         for name in named
         if name in seconds
     ]
-    for peer in sorted(made.keys() - {"Predictor"}):
-        agreement = (made["Predictor"] == made[peer]).float().mean().item()
+    for peer in sorted(labels.keys() - {"Predictor"}):
+        agreement = (labels["Predictor"] == labels[peer]).float().mean().item()
         faster = seconds[peer] / seconds["Predictor"]
         rows.append(Row(topic, f"{peer}, labels agree {agreement:.5f}", seconds[peer], faster, "streaming"))
     return rows
 
 
 def bench_restoring(scale: float, classes: int, repeats: int) -> list[Row]:
-    """Seconds from logits to native labels."""
+    """Measure the seconds from logits to labels on the native grid."""
     model = tuple(max(8, int(n * scale)) for n in (256, 256, 100))
     native = tuple(max(8, int(n * scale)) for n in (512, 512, 300))
     coarse = torch.randn(1, classes, *(max(2, n // 12) for n in model), generator=torch.manual_seed(0))
     logits = torch.nn.functional.interpolate(coarse, model, mode="trilinear")[0].contiguous()
-    # The affine by which both ways put voxel centres at the same places: edge to edge, as resize and zoom do.
+    # Align the outer edges of the grids, as resize and zoom do, so that all methods compute the same positions.
     factor = np.asarray(model) / np.asarray(native)
     affine = np.eye(4)
     affine[[0, 1, 2], [0, 1, 2]] = factor
@@ -130,8 +132,8 @@ def bench_restoring(scale: float, classes: int, repeats: int) -> list[Row]:
     work = {
         "linear": lambda: ours("linear"),
         "cubic": lambda: ours("cubic"),
-        "nnU-Net's way, order 1": lambda: nnunet(1),
-        "nnU-Net's way, order 3": lambda: nnunet(3),
+        "nnU-Net's method, order 1": lambda: nnunet(1),
+        "nnU-Net's method, order 3": lambda: nnunet(3),
         "MONAI": monai,
     }
     seconds = interleaved_medians(work, repeats)
@@ -139,19 +141,19 @@ def bench_restoring(scale: float, classes: int, repeats: int) -> list[Row]:
     same = {1: (nnunet(1) == labels).mean(), 3: (nnunet(3) == labels).mean()}
     topic = f"restore {classes} classes {'×'.join(map(str, model))} → {'×'.join(map(str, native))}"
     rows = [Row(topic, "separable linear", seconds["linear"], 1.0, "separable linear")]
-    for name in ("cubic", "MONAI", "nnU-Net's way, order 1", "nnU-Net's way, order 3"):
+    for name in ("cubic", "MONAI", "nnU-Net's method, order 1", "nnU-Net's method, order 3"):
         note = "".join(f", labels agree {same[o]:.5f}" for o in (1, 3) if name.endswith(f"order {o}"))
         rows.append(Row(topic, name + note, seconds[name], seconds[name] / seconds["linear"], "separable linear"))
     return rows
 
 
 def main() -> None:
-    """Run them and print one table."""
+    """Run the benchmarks and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, help="voxels an axis; 256 for command, 192 for merge")
+    parser.add_argument("--size", type=int, help="voxels per axis; default 256 for command, 192 for merge")
     parser.add_argument("--tile", type=int, default=96)
     parser.add_argument("--classes", type=int, default=14)
-    parser.add_argument("--repeats", type=int, help="1 for command, 3 for the others")
+    parser.add_argument("--repeats", type=int, help="default 1 for command, 3 for the others")
     parser.add_argument("--restore-scale", type=float, default=1.0)
     parser.add_argument("--only", choices=["command", "merge", "restore"])
     arguments = parser.parse_args()

@@ -1,13 +1,13 @@
-"""Peak memory of merging 105 classes: MONAI's sliding window, nnU-Net's predictor and medseg's streaming prediction.
+"""Measure the peak memory of merging 105 classes, in MONAI, nnU-Net and medseg.
 
-Each run is a process of its own; the figure is its highest resident size, and that above its size just before the
-prediction. The network is thin (two 3³ convolutions to 32 features and a 1×1×1 head), so merging is what is measured.
+Each run is a separate process. Reported are its largest resident size, and how much that is above its size just before
+the prediction. The network is thin (two 3³ convolutions to 32 features and a 1×1×1 head), so that merging dominates.
 
     python benchmarks/bench_prediction_memory.py [--shape 160 160 480] [--tile 96] [--classes 105] [--repeats 1]
                                                  [--large] [--only-large] [--large-shape 512 512 400] [--out FILE]
 
-Long runs say how far they are and how much time is left. With --out, the figures so far are in that file every few
-seconds: a run that is killed has lost nothing but its last tiles, and the next call takes finished runs from there.
+Long runs print their progress and the remaining time. With --out, the figures so far are written to that file every
+few seconds, and the next call does not repeat finished runs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SECONDS_BETWEEN_FIGURES = 5.0
 
 
 def resident_bytes() -> int:
-    """Resident size of this process now."""
+    """Return the resident size of this process."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
 
 
 def peak_bytes() -> int:
-    """Highest resident size of this process (getrusage would count what the parent held when it started this one)."""
+    """Return the largest resident size of this process. getrusage would include what its parent held at the start."""
     return 1024 * int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0])
 
 
@@ -63,38 +63,38 @@ def build_network(classes: int, kernel: int):
 
 
 class Progress:
-    """Figures of a run that is under way, handed on every few seconds.
+    """Report the figures of a run every few seconds.
 
     Args:
         before: resident bytes just before the work.
-        report: gets the figures so far.
+        report: receives the figures so far.
     """
 
     def __init__(self, before: int, report: Callable[[dict[str, Any]], None]) -> None:
         self.before, self.report = before, report
-        self.started = self.told = time.perf_counter()
+        self.started = self.reported = time.perf_counter()
 
     def figures(self) -> dict[str, Any]:
-        """Seconds since the start, and the peak until now."""
+        """Return the seconds since the start, and the peak so far."""
         peak = peak_bytes()
         seconds = time.perf_counter() - self.started
         return {"seconds": seconds, "peak_mib": peak / MIB, "above_mib": (peak - self.before) / MIB}
 
     def __call__(self, done: int, total: int) -> None:
-        """Called after each batch of tiles."""
+        """Report the progress; called after each batch of tiles."""
         now = time.perf_counter()
-        if now - self.told >= SECONDS_BETWEEN_FIGURES:
-            self.told = now
+        if now - self.reported >= SECONDS_BETWEEN_FIGURES:
+            self.reported = now
             self.report({**self.figures(), "tiles": done, "of_tiles": total})
 
 
-def tell(figures: dict[str, Any]) -> None:
-    """One line of JSON for the parent."""
+def print_json(figures: dict[str, Any]) -> None:
+    """Print one line of JSON for the parent process."""
     print(json.dumps(figures), flush=True)
 
 
 def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int) -> dict[str, Any]:
-    """Run one method in this process."""
+    """Measure one method in this process."""
     import numpy as np
     import torch
     from monai.inferers import sliding_window_inference
@@ -105,11 +105,11 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
 
     network = build_network(classes, kernel)
     if method == "nnU-Net":
-        import nnunetv2.inference.predict_from_raw_data  # noqa: F401  its imports are not its prediction's memory
+        import nnunetv2.inference.predict_from_raw_data  # noqa: F401  its imports are not counted as memory of the prediction
     image = torch.randn(1, *shape)
     size = (tile,) * 3
     backend = TorchBackend(network, torch.device("cpu"), blend_features=method != "medseg logits")
-    progress = Progress(resident_bytes(), tell)
+    progress = Progress(resident_bytes(), print_json)
     if method == "monai":
         with torch.inference_mode():
             logits = sliding_window_inference(image[None], size, 1, network, 0.5, "gaussian")
@@ -125,7 +125,7 @@ def measure(method: str, shape: list[int], tile: int, classes: int, kernel: int)
 
 
 class Figures:
-    """What is known of every run, in a file that is replaced whole; without a file, in memory."""
+    """Figures of all runs, kept in a file that is written atomically, or in memory if there is no file."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -134,7 +134,7 @@ class Figures:
             self.runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        """The figures of a run that an earlier call has finished."""
+        """Return the figures of a run that an earlier call has finished."""
         found = self.runs.get(name)
         return found if found and found.get("is_finished") else None
 
@@ -148,7 +148,7 @@ class Figures:
 
 
 def run(method: str, arguments: argparse.Namespace, shape: list[int], name: str, figures: Figures) -> dict[str, Any]:
-    """Measure in a fresh process, and follow it; of one that is killed, what it had told."""
+    """Measure in a new process and follow its progress. If it is killed, return its last figures."""
     request = json.dumps([method, shape, arguments.tile, arguments.classes, arguments.kernel])
     command = [sys.executable, "-W", "ignore", __file__, "--one", request]
     last: dict[str, Any] = {}
@@ -171,21 +171,21 @@ def run(method: str, arguments: argparse.Namespace, shape: list[int], name: str,
 
 
 def main() -> None:
-    """Compare the methods, or measure one (`--one`, for the child processes)."""
+    """Compare the methods, or measure one of them (`--one`, used for the child processes)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=3, default=[160, 160, 480])
     parser.add_argument("--tile", type=int, default=96)
     parser.add_argument("--classes", type=int, default=105)
-    parser.add_argument("--kernel", type=int, default=3, help="1 makes the network cheap where only memory matters")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each method on --shape; medians are printed")
-    parser.add_argument("--large", action="store_true", help="also --large-shape (MONAI's way would not fit)")
-    parser.add_argument("--only-large", action="store_true", help="nothing but --large-shape")
+    parser.add_argument("--kernel", type=int, default=3, help="1 makes the network fast if only the memory matters")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each method on --shape")
+    parser.add_argument("--large", action="store_true", help="also measure --large-shape (without MONAI)")
+    parser.add_argument("--only-large", action="store_true", help="measure only --large-shape")
     parser.add_argument("--large-shape", type=int, nargs=3, default=[512, 512, 400])
-    parser.add_argument("--out", type=Path, help="JSON with the figures, written as they come; finished runs are kept")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures; finished runs in it are not repeated")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        tell(measure(*json.loads(arguments.one)))
+        print_json(measure(*json.loads(arguments.one)))
         return
     figures = Figures(arguments.out)
     print(f"Machine: {machine()}\n\n{arguments.classes} classes, tile {arguments.tile}, fp32\n")

@@ -1,7 +1,7 @@
-"""nnU-Net's own prediction of a preprocessed scan, with any network and any grid.
+"""Run nnU-Net's own prediction of a preprocessed scan, with any network and any grid.
 
-`nnUNetPredictor` and `LabelManager` as nnU-Net 2 ships them; only the plans, which a benchmark has no use for, are
-replaced by the tile. Mirroring is off, as it is for everything else that is measured.
+`nnUNetPredictor` and `LabelManager` are those of nnU-Net 2. Only its plans are replaced by the size of the tile.
+Mirroring is off, as in all other methods that are measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 
 def is_installed() -> bool:
-    """Whether nnU-Net can be measured here (`make bench` installs it)."""
+    """Return True if nnU-Net is installed, as `make bench` does."""
     return find_spec("nnunetv2") is not None
 
 
@@ -27,13 +27,13 @@ class NNUNetPeer:
     """nnU-Net's sliding window, resampling of logits and decision.
 
     Args:
-        network: gives logits.
-        tile: voxels an axis.
-        classes: of the logits, the background included.
+        network: returns logits.
+        tile: in voxels, one size per axis.
+        classes: number of classes, background included.
     """
 
     def __init__(self, network: nn.Module, tile: Sequence[int], classes: int) -> None:
-        with redirect_stdout(StringIO()):  # it remarks on environment variables of its training
+        with redirect_stdout(StringIO()):  # it prints remarks on environment variables of its training
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
             from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -46,11 +46,17 @@ class NNUNetPeer:
         self.predictor.network = network
 
     def labels(self, image: torch.Tensor, native: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
-        """Labels (*native) of a preprocessed image (C, …) of 1 mm voxels; `spacing` is that of the native grid."""
+        """Return the labels (*native) of a preprocessed image (C, …) with voxels of 1 mm.
+
+        Args:
+            image: (C, …).
+            native: shape of the native grid in voxels.
+            spacing: of the native grid in mm.
+        """
         from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
         logits = self.predictor.predict_sliding_window_return_logits(image)
-        # the arguments nnU-Net's planner writes for logits
+        # These are the arguments that nnU-Net's planner writes for logits.
         logits = resample_data_or_seg_to_shape(
             logits, list(native), [1.0] * 3, list(spacing), is_seg=False, order=1, order_z=0, force_separate_z=None
         )

@@ -1,4 +1,4 @@
-"""A piece of work in a process of its own, so that settings of this process do not reach it."""
+"""Run a function in a separate process, so that the settings of this process do not affect it."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,24 +12,24 @@ Work = Callable[[], object]
 def _serve(make: Callable[[], Work], connection: Connection) -> None:
     work = make()
     connection.send("ready")
-    with suppress(EOFError):  # the process that asks has ended
+    with suppress(EOFError):  # the parent process has ended
         while connection.recv():
             work()
             connection.send("done")
 
 
 class OwnProcess:
-    """`make(...)()` run in another process; calling this runs it there once and waits for its end.
+    """Run `make(...)()` in another process; each call runs it once there and waits for it.
 
-    The process idles between the calls, so it can take turns with work of this one, once it is `ready`. It ends with
-    this process.
+    The process is idle between the calls, so that measurements in this process and in the other can alternate. It ends
+    with this process.
 
     Args:
         make: a function of a module that returns the work to repeat.
-        arguments: of `make`, anything that can be pickled.
+        arguments: arguments of `make`, which must be picklable.
 
     Raises:
-        EOFError: the other process failed; it has printed why.
+        EOFError: the other process failed and has printed the reason.
     """
 
     def __init__(self, make: Callable[..., Work], *arguments: object) -> None:
@@ -43,26 +43,26 @@ class OwnProcess:
         self.end()
 
     def ready(self) -> None:
-        """Wait until the work is made; call it once, before the first run, and before anything is timed."""
+        """Wait until `make` has returned. Call this once, before the first run and before any measurement."""
         self._connection.recv()
 
     def begin(self) -> None:
-        """Run once, without waiting."""
+        """Start one run without waiting for it."""
         self._connection.send(True)
 
     def end(self) -> None:
-        """Wait for what `begin` began."""
+        """Wait for the run that `begin` started."""
         self._connection.recv()
 
 
 class SideBySide:
-    """Several processes that work at the same time, as the members of a process group do; a call is one run of each."""
+    """Run several processes at the same time, like the members of a process group; a call is one run of each."""
 
     def __init__(self, *processes: OwnProcess) -> None:
         self._processes = processes
 
     def ready(self) -> None:
-        """Wait until all are."""
+        """Wait until all processes are ready."""
         for process in self._processes:
             process.ready()
 

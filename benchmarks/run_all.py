@@ -1,10 +1,10 @@
-"""Run every benchmark of this folder and print one table of ratios: what `make bench` calls.
+"""Run the benchmarks of this folder and print one table of ratios, as `make bench` does.
 
     python benchmarks/run_all.py [NAME...] [-- ARGUMENTS]     e.g. run_all.py crop_by_label elastic
 
-Each `bench_<name>.py` runs in a process of its own, so that none inherits another's memory or threads. Its table rows
-(lines that begin with `|`; all lines where there are none) are collected. A benchmark that fails is named at the end
-and makes the exit code 1.
+Each `bench_<name>.py` runs in a separate process, so that it does not inherit the memory or threads of another. The
+rows of its table (lines that begin with `|`, or all lines if there are none) are collected. Benchmarks that failed are
+named at the end, and the exit code is then 1.
 """
 
 import subprocess
@@ -17,6 +17,7 @@ _FOLDER = Path(__file__).parent
 
 
 def main(arguments: list[str]) -> int:
+    """Run the benchmarks that are named, or all."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     names, passed_on = arguments[:split], arguments[split + 1 :]
     scripts = [_FOLDER / f"bench_{name}.py" for name in names] or sorted(_FOLDER.glob("bench_*.py"))

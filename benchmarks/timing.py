@@ -1,4 +1,4 @@
-"""Timing shared by the benchmarks: interleaved repeats, medians, one table, the machine named."""
+"""Measure times for the benchmarks: alternating repeats, medians, and one table with the machine's name."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 
 
 class Row(NamedTuple):
-    """One line of the table: `ratio` is seconds over the seconds of `reference`, or a speed-up where said so."""
+    """One line of the table. `ratio` is the seconds divided by those of `reference`, or a speed-up if it says so."""
 
     topic: str
     what: str
@@ -24,9 +24,14 @@ class Row(NamedTuple):
 def interleaved_medians(
     work: Mapping[str, Callable[[], object] | None], repeats: int, inner: int = 1
 ) -> dict[str, float]:
-    """Median seconds of one call of each piece of work, after a warm-up.
+    """Return the median seconds of one call of each function, after a warm-up.
 
-    The pieces take turns in every repeat, so that a slow moment of the machine hits all of them; None is left out.
+    The functions alternate in every repeat, so that a slow moment of the machine affects all of them.
+
+    Args:
+        work: functions by name; None is left out.
+        repeats: number of measurements.
+        inner: calls per measurement.
     """
     present = {name: call for name, call in work.items() if call is not None}
     for call in present.values():
@@ -42,7 +47,7 @@ def interleaved_medians(
 
 
 def machine() -> str:
-    """Processor, cores used by torch, load, and versions."""
+    """Describe the machine: processor, cores, threads and version of torch, and the load."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -55,7 +60,7 @@ def machine() -> str:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """The rows as a Markdown table under the machine's name."""
+    """Print the rows as a Markdown table under the name of the machine."""
     print(f"\nMachine: {machine()}\n")
     print("| topic | what | ms | ratio | of |\n|---|---|---:|---:|---|")
     for row in rows:

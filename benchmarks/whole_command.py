@@ -1,11 +1,12 @@
-"""The whole prediction of one scan, file to file, against what a MONAI bundle's inference run does.
+"""Compare the whole prediction of one scan, from file to file, with a MONAI bundle and with nnU-Net.
 
-Every way reads the same generated CT-like volume and writes a label map, with the same network, weights, tiles and
-overlap; building and compiling models is reported apart. MONAI's way is the zoo's inference config: LoadImage,
-Orientation, Spacing, NormalizeIntensity, sliding_window_inference (gaussian) in eager fp32, AsDiscrete, SaveImage; and
-its layers run one by one, as MONAI's networks do.
-nnU-Net's network (MONAI's DynUNet has its stages) is shown in nnU-Net's own predictor where that is installed, and
-under OpenVINO inside MONAI's sliding window, because OpenVINO alone is open to any tool. "network alone" is tiles × the
+Every method reads the same generated CT-like volume and writes a label map, with the same network, weights, tiles and
+overlap. The time to build and compile models is reported separately. MONAI's method is the inference config of the
+model zoo: LoadImage, Orientation, Spacing, NormalizeIntensity, sliding_window_inference (gaussian) in eager fp32,
+AsDiscrete, SaveImage. Its network runs layer by layer, as MONAI's networks do.
+
+nnU-Net's network (MONAI's DynUNet with the same stages) runs in nnU-Net's own predictor, if that is installed, and with
+OpenVINO in MONAI's sliding window, because any tool could use OpenVINO. "network alone" is the number of tiles × the
 time of one tile.
 """
 
@@ -49,11 +50,11 @@ from medseg.networks.precision import Precision, has_fast_bf16
 
 SPACING = 1.5
 CHANNELS = [32, 64, 128, 256, 320]
-BASELINE = "MONAI bundle's way, torch fp32"
+BASELINE = "MONAI bundle, torch fp32"
 
 
 def ct_like(size: int, seed: int = 0) -> np.ndarray:
-    """Hounsfield units: air, a body with fat, organs, bone and noise."""
+    """Generate a volume in Hounsfield units: air, and a body with fat, organs, bone and noise."""
     rng = np.random.default_rng(seed)
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32)] * 3, indexing="ij", sparse=True)
     texture = gaussian_filter(rng.normal(size=(size,) * 3).astype(np.float32), size / 32)
@@ -64,7 +65,7 @@ def ct_like(size: int, seed: int = 0) -> np.ndarray:
 
 
 def bench_command(size: int, tile: int, classes: int, repeats: int) -> list[Row]:
-    """Seconds of each way, its ratio to its own network alone, and MONAI's time over it."""
+    """Measure the seconds of each method, its ratio to its network alone, and MONAI's time divided by it."""
     torch.manual_seed(0)
     network = create(
         "unet3d_cicek2016", in_channels=1, out_channels=classes, channels=CHANNELS, norm="instance", norm_affine=True,
@@ -86,7 +87,7 @@ def bench_command(size: int, tile: int, classes: int, repeats: int) -> list[Row]
         nib.save(nib.Nifti1Image(ct_like(size), np.diag([SPACING] * 3 + [1.0])), scan)
         plain = unfolded(network)
         networks: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {BASELINE: plain}
-        commands: dict[str, Callable[[], Path]] = {BASELINE: lambda: monai_way(scan, plain, tile, "monai")}
+        commands: dict[str, Callable[[], Path]] = {BASELINE: lambda: predict_by_monai(scan, plain, tile, "monai")}
         building: dict[str, float] = {}
         precisions: list[Precision] = ["fp32", "bf16"] if has_fast_bf16(torch.device("cpu")) else ["fp32"]
         for backend in ["torch", "openvino"] if find_spec("openvino") else ["torch"]:
@@ -100,15 +101,15 @@ def bench_command(size: int, tile: int, classes: int, repeats: int) -> list[Row]
         if is_installed():
             name = "nnU-Net's predictor, torch fp32"
             nnunet_peer = NNUNetPeer(nnunet, plan.tile, classes)
-            networks[name], commands[name] = nnunet, lambda: nnunet_way(scan, nnunet_peer)
+            networks[name], commands[name] = nnunet, lambda: predict_by_nnunet(scan, nnunet_peer)
         if find_spec("openvino"):
             for precision in precisions:
-                name = f"nnU-Net's network, openvino {precision} in MONAI's way"
+                name = f"nnU-Net's network in MONAI, openvino {precision}"
                 begin = perf_counter()
                 peer = OpenVINOBackend(nnunet, shape, precision, blend_features=False)
                 building[name] = perf_counter() - begin
                 networks[name] = peer
-                commands[name] = lambda p=peer, n=precision: monai_way(scan, p, tile, f"nnunet_{n}")  # type: ignore[misc]
+                commands[name] = lambda p=peer, n=precision: predict_by_monai(scan, p, tile, f"nnunet_{n}")  # type: ignore[misc]
         alone = {name: num_tiles * _tile_seconds(run, shape) for name, run in networks.items()}
         times: dict[str, list[float]] = {name: [] for name in commands}
         labels: dict[str, np.ndarray] = {}
@@ -130,8 +131,8 @@ def bench_command(size: int, tile: int, classes: int, repeats: int) -> list[Row]
     return rows
 
 
-def monai_way(scan: Path, network: Callable[[torch.Tensor], torch.Tensor], tile: int, name: str) -> Path:
-    """One scan as a MONAI bundle's inference config does it."""
+def predict_by_monai(scan: Path, network: Callable[[torch.Tensor], torch.Tensor], tile: int, name: str) -> Path:
+    """Segment a scan with the transforms of a MONAI bundle's inference config."""
     prepare = Compose(
         [
             LoadImage(),
@@ -152,8 +153,8 @@ def monai_way(scan: Path, network: Callable[[torch.Tensor], torch.Tensor], tile:
     return scan.parent / name / scan.name
 
 
-def nnunet_way(scan: Path, peer: NNUNetPeer) -> Path:
-    """One scan as nnU-Net does it: SimpleITK in and out, z-score, its predictor; the grid is the model's already."""
+def predict_by_nnunet(scan: Path, peer: NNUNetPeer) -> Path:
+    """Segment a scan as nnU-Net does, with SimpleITK and a z-score. The scan has the spacing of the model already."""
     image = SimpleITK.ReadImage(str(scan))
     array = torch.from_numpy(SimpleITK.GetArrayFromImage(image).astype(np.float32))[None]
     labels = peer.labels((array - array.mean()) / array.std(), array.shape[1:], [1.0] * 3)
@@ -167,7 +168,7 @@ def nnunet_way(scan: Path, peer: NNUNetPeer) -> Path:
 def _tile_seconds(
     run: Callable[[torch.Tensor], torch.Tensor] | Backend, shape: tuple[int, ...], passes: int = 3
 ) -> float:
-    """Median seconds of a pass over one tile."""
+    """Measure the median seconds of a forward pass over one tile."""
     tile = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     times = []
     with torch.inference_mode():

@@ -31,10 +31,10 @@ from monai.transforms import Compose, Rand3DElasticd, RandCropByLabelClassesd, S
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from medseg.inference.memory import keep_freed_memory
 from medseg.losses import WeightedDiceCELoss
 from medseg.plan import Plan, read_plan
 from medseg.training import SeededDataLoader, SupervisedUpdate, resolve_precision
-from medseg.training.iteration import keep_freed_memory
 from medseg.transforms import LabelVoxelIndexd
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -123,7 +123,7 @@ def stock(arguments: argparse.Namespace) -> DataLoader:
 def stock_trainer(arguments: argparse.Namespace, is_folded: bool, keeps_memory: bool) -> Trainer:
     warnings.filterwarnings("ignore")
     if keeps_memory:
-        keep_freed_memory()
+        keep_freed_memory(True)
     return trainer(read_plan(CONFIGS / "plan.json"), stock(arguments), is_folded)
 
 

@@ -189,3 +189,31 @@ def test_the_estimate_does_not_depend_on_the_order_of_the_axes_in_the_file() -> 
         )
         work.add((estimate.preprocess, estimate.held, estimate.blending))
     assert len(work) == 1
+
+
+# A separate process, because the setting and the page faults are those of the whole process.
+PAGE_FAULTS = """
+import resource
+import torch
+from medseg.inference.memory import keep_freed_memory
+
+def step():
+    for _ in range(4):
+        torch.ones(16 << 20)  # 64 MB, more than the blocks that glibc learns to keep
+
+for keep in {settings}:
+    assert keep_freed_memory(keep)
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+@pytest.mark.parametrize(("settings", "is_kept"), [([], False), ([True], True), ([True, False], False)])
+def test_freed_memory_is_kept_or_returned(settings: list[bool], is_kept: bool) -> None:
+    """A second step asks the system for no memory if that of the first was kept."""
+    code = PAGE_FAULTS.format(settings=settings)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 100) is is_kept

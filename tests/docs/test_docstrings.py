@@ -32,7 +32,7 @@ def public_objects() -> Iterator[tuple[str, Any]]:
                 methods = {key: method for key, method in vars(value).items() if inspect.isfunction(method)}
                 for key, method in methods.items():
                     is_override = any(hasattr(base, key) for base in value.__mro__[1:])
-                    if not key.startswith("_") and (inspect.getdoc(method) or not is_override):
+                    if not key.startswith("_") and (method.__doc__ or not is_override):
                         yield f"{package}.{name}.{key}", method
 
 
@@ -44,6 +44,7 @@ def parameters(value: Any) -> set[str]:
     if not inspect.isclass(value):
         return set(inspect.signature(value).parameters)
     names = set(dir(value)) | set(getattr(value, "__annotations__", {}))
+    names |= set(re.findall(r"\bself\.(\w+)", inspect.getsource(value)))
     if dataclasses.is_dataclass(value):
         names |= {field.name for field in dataclasses.fields(value)}
     try:

@@ -322,10 +322,13 @@ def _stored(path: Path, format: str) -> tuple[Path, int, bool] | None:
         is_deflated, name = encoding != b"raw", field(rb"data ?file:\s*(.+?)")
         end = re.search(rb"\r?\n\r?\n", start)
     else:
-        is_known = field(rb"BinaryData\s*=\s*(\w+)").lower() == b"true"
-        is_deflated, name = field(rb"CompressedData\s*=\s*(\w+)").lower() == b"true", field(DATA_FILE)
+        is_known = field(rb"BinaryData\s*=\s*(\w+)").lower() in (b"true", b"t", b"1")
+        is_deflated, name = field(rb"CompressedData\s*=\s*(\w+)").lower() in (b"true", b"t", b"1"), field(DATA_FILE)
         end = re.search(rb"(?mi)^" + DATA_FILE + rb"\s*?(?:\n|\Z)", start)
         name = b"" if name.upper() == b"LOCAL" else name
+        if is_deflated and not name and not re.search(rb"(?m)^CompressedDataSize\s*=\s*[1-9]", start):
+            # MetaIO reads undefined memory without this size.
+            raise VolumeError(f"{path}: damaged: its header states no CompressedDataSize; export the image again")
     if not is_known:
         return None
     if not name:

@@ -20,6 +20,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import VR
 
 from medseg.errors import GeometryError, MedsegError, VolumeError, one_line
 from medseg.volumes.formats import check_readable
@@ -31,6 +32,7 @@ from medseg.volumes.volume import Volume
 
 UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 PIXEL_ELEMENTS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation")
+KNOWN_VRS = {vr.value for vr in VR}
 UNDEFINED_LENGTH = 0xFFFFFFFF
 # Positions are decimal text, often rounded to 0.01 mm. A missing slice changes a step by its whole length.
 STEP_TOLERANCE = 0.1
@@ -258,6 +260,11 @@ def _read_dataset(path: Path) -> Dataset:
 def _check_elements(elements: Iterable[Any], path: Path) -> None:
     for element in elements:
         if isinstance(element, RawDataElement):
+            if element.VR is not None and element.VR not in KNOWN_VRS:  # GDCM would misread the length behind it
+                raise VolumeError(
+                    f"{path}: damaged: element {element.tag} has the unknown type {element.VR!r}; copy or export it "
+                    "again"
+                )
             num_bytes = len(element.value or b"")
             if element.length != UNDEFINED_LENGTH and num_bytes < element.length:
                 raise VolumeError(

@@ -1,13 +1,14 @@
-"""The report of a bundle's validation: predict the cases of a fold that the weights never saw, and compare.
+"""Report the validation of a bundle: predict the cases of a fold that the weights were not trained on, and evaluate.
 
     python benchmarks/validation_report.py BUNDLE --weights RUN/model.pt --dataset_dir DATA
-        [--note TEXT] [--with_images --out FILE]
+        [--started_from RUN0/model.pt …] [--note TEXT] [--with_images --out FILE]
 
-RUN is the output_dir of a training. Its fold, the cases of that fold and what the weights were trained on come from the
-run's `training.json` and from those of the runs it started from; weights that saw one of the cases are refused. The
-page is the one `medseg evaluate` writes, with the weights' sha256 and their training added to its head, and holds
-numbers only unless `--with_images` is given. It goes to BUNDLE/docs/validation.html or to FILE. The two commands it
-runs are printed; finished predictions in `--work` are not made again.
+RUN is the output_dir of a training. If it started from the weights of other runs, name all of them with
+`--started_from`. The fold and its cases come from the run's `training.json`. Weights that were trained on one of these
+cases are refused, also if that happened in a run they started from. The page is that of `medseg evaluate`, with the
+SHA-256 of the weights and their training added to its head. It holds numbers only, unless `--with_images` is given, and
+goes to BUNDLE/docs/validation.html or to FILE. The two commands that run are printed; finished predictions in `--work`
+are not repeated.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -32,38 +34,55 @@ FACTS = '<dl class="facts">'
 INSTANCES = {"em_membrane": ["--instances", "em"]}
 
 
-def trainings(file: Path) -> list[dict[str, Any]]:
-    """The records of the run that made a weights file and of those it started from, the first one first.
+def trainings(file: Path, started_from: Sequence[Path] = ()) -> list[dict[str, Any]]:
+    """Return the records of the run that wrote a weights file and of the runs it started from, the first run first.
+
+    Args:
+        file: weights of the last run.
+        started_from: weights of all earlier runs, in any order.
 
     Raises:
-        WeightsError: a record is missing, or was written for another file.
+        WeightsError: a record is missing or was written for another file, or an earlier run is not named.
     """
+    earlier = {record["weights_sha256"]: record for record in map(_record, started_from)}
+    runs = [_record(file)]
+    while runs[0]["settings"].get("init_weights"):
+        digest = runs[0].get("initial_weights_sha256")
+        if digest not in earlier:
+            raise WeightsError(
+                f"{file}: a training started from the weights {runs[0]['settings']['init_weights']} with the SHA-256 "
+                f"{digest}, and no such weights are given; name them with --started_from"
+            )
+        runs.insert(0, earlier.pop(digest))
+    return runs
+
+
+def _record(file: Path) -> dict[str, Any]:
     record_file = file.with_name("training.json")
     if not record_file.is_file():
-        raise WeightsError(f"{file}: has no training.json beside it, which says what the weights were trained on")
+        raise WeightsError(f"{file}: no training.json beside it, which records what the weights were trained on")
     record = json.loads(record_file.read_text(encoding="utf-8"))
     if record["weights_sha256"] != weights.sha256(file):
         raise WeightsError(f"{file}: is not the file {record_file} was written for")
-    before = record["settings"].get("init_weights")
-    return [*(trainings(Path(before)) if before else []), record]
+    return record
 
 
 def judged_fold(runs: list[dict[str, Any]], manifest: Manifest) -> int | str:
-    """The fold of the last run, if no run before it was trained on one of its cases.
+    """Return the fold of the last run.
 
     Raises:
-        WeightsError: one was.
+        WeightsError: one of its cases was trained on, in the last run or in an earlier one.
     """
     fold = runs[-1]["settings"]["fold"]
     judged = set(fold_cases(manifest, fold, "validation"))
     for run in runs:
-        if seen := sorted(judged & set(fold_cases(manifest, run["settings"]["fold"], "training"))):
-            raise WeightsError(f"{seen[0]} and {len(seen) - 1} other cases of fold {fold} were trained on")
+        if trained := sorted(judged & set(fold_cases(manifest, run["settings"]["fold"], "training"))):
+            raise WeightsError(f"{trained[0]}: this and {len(trained) - 1} other cases of fold {fold} were trained on")
     return fold
 
 
 def provenance(bundle: BundleFolder, manifest: Manifest, runs: list[dict[str, Any]], note: str) -> dict[str, str]:
-    """What the page's head says beyond what `medseg evaluate` knows."""
+    """Return the facts about weights and training for the page's head, which `medseg evaluate` cannot know."""
     fold = runs[-1]["settings"]["fold"]
     trained = set(fold_cases(manifest, fold, "training"))
     folds = ", ".join(str(number) for number, cases in sorted(manifest.folds.items()) if trained >= set(cases))
@@ -84,7 +103,7 @@ def provenance(bundle: BundleFolder, manifest: Manifest, runs: list[dict[str, An
 
 
 def link_cases(manifest: Manifest, root: Path, fold: int | str, folder: Path) -> None:
-    """Links to the scans and label maps of the judged cases, in `scans` and `references`."""
+    """Link the scans and label maps of the evaluated cases into `scans` and `references`."""
     for case in case_files(manifest, root, fold, "validation"):
         images = case["image"] if isinstance(case["image"], list) else [case["image"]]
         for role, files in (("scans", images), ("references", [case["label"]])):
@@ -96,17 +115,17 @@ def link_cases(manifest: Manifest, root: Path, fold: int | str, folder: Path) ->
 
 
 def run(*arguments: str, folder: Path) -> None:
-    """A medseg command in a folder, printed first."""
+    """Print a medseg command and run it in a folder."""
     print("$", shlex.join(["medseg", *arguments]), flush=True)
     program = "import sys; sys.argv[0] = 'medseg'; from medseg.cli import main; main()"
     subprocess.run([sys.executable, "-c", program, *arguments], cwd=folder, check=True)
 
 
 def with_facts(page: str, facts: dict[str, str]) -> str:
-    """The page with more facts in its head.
+    """Return the page with more facts in its head.
 
     Raises:
-        ValueError: it has no list of facts, or several.
+        ValueError: the page has no list of facts, or several.
     """
     if page.count(FACTS) != 1:
         raise ValueError(f"the page must have one {FACTS}, found {page.count(FACTS)}")
@@ -114,12 +133,20 @@ def with_facts(page: str, facts: dict[str, str]) -> str:
     return page.replace(FACTS, FACTS + added)
 
 
-def make(bundle: Path, file: Path, root: Path, out: Path, work: Path, note: str, with_images: bool) -> None:
+def write_page(
+    bundle: Path,
+    runs: list[dict[str, Any]],
+    file: Path,
+    root: Path,
+    out: Path,
+    work: Path,
+    note: str,
+    with_images: bool,
+) -> None:
     """Predict, evaluate, and write the page."""
     folder = BundleFolder(bundle.resolve())
     name = folder.read_json("configs/train.json")["manifest"]["name_or_path"]
     manifest = read_manifest(name)
-    runs = trainings(file.resolve())
     fold = judged_fold(runs, manifest)
     work.mkdir(parents=True, exist_ok=True)
     link_cases(manifest, root, fold, work)
@@ -135,19 +162,28 @@ def make(bundle: Path, file: Path, root: Path, out: Path, work: Path, note: str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--weights", type=Path, required=True, help="model.pt of a run, training.json beside it")
+    parser.add_argument("--weights", type=Path, required=True, help="model.pt of a run, with training.json beside it")
+    parser.add_argument(
+        "--started_from", type=Path, nargs="*", default=[], help="model.pt of all runs that the run started from"
+    )
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="the page; BUNDLE/docs/validation.html by default")
-    parser.add_argument("--work", type=Path, help="where predictions and numbers stay; by default nowhere")
+    parser.add_argument(
+        "--work", type=Path, help="folder to keep predictions and numbers in; they are deleted by default"
+    )
     parser.add_argument("--note", default="", help="a sentence for the page's head")
-    parser.add_argument("--with_images", action="store_true", help="a page with the patients' images: not for others")
+    parser.add_argument(
+        "--with_images", action="store_true", help="show the patients' images: such a page must not be shared"
+    )
     given = parser.parse_args()
     if given.with_images and given.out is None:
         parser.error("a page with images needs --out: it does not belong into the bundle")
     with tempfile.TemporaryDirectory() as temporary:
         out = given.out or given.bundle / "docs" / "validation.html"
         work = given.work or Path(temporary)
-        make(given.bundle, given.weights, given.dataset_dir.resolve(), out, work, given.note, given.with_images)
+        runs = trainings(given.weights, given.started_from)
+        root = given.dataset_dir.resolve()
+        write_page(given.bundle, runs, given.weights, root, out, work, given.note, given.with_images)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class TrainingRecordHandler:
         self.precision = precision
         self._started = 0.0
         self._first_epoch = 0
+        self._initial_sha256: str | None = None
 
     def attach(self, engine: Engine) -> None:
         """Record the training of `engine`."""
@@ -76,6 +77,9 @@ class TrainingRecordHandler:
     def _start(self, engine: Engine) -> None:
         self._started = time.monotonic()
         self._first_epoch = engine.state.epoch
+        initial = self.settings.get("init_weights")
+        if initial and Path(initial).is_file():
+            self._initial_sha256 = file_sha256(initial)
         if self._first_epoch == 0:
             set_aside([self.output_dir / name for name in (WEIGHTS_NAME, RECORD_NAME)])
 
@@ -95,6 +99,7 @@ class TrainingRecordHandler:
             "weights_sha256": file_sha256(self.output_dir / WEIGHTS_NAME),
             "command": recorded_command(sys.argv[1:]),
             "settings": {name: without_folders(value) for name, value in self.settings.items()},
+            "initial_weights_sha256": self._initial_sha256,
             "epochs": engine.state.epoch,
             "steps": engine.state.iteration,
             "skipped_steps": FiniteSteps.of(engine).skipped,

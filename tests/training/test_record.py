@@ -39,6 +39,20 @@ def test_plain_weights_and_their_record_are_written(tmp_path, plan):
     assert record["data_sha256"] == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def test_initial_weights_are_recorded_by_their_checksum(tmp_path, plan):
+    initial = tmp_path / "first" / "model.pt"
+    initial.parent.mkdir()
+    initial.write_bytes(b"weights")
+    engine = Engine(lambda engine, batch: None)
+    engine.state.device = torch.device("cpu")
+    settings = {"init_weights": str(initial)}
+    TrainingRecordHandler(tmp_path / "run", plan.create_network(), plan, [], settings).attach(engine)
+    engine.run([0], max_epochs=1)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["initial_weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert str(tmp_path) not in json.dumps(record)
+
+
 def test_a_metric_without_a_value_is_null(tmp_path, plan):
     evaluator = Engine(lambda engine, batch: None)
     evaluator.state.metrics = {

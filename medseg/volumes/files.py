@@ -188,7 +188,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_json(path: Path | str, kind: type[MedsegError]) -> Any:
-    """Read a JSON file that may come from a stranger, in bounded time and memory.
+    """Read a JSON file from an untrusted source in bounded time and memory.
 
     Args:
         path: the file, at most 16 MiB.

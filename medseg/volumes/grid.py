@@ -74,7 +74,7 @@ class Grid:
 
     @property
     def is_oblique(self) -> bool:
-        """Whether an axis is rotated away from the patient's axes by more than 0.06 degrees."""
+        """True if an axis is rotated away from the patient's axes by more than 0.06 degrees."""
         return bool(np.max(obliquity(self.affine)) > OBLIQUE_RAD)
 
     def corners_mm(self) -> np.ndarray:

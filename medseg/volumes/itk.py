@@ -225,8 +225,8 @@ def _reason(error: Exception) -> str:
     return "no reason given" if reason == "Reason: Success" else reason.removeprefix("Reason: ")
 
 
-# What follows checks a file before ITK reads it: ITK prints lines of its own about damage, and it accepts compressed
-# voxels that are damaged.
+# The functions below check a file before ITK reads it, because ITK prints lines of its own about damage and accepts
+# compressed voxels that are damaged.
 
 
 def _check_header(path: Path, format: str) -> None:
@@ -238,7 +238,7 @@ def _check_header(path: Path, format: str) -> None:
     with path.open("rb") as stream:
         start = stream.read(HEADER_BYTES)
     if re.match(SIGNATURES[format], start) is None:
-        raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
+        raise VolumeError(f"{path}: named like a {format} file, but not one; export the image again")
     if format == "nrrd":
         end = re.search(rb"\r?\n\r?\n", start)
         check_nrrd(path, start[: end.start()] if end else start)

@@ -136,7 +136,7 @@ def _opened(path: Path) -> Iterator[Any]:
     with path.open("rb") as stream:
         start = stream.read(8)
         if not start.startswith(SIGNATURES[format]):
-            raise VolumeError(f"{path}: not a {format} file, whatever its name says; export the image again")
+            raise VolumeError(f"{path}: named like a {format} file, but not one; export the image again")
         if start.startswith(b"MM\0+"):
             raise VolumeError(f"{path}: a big-endian BigTIFF file, which Pillow cannot read; save it as plain TIFF")
         try:

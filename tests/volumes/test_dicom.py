@@ -66,7 +66,7 @@ def test_a_missing_slice_of_a_real_series_is_named(tmp_path: Path) -> None:
     files = read_volume(SERIES).header["files"]
     for file in files[:8] + files[9:]:
         shutil.copy(file, tmp_path)
-    fails(tmp_path, f"{Path(files[9]).name}: lies 4 mm after {Path(files[7]).name} where 2 mm is the rule")
+    fails(tmp_path, f"{Path(files[9]).name}: .*4 mm after {Path(files[7]).name}.* 2 mm")
 
 
 def test_other_files_in_the_folder_are_ignored(series: Path) -> None:
@@ -85,7 +85,7 @@ def test_one_slice_is_one_voxel_thick(series: Path) -> None:
 
 def test_a_missing_slice_is_refused(series: Path) -> None:
     (series / "03.dcm").unlink()
-    fails(series, r"02\.dcm: lies 5 mm after 04\.dcm where 2\.5 mm is the rule \(about 1 missing\)")
+    fails(series, r"02\.dcm: .*1 missing.* 5 mm after 04\.dcm.* 2\.5 mm")
 
 
 def test_a_duplicate_slice_is_refused(series: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_localiser_is_refused(series: Path) -> None:
     write_slice(series / "99.dcm", (10.0, -20.0, 20.0), directions=(1, 0, 0, 0, 0, -1))
     fails(series, r"99\.dcm: its image plane is turned")
     write_slice(series / "99.dcm", (10.0, -20.0, 20.0), shape=(30, 30))
-    fails(series, r"99\.dcm: has 30×30 pixels and the series 9×7")
+    fails(series, r"99\.dcm: .*30×30.*9×7")
 
 
 def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:

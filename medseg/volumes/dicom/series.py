@@ -240,8 +240,8 @@ def _float_or_nan(value: Any) -> float:
 def _read_dataset(path: Path) -> Dataset:
     """Read all elements of a file and check that each of them lies within the file.
 
-    GDCM trusts the lengths in a file and allocates what they say, so a file with a false one must not reach it. A
-    memory map is read instead of the file, because it returns at most what is there.
+    GDCM trusts the lengths in a file and allocates as much as they state, so a file with a false length must not reach
+    it. A memory map is read instead of the file, because it returns at most what is there.
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -252,7 +252,7 @@ def _read_dataset(path: Path) -> Dataset:
     except VolumeError:
         raise
     except InvalidDicomError as error:
-        raise VolumeError(f"{path}: not a DICOM file, whatever its name says; export it again") from error
+        raise VolumeError(f"{path}: named like a DICOM file, but not one; export it again") from error
     except Exception as error:  # pydicom raises a dozen types for damaged bytes
         raise VolumeError(f"{path}: truncated or damaged ({one_line(error)}); copy or export it again") from error
 
@@ -360,12 +360,13 @@ def _check_same_plane(slices: list[DicomSlice]) -> None:
     for item in slices:
         if (item.columns, item.rows) != (first.columns, first.rows):
             raise GeometryError(
-                f"{item.path}: has {item.columns}×{item.rows} pixels and the series {first.columns}×{first.rows}; "
-                "remove the file if it is a localiser"
+                f"{item.path}: another size than the series; found {item.columns}×{item.rows} pixels, expected "
+                f"{first.columns}×{first.rows}; remove the file if it is a localiser"
             )
         if not np.allclose(item.spacing_mm, first.spacing_mm, rtol=1e-3):
             raise GeometryError(
-                f"{item.path}: has pixels of {item.spacing_mm} mm and the series {first.spacing_mm} mm; export it again"
+                f"{item.path}: another pixel spacing than the series; found {item.spacing_mm} mm, expected "
+                f"{first.spacing_mm} mm; export it again"
             )
         if np.abs(item.directions - first.directions).max() > DIRECTION_TOLERANCE:
             raise GeometryError(
@@ -388,8 +389,8 @@ def _check_steps(slices: list[DicomSlice]) -> None:
             num_missing = round(float(step) / usual) - 1
             guess = f"about {num_missing} missing" if num_missing > 0 else "uneven spacing"
             raise GeometryError(
-                f"{two}: lies {step:.3g} mm after {one.name} where {usual:.3g} mm is the rule ({guess}); "
-                "complete the series or resample it"
+                f"{two}: uneven distance between slices ({guess}); found {step:.3g} mm after {one.name}, expected "
+                f"{usual:.3g} mm; complete the series or resample it"
             )
     first, last = slices[0], slices[-1]
     path_mm = last.position_mm - first.position_mm

@@ -50,6 +50,10 @@ class EvaluationError(MedsegError, ValueError):
     """Predictions and references cannot be compared."""
 
 
+class RegionError(MedsegError, ValueError):
+    """The regions that a plan asks for cannot be found in a scan."""
+
+
 class MemoryLimitError(MedsegError, MemoryError):
     """The work does not fit into the memory limit."""
 

@@ -26,7 +26,7 @@ MAX_CHANNELS = 1024
 MAX_VOXELS = 2**27  # of a patch or tile: 512 × 512 × 512
 MAX_ARGUMENT_CHARACTERS = 20_000  # of all network arguments as JSON
 MAX_ERROR_CHARACTERS = 500
-_LATER_KEYS = ("slice_axis", "air_below")  # added after the first plans were published
+_LATER_KEYS = ("slice_axis", "air_below", "regions")  # added after the first plans were published
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Plan:
             perpendicular to the slices; `orientation` then names the two axes of a slice. None expects 2D images.
         air_below: intensity of the first channel, as stored in the file, below which a voxel is always background.
             Prediction skips tiles with no voxel above it. None predicts every tile.
+        regions: parts of a scan to which a network that was trained on crops is applied; see `region_rules` for the
+            keys. None applies the network to the whole scan.
         description: one sentence about the bundle.
         source: the file that the plan was read from, for error messages.
     """
@@ -76,13 +78,14 @@ class Plan:
     mirror_axes: Sequence[int] = ()
     slice_axis: Literal["R", "A", "S"] | None = None
     air_below: float | None = None
+    regions: Mapping[str, Any] | None = None
     description: str = ""
     schema_version: int = SCHEMA_VERSION
     source: str = field(default="<plan>", compare=False)
 
     def __post_init__(self) -> None:
         # Types are checked first, because the rules about values compare and count them.
-        for check in (_type_rules, _rules):
+        for check in (_type_rules, _rules, region_rules):
             for rule, holds in check(self):
                 if not holds:
                     raise PlanError(f"{self.source}: {_shortened(rule)}")
@@ -94,7 +97,12 @@ class Plan:
 
     @property
     def out_channels(self) -> int:
-        """Number of output channels: one per label for softmax, one per foreground region for sigmoid."""
+        """Number of output channels of the network: one per label for softmax, one per foreground region for sigmoid.
+
+        A network that is applied to `regions` has one per entry of their `channels`.
+        """
+        if self.regions is not None:
+            return len(self.regions["channels"])
         return len(self.labels) - (self.activation == "sigmoid")
 
     @property
@@ -106,6 +114,11 @@ class Plan:
     def label_names(self) -> list[str]:
         """Names of the labels in the order of their values."""
         return sorted(self.labels, key=self.labels.__getitem__)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the output channels of a softmax network: the labels, or the `channels` of the regions."""
+        return self.label_names if self.regions is None else list(self.regions["channels"])
 
     @property
     def axis_pairs(self) -> tuple[str, ...]:
@@ -209,6 +222,7 @@ def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
         "network": ("an object {name, arguments}", isinstance(plan.network, Mapping)),
         "overlap": ("a number", is_number(plan.overlap)),
         "crop_ratios": ("a list of finite numbers, or null", ratios is None or is_list_of_numbers(ratios)),
+        "regions": ("an object, or null", plan.regions is None or isinstance(plan.regions, Mapping)),
         "mirror_axes": ("a list of whole numbers", is_list_of(plan.mirror_axes, int)),
         "air_below": ("a finite number, or null", air is None or is_number(air)),
         "slice_axis": ("text such as S, or null", axis is None or isinstance(axis, str)),
@@ -287,3 +301,58 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
         is_valid = len(ratios) == len(values) and min(ratios) >= 0 and sum(ratios) > 0
         rules.append((f"crop_ratios needs one ratio per label ({len(values)}); found {ratios}", is_valid))
     return rules
+
+
+_REGION_KEYS = ("boxes", "channels", "template", "template_sha256")
+_BOX_KEYS = ("center_mm", "labels", "mirrored", "name", "size_mm")
+
+
+def region_rules(plan: Plan) -> list[tuple[str, bool]]:
+    """Return the rules about the regions of a plan, and whether they are met.
+
+    `regions` has the keys `template` (a file in the bundle's folder, see `medseg.inference.regions.write_template`),
+    `template_sha256`, `channels` (names of the network's output channels, `background` first) and `boxes`. A box has:
+
+    - `name`: name of the region, e.g. `left`.
+    - `center_mm`: its centre in mm of the template (RAS+).
+    - `size_mm`: its size in mm of the scan along the template's axes, like the crops of the training.
+    - `mirrored`: whether the network sees the box mirrored left to right.
+    - `labels`: the label of the plan for each channel, `background` first.
+    """
+    if plan.regions is None:
+        return []
+    if sorted(plan.regions) != sorted(_REGION_KEYS):
+        return [(f"regions needs the keys {', '.join(_REGION_KEYS)}; found {', '.join(plan.regions)}", False)]
+    boxes, channels = plan.regions["boxes"], plan.regions["channels"]
+    rules = [
+        (
+            "regions need a 3D network, softmax and a spacing",
+            plan.spatial_dims == 3 and plan.activation == "softmax" and plan.spacing is not None,
+        ),
+        (f"regions: channels needs background and one more name; found {channels}", _begins_with_background(channels)),
+        (f"regions: boxes needs at least one box; found {boxes}", isinstance(boxes, list | tuple) and len(boxes) > 0),
+    ]
+    for box in boxes if isinstance(boxes, list | tuple) else ():
+        if not isinstance(box, Mapping) or sorted(box) != sorted(_BOX_KEYS):
+            return [*rules, (f"regions: a box needs the keys {', '.join(_BOX_KEYS)}; found {box}", False)]
+        where, labels, size = f"regions: box {box['name']!r}:", box["labels"], box["size_mm"]
+        rules += [
+            (f"{where} center_mm needs 3 numbers; found {box['center_mm']}", _are_three_numbers(box["center_mm"])),
+            (f"{where} size_mm needs 3 positive numbers; found {size}", _are_three_numbers(size) and min(size) > 0),
+            (f"{where} mirrored must be true or false; found {box['mirrored']!r}", isinstance(box["mirrored"], bool)),
+            (
+                f"{where} labels needs one label of the plan per channel, background first; found {labels}",
+                _begins_with_background(labels) and len(labels) == len(channels) and set(labels) <= set(plan.labels),
+            ),
+        ]
+    return rules
+
+
+def _begins_with_background(names: Any) -> bool:
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return is_list and len(names) > 1 and names[0] == "background"
+
+
+def _are_three_numbers(values: Any) -> bool:
+    is_list = isinstance(values, list | tuple) and len(values) == 3
+    return is_list and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)

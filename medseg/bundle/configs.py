@@ -38,7 +38,15 @@ def inference_config(plan: Plan) -> dict[str, Any]:
         steps["Orientationd"]["axcodes"] = "$@plan.orientation + @plan.slice_axis"
         steps["Spacingd"]["_target_"] = "medseg.transforms.SliceSpacingd"
         steps["NormalizeIntensityByModalityd"]["spatial_dims"] = "$@plan.spatial_dims"
-    if plan.spacing is None:
+    if plan.regions is not None:  # each region is resampled and normalised by itself
+        del steps["Spacingd"], steps["NormalizeIntensityByModalityd"]
+        config["inferer"] = {
+            "_target_": "medseg.inference.RegionInferer",
+            "inferer": config["inferer"],
+            "plan": "@plan",
+            "bundle_root": "@bundle_root",
+        }
+    elif plan.spacing is None:
         del steps["Spacingd"]
     config["preprocessing"]["transforms"] = list(steps.values())
     return config

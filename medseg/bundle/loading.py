@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import read_golden_sample
 from medseg.errors import BundleError, OptionError, WeightsError
-from medseg.inference import Predictor, SlicePredictor
+from medseg.inference import Predictor, RegionPredictor, SlicePredictor
 from medseg.inference.backends.choice import GoldenCheck
 from medseg.inference.backends.torch_backend import Backend
 
@@ -34,6 +35,7 @@ def load(
     save_probabilities: bool = False,
     uncertainty: bool = False,
     on_tiles: Callable[[int, int], None] | None = None,
+    region_centers_mm: Mapping[str, Sequence[float]] | None = None,
 ) -> Predictor:
     """Load a bundle for prediction without evaluating anything in it.
 
@@ -43,6 +45,8 @@ def load(
         device: `auto`, `cpu`, `cuda` or `mps`.
         backend, precision, overlap, batch_size, interpolation, tta, max_ram, save_probabilities, uncertainty, on_tiles:
             see `medseg.inference.Predictor`.
+        region_centers_mm: centre of regions in mm of every scan, by name, for a plan with regions; these are not
+            searched for. See `medseg.inference.RegionPredictor`.
 
     Returns:
         A predictor: `load(path).predict("scan.nii.gz")`.
@@ -50,7 +54,7 @@ def load(
     Raises:
         BundleError, PlanError: the folder is not a loadable bundle.
         WeightsError: weights are absent, altered or do not fit the plan's network.
-        OptionError: weights is an empty list.
+        OptionError: weights is an empty list, or region_centers_mm is given for a plan without regions.
     """
     bundle = BundleFolder(Path(path))
     if bundle.inference_differs_from_template():
@@ -65,8 +69,13 @@ def load(
             f"{bundle.path}: weights must name at least one file, found none; leave it out for the bundle's own"
         )
     networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
-    kind = Predictor if bundle.plan.slice_axis is None else SlicePredictor
-    return kind(
+    plan = bundle.plan
+    create: Callable[..., Predictor] = Predictor if plan.slice_axis is None else SlicePredictor
+    if plan.regions is not None:
+        create = partial(RegionPredictor, centers_mm=region_centers_mm)
+    elif region_centers_mm:
+        raise OptionError(f"{bundle.path}: centres of regions were given, but the plan has no regions; leave them out")
+    return create(
         networks,
         bundle.plan,
         device,

@@ -49,17 +49,27 @@ def verify(path: str | Path) -> list[Check]:
         BundleError: the folder is not a bundle at all.
     """
     folder = BundleFolder(Path(path))
-    return [_run(name, check, folder) for name, check in _checks()]
+    return [_run(name, check, folder) for name, check in _checks(_has_training(folder))]
 
 
-def _checks() -> Iterator[tuple[str, Callable[[BundleFolder], str]]]:
+def _has_training(folder: BundleFolder) -> bool:
+    """Return False for a bundle whose network was trained on crops by another bundle, and which has no train.json."""
+    try:
+        return folder.plan.regions is None or (folder.path / "configs" / "train.json").is_file()
+    except MedsegError:
+        return True
+
+
+def _checks(has_training: bool) -> Iterator[tuple[str, Callable[[BundleFolder], str]]]:
     yield "plan", lambda folder: f"{folder.plan.name}, digest {folder.plan.digest[:12]}"
     yield "metadata", _check_metadata
     yield "inference.json", _check_inference
-    yield "training network", _check_training_network
-    yield "training properties", lambda folder: _check_properties(folder, "train")
+    if has_training:
+        yield "training network", _check_training_network
+        yield "training properties", lambda folder: _check_properties(folder, "train")
     yield "inference properties", lambda folder: _check_properties(folder, "inference")
-    yield "evaluate.json", _check_evaluation
+    if has_training:
+        yield "evaluate.json", _check_evaluation
     yield "weights", lambda folder: f"sha256 {folder.checked_weights()[1][:12]}"
     yield "network", _check_network
     yield "golden sample", _check_golden_sample
@@ -99,8 +109,8 @@ def _check_metadata(folder: BundleFolder) -> str:
             f"the plan {plan.in_channels} → {plan.out_channels}"
         )
     names = list(formats["outputs"]["pred"]["channel_def"].values())
-    if plan.activation == "softmax" and names != plan.label_names:
-        raise _BrokenPromiseError(f"metadata.json names the output channels {names}, the plan {plan.label_names}")
+    if plan.activation == "softmax" and names != plan.output_names:
+        raise _BrokenPromiseError(f"metadata.json names the output channels {names}, the plan {plan.output_names}")
     return f"version {metadata['version']}"
 
 

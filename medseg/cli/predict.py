@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from medseg.cli.running import Bundle, Json, check_bundle, check_out_dir, check_out_file, errors_as_json
-from medseg.errors import MedsegError
+from medseg.errors import MedsegError, OptionError
 
 if TYPE_CHECKING:
     from medseg.inference import CaseResult, Predictor
@@ -65,6 +66,14 @@ def predict(
     volumes: Annotated[
         Path | None, typer.Option(help="CSV file to write: one row per case with the volume of each label in ml.")
     ] = None,
+    region_centre: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Centre of a region in mm (RAS) as NAME=X,Y,Z, for bundles that find regions in scans. It replaces "
+            "the search; repeat the option per region.",
+            metavar="NAME=X,Y,Z",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Recompute finished cases and overwrite existing files.")
     ] = False,
@@ -77,6 +86,7 @@ def predict(
             check_out_dir(out)
         if volumes is not None:
             check_out_file("--volumes", volumes)
+        centers_mm = _region_centers(region_centre or ())
         import medseg
 
         predictor = medseg.load(
@@ -90,6 +100,7 @@ def predict(
             overlap=overlap,
             save_probabilities=save_probabilities,
             uncertainty=uncertainty,
+            region_centers_mm=centers_mm,
         )
         # 2D images have no thickness and therefore no volume, unless they are the slices of a scan.
         has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
@@ -103,6 +114,25 @@ def predict(
     if failed:
         rest = f"; the others are in {out}" if failed < len(results) else ""
         raise MedsegError(f"{failed} of {len(results)} scans failed{rest}")
+
+
+def _region_centers(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Parse the values of `--region-centre`.
+
+    Raises:
+        OptionError: a value is not of the form NAME=X,Y,Z.
+    """
+    centers: dict[str, tuple[float, ...]] = {}
+    for text in given:
+        name, _, numbers = text.partition("=")
+        try:
+            center = tuple(float(number) for number in numbers.split(","))
+        except ValueError:
+            center = ()
+        if not name or len(center) != 3 or not all(map(isfinite, center)):
+            raise OptionError(f"--region-centre: expected NAME=X,Y,Z in mm, e.g. left=-26,-21,-14; found {text!r}")
+        centers[name] = center
+    return centers
 
 
 def write_volumes(results: Sequence[CaseResult], label_names: Sequence[str], path: Path) -> None:

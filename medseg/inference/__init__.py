@@ -7,6 +7,7 @@ from medseg.inference.monai_io import NativeWriter, ScanReader, scan_files
 from medseg.inference.predict_files import CaseResult, predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
+from medseg.inference.regions import RegionInferer, RegionPredictor
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.slice_predictor import SlicePredictor
@@ -18,6 +19,8 @@ __all__ = [
     "NativeWriter",
     "OverlapTileInferer",
     "Predictor",
+    "RegionInferer",
+    "RegionPredictor",
     "Scan",
     "ScanReader",
     "Segmentation",

@@ -9,7 +9,7 @@ import pytest
 from bundle.tiny_bundles import BUNDLES
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-BUNDLE_NAMES = sorted(folder.name for folder in BUNDLES.glob("*_segmentation"))
+BUNDLE_NAMES = sorted(file.parents[1].name for file in BUNDLES.glob("*/configs/train.json"))
 MOST_TARGETS = 15
 OPTIONS = {
     "dataset_dir", "output_dir", "fold", "seed", "max_epochs", "num_workers", "precision", "resume", "init_weights"

@@ -142,6 +142,7 @@ def restore_labels(
     native_shape: Sequence[int],
     decision: LabelDecision,
     interpolation: Literal["linear", "cubic"] = "linear",
+    observers: Sequence[Observer] = (),
 ) -> torch.Tensor:
     """Restore logits (C, *model grid) to labels of the native shape, slab by slab.
 
@@ -152,17 +153,18 @@ def restore_labels(
         native_shape: its shape in voxels.
         decision: from logits to label values.
         interpolation: "linear" or "cubic"; a sheared grid is always interpolated linearly.
+        observers: receive the logits of every native voxel.
     """
     decision.check(logits.shape[0])
     logits = logits.float()
     grid_map = map_grids(model_affine, logits.shape[1:], native_affine, native_shape)
     if grid_map is None:
-        return restore_sheared(logits, model_affine, native_affine, native_shape, decision)
+        return restore_sheared(logits, model_affine, native_affine, native_shape, decision, observers=observers)
     resampler = SeparableResampler(grid_map, interpolation)
     labels = torch.empty(tuple(native_shape), dtype=decision.dtype, device=logits.device)
     block = logits.permute(0, *(axis + 1 for axis in resampler.axis_order))
     region = [slice(0, native_shape[axis]) for axis in resampler.native_axes]
-    LabelRestorer(resampler, decision)(block, (0,) * len(region), region, labels)
+    LabelRestorer(resampler, decision, observers=observers)(block, (0,) * len(region), region, labels)
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Scans on disk, shared by the tests of predicting many files."""
+"""Scans on disk, for the tests of predicting many files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A predictor whose passes through the network are counted."""
+"""A predictor that counts the forward passes of its network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TWO = {"background": 0, "bright": 1}
 
 
 class CountingNetwork(ThresholdNetwork):
-    """Counts its forward passes."""
+    """A network that counts its forward passes."""
 
     def __init__(self, level: float = 0.0) -> None:
         super().__init__(level)
@@ -33,7 +33,7 @@ def make_predictor(**options: Any) -> Predictor:
 
 
 def calls(predictor: Predictor) -> int:
-    """Forward passes since the last time this was asked, or since the backend tried the network out."""
+    """Return the forward passes since the last call of this function."""
     network: CountingNetwork = predictor.backend.network  # type: ignore[attr-defined]
     counted, network.calls = network.calls, 0
     return counted

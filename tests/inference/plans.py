@@ -1,4 +1,4 @@
-"""Plans for the prediction tests."""
+"""Plans for the tests of prediction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from medseg.plan import Plan
 
 
 def small_plan(**changes: Any) -> Plan:
-    """A one-channel 3D plan with two labels and a small tile."""
+    """Return a 3D plan with one channel, two labels and a small tile."""
     values: dict[str, Any] = {
         "name": "small_segmentation",
         "spatial_dims": 3,

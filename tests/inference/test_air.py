@@ -1,4 +1,4 @@
-"""Leaving out tiles of air changes no label."""
+"""Tests of skipping tiles of air, which must not change a label."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AIR = -1000.0
 
 
 class BodyOnly(nn.Module):
-    """Classes of what lies around a voxel; background wherever the voxel itself is below −500, whatever lies around."""
+    """Predict classes from the surroundings of a voxel, but always background where the voxel itself is below −500."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class BodyOnly(nn.Module):
 
 
 def body(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """An ellipsoid of tissue in one corner of a volume of air, with a small piece apart."""
+    """Return an ellipsoid of tissue in one corner of a volume of air, and a separate small piece."""
     rng = np.random.default_rng(seed)
     index = np.indices(shape) / np.asarray(shape).reshape(-1, *[1] * len(shape))
     inside = ((index - 0.3) ** 2).sum(0) < 0.04
@@ -42,7 +42,7 @@ def body(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.where(inside, np.maximum(tissue, -300), AIR + rng.uniform(0, 50, shape)).astype(np.float32)
 
 
-def test_air_tiles_are_those_without_a_voxel_above_within_the_rim() -> None:
+def test_air_tiles_have_no_voxel_above_the_threshold_within_the_rim() -> None:
     image = torch.full((37, 50, 29), AIR)
     for position in ((3, 4, 5), (20, 33, 28), (36, 0, 12)):
         image[position] = 40
@@ -64,7 +64,7 @@ def test_air_tiles_are_those_without_a_voxel_above_within_the_rim() -> None:
 @pytest.mark.parametrize("spacing", [None, [1.4, 0.8, 1.0]], ids=["native", "resampled"])
 @pytest.mark.parametrize("normalization", [{"scheme": "none"}, {"scheme": "window", "lower": -2e3, "upper": 2e3,
                                            "out_min": -2e3, "out_max": 2e3}])  # fmt: skip
-def test_labels_are_those_of_predicting_every_tile(spacing: list[float] | None, normalization: dict) -> None:
+def test_skipping_air_does_not_change_a_label(spacing: list[float] | None, normalization: dict) -> None:
     changes: dict[str, Any] = {
         "labels": {"background": 0, "a": 3, "b": 5, "c": 9}, "spacing": spacing, "tile": [16, 16, 16],
         "normalization": [normalization], "orientation": "LPS",
@@ -78,7 +78,7 @@ def test_labels_are_those_of_predicting_every_tile(spacing: list[float] | None, 
     assert len(np.unique(every.array)) >= 3
 
 
-def test_a_scan_of_nothing_but_air_needs_no_network() -> None:
+def test_a_scan_of_air_needs_no_network() -> None:
     class Unrunnable(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("the network was run")
@@ -88,7 +88,7 @@ def test_a_scan_of_nothing_but_air_needs_no_network() -> None:
     assert not seg.array.any()
 
 
-def test_probabilities_take_every_tile() -> None:
+def test_no_tile_is_skipped_if_probabilities_are_requested() -> None:
     changes: dict[str, Any] = {"labels": {"background": 0, "a": 3, "b": 5, "c": 9}, "air_below": -500}
     image = (body((30, 25, 40)), np.eye(4))
     seg = Predictor(BodyOnly(), small_plan(**changes), "cpu", uncertainty=True).predict(image)

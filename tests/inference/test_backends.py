@@ -52,7 +52,7 @@ def test_prediction_opens_no_socket(backend: str) -> None:
     assert seg.array.shape == IMAGE[0].shape
 
 
-def test_openvino_gives_torchs_values_for_full_and_short_batches(own_cache: Path) -> None:
+def test_openvino_returns_the_values_of_torch_for_full_and_short_batches(own_cache: Path) -> None:
     pytest.importorskip("openvino")
     from medseg.inference.backends.openvino_backend import OpenVINOBackend
 
@@ -77,7 +77,7 @@ def test_openvino_gives_torchs_values_for_full_and_short_batches(own_cache: Path
 
 
 @pytest.mark.parametrize("damage", ["model.xml", "model.bin", "*.blob", "unwritable"])
-def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_only(own_cache: Path, damage: str) -> None:
+def test_a_damaged_or_unwritable_cache_does_not_change_the_result(own_cache: Path, damage: str) -> None:
     pytest.importorskip("openvino")
     from medseg.inference.backends.openvino_backend import OpenVINOBackend
 
@@ -92,7 +92,7 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_only(own_cache:
     torch.testing.assert_close(OpenVINOBackend(network, tiles.shape)(tiles), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_is_known_by_its_weights_structure_shape_and_details() -> None:
+def test_the_digest_depends_on_weights_structure_shape_and_details() -> None:
     network = thin_network(4, 3)
     shape = (1, 1, 16, 16, 16)
     digests = {model_digest(network, shape), model_digest(network, (2, *shape[1:])), model_digest(network, shape, "b")}
@@ -103,7 +103,7 @@ def test_a_model_is_known_by_its_weights_structure_shape_and_details() -> None:
     assert len({*digests, model_digest(network, shape)}) == 5
 
 
-def test_the_cache_is_the_chosen_folder_or_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_the_chosen_folder_or_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path
     monkeypatch.delenv("MEDSEG_CACHE_DIR")
     assert cache_folder() == Path(platformdirs.user_cache_dir("medseg", appauthor=False))
@@ -112,7 +112,7 @@ def test_the_cache_is_the_chosen_folder_or_the_users(monkeypatch: pytest.MonkeyP
 
 
 class Hungry(torch.nn.Module):
-    """Has memory for so many tiles at once; counts how many it was given."""
+    """Raise an error for batches above a size, and record the sizes of all batches."""
 
     def __init__(self, room: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Hungry(torch.nn.Module):
         return 2 * x
 
 
-def test_a_batch_that_does_not_fit_is_halved_for_good() -> None:
+def test_a_batch_that_does_not_fit_is_halved_for_all_later_batches() -> None:
     network, tiles = Hungry(2), torch.arange(7.0).reshape(7, 1, 1, 1, 1)
     backend = TorchBackend(network, torch.device("cpu"))
     assert torch.equal(backend(tiles), 2 * tiles)
@@ -137,7 +137,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good() -> None:
         TorchBackend(Hungry(0), torch.device("cpu"))(tiles)
 
 
-def test_tiles_that_bf16_spoils_are_computed_in_fp32(caplog: pytest.LogCaptureFixture) -> None:
+def test_tiles_that_are_not_finite_in_bf16_are_computed_in_fp32(caplog: pytest.LogCaptureFixture) -> None:
     class Spoiled(torch.nn.Module):
         def is_hot(self, x: torch.Tensor) -> bool:
             return not isinstance(x, torch._subclasses.FakeTensor) and bool(x.mean() > 0)
@@ -152,14 +152,14 @@ def test_tiles_that_bf16_spoils_are_computed_in_fp32(caplog: pytest.LogCaptureFi
     assert forward_bytes(backend, (1, 1, 4, 4, 4)) > 0
 
 
-def test_only_memory_counts_as_memory() -> None:
+def test_other_errors_are_not_treated_as_out_of_memory() -> None:
     network = Hungry(2, RuntimeError)
     with pytest.raises(RuntimeError, match="out of memory"):
         TorchBackend(network, torch.device("cpu"))(torch.zeros(4, 1, 2, 2, 2))
-    assert network.given == [4]  # not tried again
+    assert network.given == [4]  # not repeated with smaller batches
 
 
-def test_work_is_counted_without_doing_it() -> None:
+def test_operations_are_counted_without_computing_them() -> None:
     network = thin_network(4, 3)
     voxels = 16**3
     multiplications = voxels * (27 * 4 + 27 * 4 * 4 + 4 * 3)
@@ -168,7 +168,7 @@ def test_work_is_counted_without_doing_it() -> None:
         tile_flops(network, (1, 2, 16, 16, 16))
 
 
-def test_auto_takes_openvino_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_openvino_for_large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     cpu, tiles = torch.device("cpu"), (1, 1, 16, 16, 16)
 
@@ -187,7 +187,7 @@ def test_auto_takes_openvino_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> N
     assert "openvino is not installed" in choose()[2]
 
 
-def test_auto_falls_back_where_openvino_cannot_convert(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_chooses_torch_if_openvino_cannot_convert_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
 
     class Unusual(torch.nn.Module):
@@ -200,7 +200,7 @@ def test_auto_falls_back_where_openvino_cannot_convert(monkeypatch: pytest.Monke
     assert "openvino cannot convert the network" in reason
 
 
-def test_bf16_is_refused_where_the_golden_check_objects() -> None:
+def test_bf16_is_refused_if_the_golden_check_disagrees() -> None:
     network, cpu, tiles = thin_network(4, 3), torch.device("cpu"), (1, 1, 16, 16, 16)
     checked = []
 
@@ -215,7 +215,7 @@ def test_bf16_is_refused_where_the_golden_check_objects() -> None:
     assert backend.precision == "bf16"
 
 
-def test_openvino_predicts_torchs_labels() -> None:
+def test_openvino_predicts_the_labels_of_torch() -> None:
     pytest.importorskip("openvino")
     network, plan = thin_network(6, 3), small_plan()
     seg = Predictor(network, plan, "cpu", backend="openvino", batch_size=4).predict(IMAGE)
@@ -226,7 +226,7 @@ def test_openvino_predicts_torchs_labels() -> None:
     assert "openvino" in seg.provenance["versions"]
 
 
-def test_an_ensemble_refuses_features_and_emptiness() -> None:
+def test_an_ensemble_needs_members_that_return_logits() -> None:
     member = TorchBackend(thin_network(4, 9), torch.device("cpu"))
     with pytest.raises(ValueError, match="logits"):
         EnsembleBackend([member])
@@ -251,12 +251,12 @@ def test_an_ensemble_refuses_features_and_emptiness() -> None:
         ({"device": "cuda:99"}, "cuda:99"),
     ],
 )
-def test_unknown_choices_are_refused(options: dict[str, Any], rule: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any], rule: str) -> None:
     with pytest.raises(OptionError, match=rule):
         Predictor(thin_network(4, 3), small_plan(), **{"device": "cpu", **options})
 
 
-def test_parts_refuse_unknown_choices_too() -> None:
+def test_backends_refuse_invalid_options() -> None:
     with pytest.raises(OptionError, match="quantum"):
         choose_device("quantum")
     with pytest.raises(OptionError, match="fp8"):
@@ -265,13 +265,13 @@ def test_parts_refuse_unknown_choices_too() -> None:
         choose_backend([thin_network(4, 3)], torch.device("cuda"), (1, 1, 16, 16, 16), "openvino")
 
 
-def test_openvino_that_is_absent_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_openvino_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match=r"pip install 'medseg\[openvino\]'"):
         Predictor(thin_network(4, 3), small_plan(), "cpu", backend="openvino")
 
 
-def test_a_folded_network_gives_its_logits_and_is_left_alone(tmp_path: Path) -> None:
+def test_openvino_folds_a_copy_of_the_network(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     from medseg.inference.backends.openvino_backend import OpenVINOBackend
 

@@ -1,4 +1,4 @@
-"""Bad scans among good ones: each is one line, and the rest are done."""
+"""Tests of damaged scans among good ones: each is one line of error, and the others are segmented."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BAD_FILES: dict[str, bytes] = {
 }
 
 
-def test_every_kind_of_damage_is_one_line_and_the_good_scan_is_done(scans: Path, tmp_path: Path) -> None:
+def test_every_damaged_scan_is_one_line_and_the_good_scan_is_done(scans: Path, tmp_path: Path) -> None:
     for name, content in BAD_FILES.items():
         (scans / name).write_bytes(content)
     (scans / "dangling.nii").symlink_to(tmp_path / "nowhere.nii")
@@ -63,7 +63,7 @@ def test_every_kind_of_damage_is_one_line_and_the_good_scan_is_done(scans: Path,
     assert sorted(p.name for p in out.iterdir()) == ["case0.json", "case0.nii.gz"]
 
 
-def test_a_name_with_a_line_break_is_one_line_as_well(tmp_path: Path) -> None:
+def test_a_name_with_a_line_break_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a\nb.nii").write_bytes(BAD_FILES["two_d.nii"])
     (tmp_path / "a\nc.nii").write_bytes(BAD_FILES["half.nii"])
     for result in predict_files(make_predictor(), [tmp_path], tmp_path / "out"):

@@ -1,4 +1,4 @@
-"""Which cases a list of inputs names."""
+"""Tests of collecting cases from inputs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_folder_without_images_is_a_dicom_series(folder: Path) -> None:
     assert (case.name, case.paths) == ("dicom", (folder / "dicom",))
 
 
-def test_an_image_that_is_absent_stays_a_case_so_that_it_fails_by_name(tmp_path: Path) -> None:
+def test_a_missing_image_is_a_case_that_fails_later(tmp_path: Path) -> None:
     assert names(tmp_path / "absent.nii.gz") == ["absent"]
 
 
@@ -51,13 +51,13 @@ def test_channels_are_grouped_by_suffix_in_files_folders_and_case_folders(tmp_pa
     assert names(tmp_path / "case7", channels=2) == ["case7"]
 
 
-def test_one_channel_models_tell_a_channel_suffix_from_a_case_number(tmp_path: Path) -> None:
+def test_one_channel_models_distinguish_channel_suffixes_from_case_numbers(tmp_path: Path) -> None:
     for name in ("alone_0000.nii", "pat_0000.nii", "pat_0001.nii", "brats_0042.nii"):
         (tmp_path / name).touch()
     assert names(tmp_path) == ["alone", "brats_0042", "pat_0000", "pat_0001"]
 
 
-def test_what_cannot_be_understood_is_one_line(folder: Path) -> None:
+def test_ambiguous_inputs_are_refused(folder: Path) -> None:
     with pytest.raises(VolumeError, match=r"\*"):
         find_cases([str(folder / "*.mha")], 1)
     (folder / "x_0001.nii").touch()
@@ -68,7 +68,7 @@ def test_what_cannot_be_understood_is_one_line(folder: Path) -> None:
         find_cases([folder], 1)
 
 
-def test_an_output_folder_is_no_input(folder: Path) -> None:
+def test_the_output_folder_is_not_an_input(folder: Path) -> None:
     (folder / "predictions").mkdir()
     (folder / "predictions" / "a.nrrd").touch()
     out = folder / "predictions"
@@ -76,7 +76,7 @@ def test_an_output_folder_is_no_input(folder: Path) -> None:
         found = find_cases([given], 1, exclude=folder / "sub" / ".." / "predictions")
         assert not [path for case in found for path in case.paths if out in path.parents]
         assert "a" in [case.name for case in found]
-    # What begins with the output folder is meant.
+    # An input that names the output folder is not excluded.
     assert [c.name for c in find_cases([out / "a.nrrd"], 1, exclude=out)] == ["a"]
     assert [c.name for c in find_cases([out], 1, exclude=out)] == ["a"]
     assert [c.name for c in find_cases([str(out / "*.nrrd")], 1, exclude=out)] == ["a"]
@@ -96,14 +96,14 @@ def test_weights_among_the_inputs_are_refused(folder: Path, name: str) -> None:
         find_cases([folder / "b.nii.gz", folder / name], 1)
 
 
-def test_a_loop_of_links_stays_a_case_so_that_it_fails_by_name(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_a_case_that_fails_later(tmp_path: Path) -> None:
     (tmp_path / "x.nii").symlink_to(tmp_path / "y.nii")
     (tmp_path / "y.nii").symlink_to(tmp_path / "x.nii")
     assert names(tmp_path / "x.nii") == ["x"]
     assert names(tmp_path) == ["x", "y"]
 
 
-def test_a_folder_stands_for_the_dicom_series_directly_below_as_well(tmp_path: Path) -> None:
+def test_a_folder_stands_for_the_dicom_series_directly_below(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for name in ("patient_a", "patient_b", "out"):
         write_series(tmp_path / "scans" / name)

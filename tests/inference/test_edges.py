@@ -1,4 +1,4 @@
-"""Prediction at the edges of what may come: MONAI's sliding window and SciPy's interpolation are the oracle."""
+"""Tests of unusual shapes and options, with MONAI's sliding window and SciPy's interpolation as oracle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Networks = list[nn.Module]
 
 
 def native_logits(networks: Networks, plan: Plan, image: tuple, flips: tuple[int, ...] = ()) -> np.ndarray:
-    """Logits (C, *native) of the mean network, over the whole volume at once."""
+    """Return the mean logits (C, *native) of the networks, computed over the whole volume at once."""
     scan = load_scan(image, plan)
     prepared = preprocessing(plan)(scan.to_tensor())
     turns = [[axis + 2 for axis in part] for n in range(len(flips) + 1) for part in combinations(flips, n)]
@@ -50,7 +50,7 @@ def native_logits(networks: Networks, plan: Plan, image: tuple, flips: tuple[int
 
 
 def decided(logits: np.ndarray, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and where they do not hang on rounding."""
+    """Return the labels, and where they do not depend on rounding."""
     if plan.activation == "softmax":
         top = np.sort(logits, axis=0)[-2:]
         return np.array(plan.label_values)[logits.argmax(0)], top[1] - top[0] > 1e-4
@@ -120,7 +120,7 @@ def test_one_region_with_sigmoid() -> None:
 
 
 class WithBias(nn.Module):
-    """A head of another kind than its neighbours in an ensemble: two convolutions, so that nothing can be split off."""
+    """A network without a pointwise head, so that its features cannot be blended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class WithBias(nn.Module):
         return 3 * self.all(x)
 
 
-def test_an_ensemble_of_different_heads_flipped_and_observed_all_at_once() -> None:
+def test_an_ensemble_with_different_heads_flips_and_probability_maps() -> None:
     plan = small_plan(spacing=[1.1, 1.2, 1.6], orientation="LPS", mirror_axes=[0, 2])
     networks: Networks = [thin_network(2, 3), thin_network(6, 3), WithBias().eval()]
     image = scan((23, 20, 14))
@@ -147,7 +147,7 @@ def test_an_ensemble_of_different_heads_flipped_and_observed_all_at_once() -> No
 
 
 def test_flips_of_blended_features() -> None:
-    """A pointwise head commutes with flips as well."""
+    """A pointwise head commutes with flips."""
     plan = small_plan(spacing=[1.1, 1.2, 1.6], mirror_axes=[1])
     predictor = check([thin_network(2, 3)], plan, scan((15, 20, 14)), (1,), uncertainty=True)
     assert predictor.backend.head_weight is not None

@@ -1,4 +1,4 @@
-"""Names and folders that files may have, and stopping in the middle."""
+"""Tests of unusual file names and folders, and of interruptions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_unusual_names_are_kept_and_found_finished(tmp_path: Path, name: str, su
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems' names are always Unicode")
-def test_a_name_that_is_no_unicode_is_predicted_or_one_line(tmp_path: Path) -> None:
+def test_a_name_that_is_not_unicode_is_predicted_or_one_line(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     paths = [write(tmp_path / "plain.nii.gz").rename(tmp_path / f"{name}.nii.gz")]
     paths.append(write(tmp_path / "plain.nrrd").rename(tmp_path / f"{name} 2.nrrd"))
@@ -72,7 +72,7 @@ def test_a_name_too_long_for_its_map_is_one_line_and_leaves_nothing(tmp_path: Pa
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_source_folder_is_left_as_it_is(tmp_path: Path) -> None:
+def test_the_folder_of_the_scans_is_not_changed(tmp_path: Path) -> None:
     path = write(tmp_path / "scans" / "a.nii.gz")
     before = {p.name: (p.stat().st_mtime_ns, p.stat().st_mode) for p in path.parent.iterdir()}
     path.parent.chmod(0o500)
@@ -92,13 +92,13 @@ def test_one_stem_in_two_folders_or_two_formats_is_refused(tmp_path: Path) -> No
         predict_files(make_predictor(), formats, tmp_path / "out")
 
 
-def test_labels_make_no_path_of_a_map() -> None:
+def test_label_names_cannot_change_the_folder_of_a_map() -> None:
     assert map_path(Path("out/a.nii.gz"), r"probability_../..\CON:x").parent == Path("out")
     assert map_path(Path("out/a.nii.gz"), r"probability_a\b:c").name == "a_probability_a_b_c.nii.gz"
 
 
 @pytest.mark.parametrize("max_ram", [None, "16GB"])
-def test_an_interrupt_keeps_what_is_finished_and_leaves_nothing_else(tmp_path: Path, max_ram: str | None) -> None:
+def test_an_interrupted_run_leaves_only_finished_cases(tmp_path: Path, max_ram: str | None) -> None:
     class Interrupted(ThresholdNetwork):
         calls = 0
 

@@ -1,4 +1,4 @@
-"""A second run: what an earlier one has finished is kept, and nothing that is not medseg's is replaced."""
+"""Tests of restarted runs: finished cases are skipped, and files of other programs are never replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medseg.errors import VolumeError
 from medseg.inference import predict_files
 
 
-def test_a_second_run_skips_what_is_finished_by_the_same_model(scans: Path, tmp_path: Path) -> None:
+def test_a_second_run_skips_cases_finished_by_the_same_model(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_files(make_predictor(weights_sha256=["a"]), [scans], out)
     (out / "case1.nii.gz").unlink()
@@ -45,7 +45,7 @@ def test_a_replaced_scan_is_predicted_again(scans: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(nib.load(out / "case1.nii.gz").get_fdata(), image.get_fdata() < 0)
 
 
-def test_a_second_run_makes_the_maps_the_first_was_not_asked_for(scans: Path, tmp_path: Path) -> None:
+def test_a_second_run_writes_maps_that_the_first_did_not(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = predict_files(make_predictor(), [scans], out)
     both = {"uncertainty": True, "save_probabilities": True}
@@ -60,8 +60,8 @@ def test_a_second_run_makes_the_maps_the_first_was_not_asked_for(scans: Path, tm
     assert [r.status for r in again] == ["skipped", "done", "skipped"]
 
 
-def test_the_record_of_another_format_finishes_nothing(scans: Path, tmp_path: Path) -> None:
-    """Both formats share the record: that of the later one says nothing of the earlier one's file."""
+def test_the_record_of_another_format_does_not_finish_a_case(scans: Path, tmp_path: Path) -> None:
+    """Segmentations of both formats share one record, which describes the later one."""
     out = tmp_path / "out"
 
     def statuses(format: Any, **options: Any) -> set[str]:
@@ -73,7 +73,7 @@ def test_the_record_of_another_format_finishes_nothing(scans: Path, tmp_path: Pa
     assert statuses("nifti") == {"skipped"}
 
 
-def test_maps_of_a_result_that_is_replaced_do_not_stay_beside_the_new_one(scans: Path, tmp_path: Path) -> None:
+def test_maps_of_a_replaced_result_are_removed(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_files(make_predictor(uncertainty=True, save_probabilities=True), [scans / "case0.nii.gz"], out)
     (out / "case0_entropy_mine.nii.gz").write_text("of others")
@@ -85,7 +85,7 @@ def test_maps_of_a_result_that_is_replaced_do_not_stay_beside_the_new_one(scans:
 
 
 @pytest.mark.parametrize("content", ['{"RepetitionTime": 2.3}', '["notice", "plan_sha256"]', "{half"])
-def test_a_json_that_is_not_medsegs_is_kept(scans: Path, tmp_path: Path, content: str) -> None:
+def test_a_json_of_another_program_is_kept(scans: Path, tmp_path: Path, content: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "case1.json").write_text(content)
@@ -98,7 +98,7 @@ def test_a_json_that_is_not_medsegs_is_kept(scans: Path, tmp_path: Path, content
     assert (out / "case1.json").read_text() == content
 
 
-def test_a_mask_without_a_record_is_not_silently_replaced(scans: Path, tmp_path: Path) -> None:
+def test_a_mask_without_a_record_is_replaced_only_with_overwrite(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     for name in ("case1.nii.gz", "case2_entropy.nii.gz"):
@@ -115,7 +115,7 @@ def test_a_mask_without_a_record_is_not_silently_replaced(scans: Path, tmp_path:
     assert {r.status for r in predict_files(predictor, [scans], out)} == {"skipped"}
 
 
-def test_a_second_run_does_not_take_its_outputs_as_inputs(scans: Path) -> None:
+def test_outputs_are_not_inputs_of_a_second_run(scans: Path) -> None:
     for expected in ("done", "skipped"):
         results = predict_files(make_predictor(), [scans], scans / "predictions")
         assert [(r.case, r.status) for r in results] == [(f"case{i}", expected) for i in range(3)]

@@ -1,4 +1,4 @@
-"""OverlapTileInferer against one forward pass over the whole mirrored image."""
+"""Tests of OverlapTileInferer against one forward pass over the whole mirrored image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_equals_one_pass_over_the_mirrored_image(shape: tuple, tile: tuple) -> N
     torch.manual_seed(0)
     network = ValidNetwork(len(shape)).eval()
     image = torch.randn(2, 1, *shape)
-    # One pass needs a size the network takes: mirror further on the far side, then cut.
+    # Mirror further on the far side until the network accepts the size, and crop the result.
     far = [MARGIN + (4 - (n + 2 * MARGIN - 2) % 4) % 4 + 4 for n in shape]
     whole_input = reflect(image, far)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_equals_one_pass_over_the_mirrored_image(shape: tuple, tile: tuple) -> N
 
 
 def reflect(image: torch.Tensor, far: list[int]) -> torch.Tensor:
-    """The image mirrored by the margin before and by `far` after each axis."""
+    """Return the image mirrored by the margin before and by `far` after each axis."""
     for axis, f in enumerate(far):
         n = image.shape[axis + 2]
         image = image.index_select(axis + 2, mirrored(torch.arange(-MARGIN, n + f), n))
@@ -60,14 +60,14 @@ def reflect(image: torch.Tensor, far: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
-def test_mirroring_is_numpys_reflection_however_far(length: int) -> None:
+def test_mirroring_equals_numpys_reflection_at_any_distance(length: int) -> None:
     import numpy as np
 
     expected = np.pad(np.arange(length), 13, mode="reflect")
     assert mirrored(torch.arange(-13, length + 13), length).tolist() == expected.tolist()
 
 
-def test_the_papers_tile_is_laid_every_384_voxels() -> None:
+def test_the_stride_of_the_papers_tile_is_384_voxels() -> None:
     margin = ((572 - 388) // 2,) * 2
     assert OverlapTileInferer((572, 572), pools=4).stride(margin) == (384, 384)
 
@@ -91,7 +91,7 @@ def test_a_network_that_keeps_its_size_needs_no_margin_and_metadata_stays() -> N
     torch.testing.assert_close(merged.as_tensor(), 3 * image.as_tensor())
 
 
-def test_constant_padding_shows_the_network_zeros() -> None:
+def test_constant_padding_is_zero() -> None:
     window = torch.ones(1, 1, 3, 3)
     image = torch.ones(1, 1, 9, 9)
     merged = OverlapTileInferer((6, 6), pools=1, padding_mode="constant")(image, lambda tiles: F.conv2d(tiles, window))

@@ -1,4 +1,4 @@
-"""Many scans: outputs, order, progress and options."""
+"""Tests of predicting many scans: outputs, order, progress and options."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_every_scan_is_written_under_its_name_and_reported_in_order(scans: Path,
     assert [e for e in events if e[0] == "start"] == [("start", f"case{i}", i, 3) for i in range(3)]
 
 
-def test_the_record_tells_how_long_reading_took(tmp_path: Path) -> None:
+def test_the_record_states_the_seconds_of_reading(tmp_path: Path) -> None:
     array = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "scan.nii.gz")
     predict_files(make_predictor(), [tmp_path / "scan.nii.gz"], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "scan.json").read_text())["seconds"]["read"] > 0
 
 
-def test_a_memory_limit_reads_one_scan_at_a_time_with_the_same_results(scans: Path, tmp_path: Path) -> None:
+def test_a_memory_limit_is_kept_or_refused_per_scan(scans: Path, tmp_path: Path) -> None:
     results = predict_files(make_predictor(max_ram="8GB"), [scans], tmp_path / "out")
     assert [r.status for r in results] == ["done"] * 3
     refused = predict_files(make_predictor(max_ram="1MB"), [scans], tmp_path / "refused")
@@ -52,7 +52,7 @@ def test_an_unknown_format_is_refused_before_the_work(scans: Path, tmp_path: Pat
         predict_files(make_predictor(), [scans], tmp_path / "out", format="dicom")  # type: ignore[arg-type]
 
 
-def test_an_output_folder_that_can_be_none_is_refused_before_the_network_runs(scans: Path, tmp_path: Path) -> None:
+def test_an_impossible_output_folder_is_refused_before_the_network_runs(scans: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "dangling").symlink_to("nowhere")
     predictor = make_predictor()
@@ -63,14 +63,14 @@ def test_an_output_folder_that_can_be_none_is_refused_before_the_network_runs(sc
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder nobody can write to")
-def test_an_output_folder_that_may_not_be_written_is_refused_before_the_network_runs(scans: Path) -> None:
+def test_an_unwritable_output_folder_is_refused_before_the_network_runs(scans: Path) -> None:
     predictor = make_predictor()
     with pytest.raises(OptionError, match="/proc"):
         predict_files(predictor, [scans], "/proc/outputs")
     assert calls(predictor) == 0
 
 
-def test_a_run_that_has_nothing_to_do_needs_no_folder_to_write_to(
+def test_a_run_without_work_needs_no_writable_folder(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict_files(make_predictor(), [scans], tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The Predictor: geometry, kinds of input, options, and equality with MONAI's own pipeline."""
+"""Tests of the Predictor: geometry, kinds of input, options, and equality with MONAI's own pipeline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TWO = {"background": 0, "bright": 7}
 
 
 def threshold_predictor(**changes: Any) -> Predictor:
-    """Labels voxels above zero with 7, whatever the grid."""
+    """Return a predictor that labels voxels above zero with 7."""
     plan = small_plan(**{"labels": TWO, "normalization": [{"scheme": "none"}], "spacing": None, **changes})
     return Predictor(ThresholdNetwork(), plan, "cpu")
 
@@ -66,7 +66,7 @@ def test_a_saved_segmentation_has_the_scans_geometry_and_marks_the_right_voxels(
     assert "Research use only" in record["notice"]
 
 
-def test_a_segmentation_shows_itself(tmp_path: Path) -> None:
+def test_a_segmentation_can_be_shown(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     array = np.random.default_rng(0).normal(size=(12, 10, 8)).astype(np.float32)
     seg = threshold_predictor().predict((array, tilted_affine()))
@@ -88,7 +88,7 @@ def test_every_kind_of_input_gives_the_same_labels(tmp_path: Path) -> None:
 
 
 def test_the_same_labels_as_a_monai_bundles_inference(tmp_path: Path) -> None:
-    """LoadImaged … SlidingWindowInferer … RestoreToNatived, as inference.json spells it, batched and decollated."""
+    """The oracle is the pipeline of inference.json, from LoadImaged to RestoreToNatived, batched and decollated."""
     plan = small_plan(spacing=[1.2, 0.9, 1.7], orientation="PIR")
     network = thin_network(6, 3)
     array = (100 * np.random.default_rng(2).random((23, 31, 18))).astype(np.int16)
@@ -155,7 +155,7 @@ def test_an_ensemble_is_the_mean_of_logits() -> None:
 
 
 class LeftHalf(torch.nn.Module):
-    """Class 1 in the first half of a tile along the first axis: flips must be undone to see anything else."""
+    """Predict class 1 in the first half of a tile along the first axis, so that a flip that is not undone shows."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         is_left = torch.zeros_like(x)
@@ -163,15 +163,15 @@ class LeftHalf(torch.nn.Module):
         return torch.cat([torch.full_like(x, 0.4), is_left], dim=1)
 
 
-def test_flips_are_undone_before_the_mean_and_refused_where_untrained() -> None:
+def test_flips_are_undone_before_averaging_and_refused_if_not_trained() -> None:
     image = (np.zeros((8, 8, 8), np.float32), np.eye(4))
     changes: dict[str, Any] = {"labels": TWO, "spacing": None, "tile": [8, 8, 8]}
     plain = Predictor(LeftHalf(), small_plan(**changes), "cpu").predict(image)
     assert [int(v) for v in plain.array[:, 0, 0]] == [7] * 4 + [0] * 4
-    # Left and right halves each get a mean of 1/2, above the background's 0.4.
+    # The mean over flips is 1/2 in both halves, above the background's 0.4.
     flipped = Predictor(LeftHalf(), small_plan(**changes, mirror_axes=[0]), "cpu", tta="flip").predict(image)
     assert (flipped.array == 7).all()
-    # Along another axis the network is symmetric, and flips change nothing.
+    # The network is symmetric along the other axis, so flips change nothing.
     other = Predictor(LeftHalf(), small_plan(**changes, mirror_axes=[1, 2]), "cpu", tta="flip").predict(image)
     np.testing.assert_array_equal(other.array, plain.array)
     with pytest.raises(PlanError, match="mirror_axes"):
@@ -199,7 +199,7 @@ def test_probabilities_and_entropy_follow_the_softmax(tmp_path: Path) -> None:
     np.testing.assert_array_equal(nib.load(tmp_path / "a_entropy.nii.gz").get_fdata(), seg.entropy)
 
 
-def test_low_precision_is_used_only_where_the_golden_check_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_low_precision_is_used_only_if_the_golden_check_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medseg.inference.backends.choice.has_fast_bf16", lambda device: True)
     plan = small_plan()
 
@@ -217,7 +217,7 @@ def test_low_precision_is_used_only_where_the_golden_check_allows_it(monkeypatch
     assert "labels agree on 98 %" in refused.backend_reason
 
 
-def test_bf16_labels_agree_with_fp32_but_for_near_ties() -> None:
+def test_bf16_labels_agree_with_fp32_except_near_ties() -> None:
     image = (np.random.default_rng(7).normal(size=(20, 24, 28)).astype(np.float32), np.eye(4))
     plan, network = small_plan(), thin_network(8, 3)
     labels = [Predictor(network, plan, "cpu", precision=p).predict(image).array for p in ("fp32", "bf16")]

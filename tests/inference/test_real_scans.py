@@ -1,4 +1,4 @@
-"""Real scans through the whole path."""
+"""Tests of real scans through the whole pipeline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.data, pytest.mark.skipif(not SHARED.is_dir(), reason=f
 
 
 @pytest.mark.parametrize("spacing", [None, [1.0, 1.0, 1.0], [1.3, 0.8, 1.1]])
-def test_hippocampus_scans_give_monais_labels(spacing: list[float] | None) -> None:
+def test_hippocampus_scans_have_the_labels_of_monai(spacing: list[float] | None) -> None:
     plan = small_plan(spacing=spacing, orientation="LPS", tile=[24, 24, 24])
     network = thin_network(6, 3)
     steps = [
@@ -47,7 +47,7 @@ def test_hippocampus_scans_give_monais_labels(spacing: list[float] | None) -> No
         assert len(np.unique(seg.array)) > 1
 
 
-def test_a_dicom_series_comes_back_on_its_own_grid(tmp_path: Path) -> None:
+def test_the_segmentation_of_a_dicom_series_has_its_grid(tmp_path: Path) -> None:
     folder = SHARED / "ct_abdomen" / "dicom_series"
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))

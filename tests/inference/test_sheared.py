@@ -1,4 +1,4 @@
-"""Scans with a gantry tilt: MONAI's resampling of the whole volume of logits is the oracle."""
+"""Tests of scans with a gantry tilt, with MONAI's resampling of the whole volume of logits as oracle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tilted_scan() -> tuple[np.ndarray, np.ndarray]:
 
 
 def logits_by_monai(network: torch.nn.Module, plan: Any) -> np.ndarray:
-    """Logits (C, *native) by MONAI's transforms alone, all classes over the whole volume at once."""
+    """Return the logits (C, *native) computed by MONAI's transforms, all classes over the whole volume at once."""
     scan = load_scan(tilted_scan(), plan)
     image = preprocessing(plan)(scan.to_tensor())
     with torch.no_grad():
@@ -44,7 +44,7 @@ def logits_by_monai(network: torch.nn.Module, plan: Any) -> np.ndarray:
 def test_labels_probabilities_and_entropy_are_those_of_the_whole_volume(
     features: int, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "SHEARED_CHUNK_VOXELS", 50)  # a few rows of a plane at a time
+    monkeypatch.setattr(native, "SHEARED_CHUNK_VOXELS", 50)  # a few rows of a plane per chunk
     plan = small_plan(labels=LABELS, spacing=[1.4, 1.1, 1.3], activation=activation)
     network = thin_network(features, 4 - (activation == "sigmoid"))
     logits = logits_by_monai(network, plan)
@@ -77,7 +77,7 @@ def test_labels_probabilities_and_entropy_are_those_of_the_whole_volume(
     np.testing.assert_allclose(seg.entropy, 255 * entropy, atol=0.6)
 
 
-def test_planes_larger_than_wanted_are_cut_into_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_planes_are_cut_into_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = small_plan(labels=LABELS, spacing=None)
     whole = Predictor(thin_network(5, 4), plan, "cpu").predict(tilted_scan()).array
     for voxels in (1, 7, 230):
@@ -91,7 +91,7 @@ def test_planes_larger_than_wanted_are_cut_into_rows(monkeypatch: pytest.MonkeyP
         np.testing.assert_array_equal(Predictor(thin_network(5, 4), plan, "cpu").predict(tilted_scan()).array, whole)
 
 
-def test_cubic_interpolation_is_said_to_be_linear_there() -> None:
+def test_a_warning_states_that_cubic_interpolation_became_linear() -> None:
     plan = small_plan(labels=LABELS)
     for interpolation, lines in (("linear", 0), ("cubic", 1)):
         predictor = Predictor(thin_network(5, 4), plan, "cpu", interpolation=interpolation)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""2D networks over volumes: a loop over the slices, written with nibabel and MONAI, is the oracle."""
+"""Tests of 2D networks on volumes, with a loop over the slices in nibabel and MONAI as oracle."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def slice_plan(axis: str = "S", orientation: str = "RA", **changes: Any) -> Plan
 
 
 def scan_in(orientation: str, shape: tuple[int, int, int] = (7, 8, 4)) -> nib.Nifti1Image:
-    """One scan of fixed content, stored along other axes, obliquely (by less than would change the nearest axis)."""
+    """Return an oblique scan of fixed content, stored in the given orientation."""
     turn = np.array([[0.98, -0.17, 0.05], [0.17, 0.98, -0.04], [-0.04, 0.05, 0.99]])
     affine = np.eye(4)
     affine[:3, :3] = np.linalg.qr(turn)[0] * np.sign(np.diag(np.linalg.qr(turn)[0])) @ np.diag([1.5, 0.8, 3.0])
@@ -48,7 +48,7 @@ def scan_in(orientation: str, shape: tuple[int, int, int] = (7, 8, 4)) -> nib.Ni
 
 
 def predicted_slice_by_slice(image: nib.Nifti1Image, plan: Plan) -> np.ndarray:
-    """Labels by reorienting the whole volume, walking over one axis and turning the result back."""
+    """Reorient the whole volume, predict it slice by slice, and reorient the labels back."""
     axis = "RAS".index(plan.slice_axis or "")
     wanted = axcodes2ornt((*plan.orientation, plan.slice_axis))
     stored = io_orientation(image.affine)
@@ -85,7 +85,7 @@ def test_every_orientation_equals_the_loop_over_slices(axis: str, orientation: s
 
 
 def test_resampled_slices_equal_predicting_each_alone() -> None:
-    """In-plane spacing is the file's even where the scan is oblique, and nothing mixes slices."""
+    """The in-plane spacing is the file's also for oblique scans, and slices are not mixed."""
     plan = slice_plan(spacing=[1.1, 1.1])
     image = scan_in("RAS")
     alone = Predictor(NETWORK, slice_plan(spacing=[1.1, 1.1], slice_axis=None), "cpu")
@@ -95,15 +95,15 @@ def test_resampled_slices_equal_predicting_each_alone() -> None:
     np.testing.assert_array_equal(found.array, np.stack(expected, axis=-1))
 
 
-def test_maps_volumes_and_record_are_those_of_the_volume(tmp_path: Path) -> None:
+def test_maps_volumes_and_record_describe_the_whole_volume(tmp_path: Path) -> None:
     affine = np.array([[0, -1.5, 0.4, 4], [2, 0, 0, -3], [0, 0, -1, 7], [0, 0, 0, 1.0]])  # sheared, as gantry tilt
     array = np.random.default_rng(2).normal(size=(7, 9, 5)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, affine), tmp_path / "scan.nii.gz")
     plan = slice_plan(labels={"background": 0, "bright": 4}, normalization=[{"scheme": "none"}])
-    seen: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     predictor = SlicePredictor(
         ThresholdNetwork(), plan, "cpu", uncertainty=True, save_probabilities=True, weights_sha256=["a"],
-        on_tiles=lambda done, total: seen.append((done, total)),
+        on_tiles=lambda done, total: progress.append((done, total)),
     )  # fmt: skip
     (result,) = predict_files(predictor, [tmp_path / "scan.nii.gz"], tmp_path / "out")
     saved = nib.load(result.output)
@@ -120,8 +120,8 @@ def test_maps_volumes_and_record_are_those_of_the_volume(tmp_path: Path) -> None
     assert (record["slice_axis"], record["plan_sha256"]) == ("S", plan.digest)
     sure, maybe = (np.count_nonzero(bright >= p) * voxel_ml for p in (0.75, 0.25))
     assert record["volume_intervals_ml"]["bright"] == pytest.approx([sure, maybe])
-    assert seen == [(n + 1, seen[-1][1]) for n in range(seen[-1][1])]
-    assert len(seen) % 5 == 0
+    assert progress == [(n + 1, progress[-1][1]) for n in range(progress[-1][1])]
+    assert len(progress) % 5 == 0
     assert predict_files(predictor, [tmp_path / "scan.nii.gz"], tmp_path / "out")[0].status == "skipped"
 
 
@@ -134,7 +134,7 @@ def test_a_memory_limit_holds_for_all_slices_together() -> None:
         SlicePredictor(NETWORK, slice_plan(), "cpu", max_ram="1MB").predict(image)
 
 
-def test_a_dicom_series_is_cut_into_its_own_slices(tmp_path: Path) -> None:
+def test_a_dicom_series_is_predicted_by_its_own_slices(tmp_path: Path) -> None:
     series = write_series(tmp_path / "series")
     plan = slice_plan(labels={"background": 0, "bright": 1}, normalization=[{"scheme": "none"}])
     found = SlicePredictor(ThresholdNetwork(level=300), plan, "cpu").predict(series)

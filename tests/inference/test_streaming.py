@@ -1,4 +1,4 @@
-"""Streaming equals merging everything in memory and restoring it afterwards."""
+"""Tests of streaming, which must equal merging in memory and restoring afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def turned_grid(shape: tuple[int, ...], zoom: tuple[float, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A native grid: axes in reverse order, the first flipped, another spacing than the model's identity."""
+    """Return a native grid with reversed axes, the first of them flipped, and another spacing than the model's."""
     dims = len(shape)
     native = tuple(max(1, round(n * z)) for n, z in zip(shape[::-1], zoom, strict=True))
     ornt = np.column_stack([np.arange(dims)[::-1], [-1, *([1] * (dims - 1))]])
@@ -36,7 +36,7 @@ def turned_grid(shape: tuple[int, ...], zoom: tuple[float, ...]) -> tuple[np.nda
     [((35, 51, 37), (16, 24, 20), 0.5), ((20, 41, 31), (32, 16, 24), 0.25), ((7, 5, 1), (8, 8, 8), 0.5),
      ((50, 61), (16, 12), 0.75), ((31, 30, 20), (16, 16, 16), 0.7)],
 )  # fmt: skip
-def test_labels_are_those_of_merging_in_memory(
+def test_streaming_equals_merging_in_memory(
     shape: tuple, tile: tuple, overlap: float, zoom: float, interpolation: str
 ) -> None:
     classes = 6
@@ -58,7 +58,7 @@ def test_labels_are_those_of_merging_in_memory(
 
 @pytest.mark.parametrize(("shape", "tile"), [((35, 51, 37), (16, 24, 20)), ((50, 61), (16, 12))])
 def test_blended_features_give_the_labels_of_blended_logits(shape: tuple, tile: tuple) -> None:
-    """Equal but for ties: where labels differ, MONAI's two largest logits are within 1e-4."""
+    """Labels differ only where MONAI's two largest logits are within 1e-4."""
     classes = 24
     network = thin_network(8, classes, len(shape))
     image = torch.randn(1, *shape, generator=torch.manual_seed(3))
@@ -77,7 +77,7 @@ def test_blended_features_give_the_labels_of_blended_logits(shape: tuple, tile: 
     assert len(labels.unique()) > 4
 
 
-def test_sheared_grids_restore_through_whole_logits() -> None:
+def test_sheared_grids_are_restored_from_whole_logits() -> None:
     shape = (12, 10, 9)
     network = thin_network(3, 2)
     native_affine = np.eye(4)

@@ -1,4 +1,4 @@
-"""Tile positions against MONAI's."""
+"""Tests of the positions of tiles against MONAI's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES = [(35, 51, 37), (16, 16, 16), (17, 16, 90), (3, 40, 1)]
         ((5, 6), (1, 1), 0.99),
     ],
 )  # fmt: skip
-def test_tiles_lie_where_monai_puts_them(shape: tuple, tile: tuple, overlap: float) -> None:
+def test_tiles_have_the_positions_of_monai(shape: tuple, tile: tuple, overlap: float) -> None:
     grid = lay_tiles(shape, tile, overlap)
     padded = tuple(max(n, t) for n, t in zip(shape, tile, strict=True))
     interval = _get_scan_interval(padded, tile, len(shape), [overlap] * len(shape))
@@ -41,7 +41,7 @@ def test_the_longest_axis_is_visited_slowest_and_every_tile_once() -> None:
     assert len(visited) == grid.num_tiles
 
 
-def test_a_short_image_is_centred_in_its_tile_as_monai_centres_it() -> None:
+def test_a_small_image_is_centred_in_its_tile_as_in_monai() -> None:
     grid = lay_tiles((3, 8), (6, 8), 0.5, pad_value=-1)
     tile = grid.extract(torch.ones(1, 3, 8), (0, 0))
     assert tile[0, :, 0].tolist() == [-1, 1, 1, 1, -1, -1]

@@ -1,4 +1,4 @@
-"""Small networks whose answers are known, shared by the prediction tests."""
+"""Small networks with known results, for the tests of prediction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class ThinNetwork(nn.Module):
-    """Two 3×3(×3) convolutions and a pointwise head, with the `features` and `head` every medseg network has."""
+    """Two convolutions and a pointwise head, with the `features` and `head` of every medseg network."""
 
     def __init__(self, features: int, classes: int, spatial_dims: int = 3, in_channels: int = 1) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class ThinNetwork(nn.Module):
 
 
 def thin_network(features: int, classes: int, spatial_dims: int = 3, in_channels: int = 1) -> ThinNetwork:
-    """The network with fixed weights and logits spread widely enough that many classes win somewhere."""
+    """Return the network with fixed weights, large enough that many classes win somewhere."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         network = ThinNetwork(features, classes, spatial_dims, in_channels).eval()
@@ -36,7 +36,7 @@ def thin_network(features: int, classes: int, spatial_dims: int = 3, in_channels
 
 
 class ThresholdNetwork(nn.Module):
-    """Class 1 where the first channel is above a level: a segmentation that can be checked voxel by voxel."""
+    """Predict class 1 where the first channel is above a level, which can be checked voxel by voxel."""
 
     def __init__(self, level: float = 0.0) -> None:
         super().__init__()

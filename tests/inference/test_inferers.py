@@ -30,7 +30,7 @@ from medseg.inference import SlidingWindowInferer
         ((7, 90), (16, 16), 0.5, 1),
     ],
 )
-def test_logits_equal_monais(mode: str, shape: tuple, tile: tuple, overlap: float, batch: int) -> None:
+def test_logits_equal_those_of_monai(mode: str, shape: tuple, tile: tuple, overlap: float, batch: int) -> None:
     network = thin_network(4, 5, len(shape))
     images = torch.randn(2, 1, *shape, generator=torch.manual_seed(1))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_networks_that_shrink_or_return_lists_are_refused() -> None:
 
 
 def test_every_combination_of_tile_positions_is_finished_once() -> None:
-    """Rows and slabs of all lengths, last tiles moved back by every amount."""
+    """Rows and slabs have all lengths, so that the last tile is moved back by every amount."""
     for first, second in itertools.product(range(4, 14), repeat=2):
         image = torch.randn(1, 1, first, second, generator=torch.manual_seed(first * 100 + second))
         merged = SlidingWindowInferer((4, 4), overlap=0.5)(image, lambda tiles: 2 * tiles)

@@ -1,4 +1,4 @@
-"""The lean way to the network's input against MONAI's own transforms."""
+"""Tests of preprocessing against MONAI's own transforms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCHEMES: list[dict[str, Any]] = [
 
 
 def scan_of(codes: str, shape: tuple[int, ...], spacing: tuple[float, ...], plan: Any, dtype: type = np.int16) -> Any:
-    """A CT-like scan stored in that orientation, a little oblique."""
+    """Return a CT-like, slightly oblique scan stored in the given orientation."""
     turn = np.eye(4)
     turn[:3, :3] = [[0.995, -0.0998, 0], [0.0998, 0.995, 0], [0, 0, 1]]
     turn[:3, 3] = [11.3, -40, 7]
@@ -36,26 +36,26 @@ def scan_of(codes: str, shape: tuple[int, ...], spacing: tuple[float, ...], plan
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SLA", "AIL", "IRP"])
 @pytest.mark.parametrize("spacing", [None, [1.3, 0.8, 2.1], [0.9, 1.1, 2.5], [0.9, 1.1, 0.7]])
-def test_the_input_is_that_of_monais_transforms(codes: str, spacing: list[float] | None) -> None:
+def test_the_input_equals_that_of_monais_transforms(codes: str, spacing: list[float] | None) -> None:
     plan = small_plan(spacing=spacing, normalization=[{"scheme": "none"}], orientation="RAS")
     scan = scan_of(codes, (13, 22, 17), (0.9, 1.1, 2.5), plan)
     expected = preprocessing(plan)(scan.to_tensor())
     found = model_input(scan, plan)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
-    # MONAI's positions pass through normalised coordinates: of values up to 1500, one unit in the last place is 1e-4.
+    # MONAI converts positions to normalised coordinates. One unit in the last place of 1500 is 1e-4.
     np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-4)
     assert found.numpy().std() > 100
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme["scheme"])
-def test_normalisation_in_place_is_the_same(scheme: dict[str, Any]) -> None:
+def test_normalisation_in_place_equals_the_transform(scheme: dict[str, Any]) -> None:
     plan = small_plan(spacing=None, normalization=[scheme])
     scan = scan_of("LAS", (9, 12, 11), (1, 1, 1), plan)
     assert torch.equal(model_input(scan, plan).as_tensor(), preprocessing(plan)(scan.to_tensor()).as_tensor())
 
 
-def test_spacings_that_monai_takes_for_equal_are_not_resampled() -> None:
+def test_spacings_that_monai_regards_as_equal_are_not_resampled() -> None:
     plan = small_plan(spacing=[1.0, 1.0, 1.0], normalization=[{"scheme": "none"}])
     scan = load_scan((np.random.default_rng(1).normal(size=(12, 9, 10)), np.diag([1.0004, 0.9997, 1.0, 1.0])), plan)
     expected = preprocessing(plan)(scan.to_tensor())
@@ -78,7 +78,7 @@ def test_two_dimensional_images_and_one_voxel_axes() -> None:
     np.testing.assert_allclose(model_input(scan, thin).numpy(), expected.numpy(), atol=1e-6)
 
 
-def test_sheared_scans_take_monais_way() -> None:
+def test_sheared_scans_are_preprocessed_by_monai() -> None:
     affine = np.eye(4)
     affine[1, 2] = 0.3
     plan = small_plan(spacing=[1.2, 1.2, 1.2])
@@ -89,9 +89,7 @@ def test_sheared_scans_take_monais_way() -> None:
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 @pytest.mark.parametrize("orientation", ["RAS", "PIR", "SLA"])
-def test_the_model_grid_is_the_preprocessed_ones_however_the_file_stores_it(
-    order: tuple[int, ...], orientation: str
-) -> None:
+def test_the_model_grid_is_that_of_the_preprocessed_image(order: tuple[int, ...], orientation: str) -> None:
     affine = np.eye(4)
     affine[:3, :3] = (np.diag([0.7, -1.1, 5.0]))[:, order]
     shape = tuple(np.array([40, 30, 9])[list(order)])

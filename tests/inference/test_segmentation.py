@@ -1,4 +1,4 @@
-"""The files of one case: all or none, on folders that cannot be written, and as DICOM segmentations."""
+"""Tests of segmentations: their text, and their files, which are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,10 +21,27 @@ from volumes.dicom_series import write_series
 
 from medseg.errors import VolumeError
 from medseg.inference import Predictor, predict_files
-from medseg.volumes import read_volume, replacing
+from medseg.inference.segmentation import Segmentation
+from medseg.volumes import Grid, Volume, read_volume, replacing
 
 
-def test_a_case_is_saved_with_all_its_files_or_not_at_all(scans: Path, tmp_path: Path) -> None:
+def test_the_text_of_a_segmentation_states_size_and_volumes() -> None:
+    array = np.zeros((10, 20, 30), np.uint8)
+    array[:5, :10] = 1  # 5 · 10 · 30 voxels of 2 mm³
+    scan = Volume(array.astype(np.float32), Grid(array.shape, np.diag([1.0, 1.0, 2.0, 1.0])))
+    text = repr(Segmentation(array, {"background": 0, "liver": 1, "spleen": 2}, scan))
+    assert "10×20×30 voxels: liver 3.00 ml, spleen 0.00 ml" in text
+    assert len(text) < 200
+
+
+def test_the_text_of_a_2d_segmentation_states_no_volume() -> None:
+    array = np.zeros((10, 20), np.uint8)
+    array[:5, :10] = 1
+    scan = Volume(array, Grid(array.shape, np.eye(4)), format="png")
+    assert "10×20 pixels: cell 25.0%" in repr(Segmentation(array, {"background": 0, "cell": 1}, scan))
+
+
+def test_all_files_of_a_case_are_written_or_none(scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_files(make_predictor(), [scans / "case0.nii.gz"], out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
@@ -96,7 +113,7 @@ def test_a_later_run_removes_old_leftovers_of_a_killed_run(scans: Path, tmp_path
 
 
 @pytest.mark.parametrize("format", ["nifti", "nrrd", "mha"])
-def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing(scans: Path, tmp_path: Path, format: Any) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_file(scans: Path, tmp_path: Path, format: Any) -> None:
     resource = pytest.importorskip("resource")
     predictor = make_predictor(uncertainty=True)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -140,7 +157,7 @@ def test_a_dicom_series_becomes_a_dicom_segmentation(tmp_path: Path) -> None:
     assert (again.status, again.volumes_ml) == ("skipped", result.volumes_ml)
 
 
-def test_dicom_segmentations_of_other_files_are_refused_before_the_work(scans: Path, tmp_path: Path) -> None:
+def test_dicom_segmentations_of_other_files_are_refused_before_the_network_runs(scans: Path, tmp_path: Path) -> None:
     pytest.importorskip("highdicom")
     predictor = make_predictor()
     with pytest.raises(VolumeError, match=r"case0\.nii\.gz.*--format"):

@@ -1,0 +1,89 @@
+"""Tests of reading scans: digests of the inputs, modalities and units."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from inference.counting import TWO, make_predictor
+from inference.plans import small_plan
+from inference.thin_network import ThresholdNetwork
+from volumes.dicom_series import write_series
+
+from medseg.inference import Predictor, predict_files
+from medseg.inference.scan import input_digest, load_scan
+
+
+def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_bytes(b"voxels" * 1000)
+    assert input_digest(tmp_path / "a.nii") == hashlib.sha256(b"voxels" * 1000).hexdigest()
+
+
+def test_the_digest_of_a_series_changes_with_any_name_or_content(tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "1").write_bytes(b"one")
+    (folder / "2").write_bytes(b"two")
+    digests = {input_digest(folder)}
+    (folder / "2").write_bytes(b"TWO")
+    digests.add(input_digest(folder))
+    (folder / "2").rename(folder / "3")
+    digests.add(input_digest(folder))
+    (folder / "4").touch()
+    digests.add(input_digest(folder))
+    assert len(digests) == 4
+
+
+def test_the_digest_of_a_detached_header_includes_the_voxels(tmp_path: Path) -> None:
+    for suffix in ("mhd", "nhdr", "hdr"):
+        path = tmp_path / f"scan.{suffix}"
+        digests = set()
+        for value in (1, 2):
+            array = np.full((3, 3, 3), value, np.uint8)
+            if suffix == "hdr":
+                nib.save(nib.Nifti1Pair(array, np.eye(4)), path)
+            else:
+                sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+            digests.add((path.read_bytes(), input_digest(path)))
+        assert len({header for header, _ in digests}) == 1
+        assert len(digests) == 2
+
+
+@pytest.mark.parametrize(("modality", "lines"), [("MR", 1), ("CT", 0), ("ct", 0)])
+def test_a_series_of_another_modality_is_a_warning(
+    modality: str, lines: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning is logged by `predict`, and part of the record and of the result."""
+    plan = small_plan(channels=[{"name": "abdomen", "modality": modality}], labels=TWO, spacing=None)
+    predictor, series = Predictor(ThresholdNetwork(), plan, "cpu"), write_series(tmp_path / "series")
+    with caplog.at_level(logging.WARNING):
+        (result,) = predict_files(predictor, [series], tmp_path / "out")
+        assert caplog.messages == []
+        segmentation = predictor.predict(series)
+    record = json.loads((tmp_path / "out" / "series.json").read_text())
+    for notes in (caplog.messages, result.warnings, record["warnings"], segmentation.provenance["warnings"]):
+        assert len(notes) == lines
+        if lines:
+            assert all(fact in notes[0] for fact in ("CT", "small_segmentation", "MR (abdomen)"))
+
+
+def test_unusual_units_are_a_warning_of_their_scan(scans: Path, tmp_path: Path) -> None:
+    image = nib.load(scans / "case1.nii.gz")
+    image.header.set_xyzt_units("micron")
+    nib.save(image, scans / "case1.nii.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = predict_files(make_predictor(), [scans], tmp_path / "out")
+    assert [len(result.warnings) for result in results] == [0, 1, 0]
+    assert "case1.nii.gz: declares micron as its unit" in results[1].warnings[0]
+
+
+def test_an_image_without_a_modality_gives_no_warning() -> None:
+    assert load_scan((np.zeros((4, 5, 6), np.int16), np.eye(4)), small_plan()).notes == ()

@@ -125,6 +125,7 @@ def test_a_false_header_costs_no_memory(tmp_path: Path) -> None:
     nrrd = f"NRRD0004\ntype: short\ndimension: 3\nsizes: {sizes}\nendian: little\nencoding: %s\n\n"
     mha = (
         "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = %s\n"
+        "CompressedDataSize = 1000\n"
         f"DimSize = {sizes}\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     )
     for name, text in [

@@ -66,3 +66,8 @@ def test_the_files_to_change_exist() -> None:
     assert len(files) >= 10
     assert [file for file in files if not (REPOSITORY / file).is_file()] == []
     assert len(set(files)) == len(files)
+
+
+def test_no_two_files_of_the_package_have_the_same_name() -> None:
+    names = [path.name for path in (REPOSITORY / "medseg").rglob("*.py") if path.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -51,6 +51,7 @@ def case_files(
     fold: int | str = "all",
     part: str = "training",
     missing: Literal["error", "skip"] = "error",
+    fold_set: str | None = None,
 ) -> list[dict[str, Any]]:
     """List the files of one part as the dictionaries that MONAI's datasets take.
 
@@ -61,6 +62,7 @@ def case_files(
         part: "training", "validation" or "test".
         missing: "error" raises if files of a case are missing; "skip" leaves such cases out with one warning that
             names them.
+        fold_set: name of one of the manifest's `fold_sets`; None for its own folds.
 
     Returns:
         One dictionary per case: "image" (a path, or a list with one path per channel), "label", "instances" if the
@@ -71,6 +73,7 @@ def case_files(
             no case for training.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
+    manifest = manifest if fold_set is None else manifest.with_folds(fold_set)
     if missing not in ("error", "skip"):
         raise ManifestError(f"{manifest.name}: missing must be error or skip; found {missing!r}")
     wanted = fold_cases(manifest, fold, part)

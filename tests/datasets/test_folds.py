@@ -48,6 +48,18 @@ def test_wrong_fold_or_part(tmp_path: Path, fold: int | str, part: str, facts: s
         fold_cases(load(tmp_path), fold, part)
 
 
+def test_a_fold_set_chooses_other_cases(tmp_path: Path) -> None:
+    manifest = read_manifest("hippocampus", folds="by_patient")
+    for case_id in read_manifest("hippocampus").case_ids:
+        for paths in manifest.files.paths(tmp_path, case_id).values():
+            for path in paths:
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
+    for part in ("training", "validation", "test"):
+        found = case_files("hippocampus", tmp_path, fold=2, part=part, fold_set="by_patient")
+        assert [case["case"] for case in found] == list(fold_cases(manifest, 2, part))
+
+
 def test_records_for_monai(tmp_path: Path) -> None:
     manifest = load(tmp_path)
     for case_id in IDS:

@@ -176,6 +176,8 @@ def read_plan(path: str | Path) -> Plan:
     path = Path(path)
     from medseg.volumes.files import read_json  # brings NumPy and nibabel along, which `import medseg` does not need
 
+    if not path.is_file():
+        raise PlanError(f"{path}: no such file; run in the bundle's folder or give --bundle_root BUNDLE")
     values = read_json(path, PlanError)
     if not isinstance(values, dict):
         raise PlanError(f"{path}: a plan must be a JSON object; found {type(values).__name__}")

@@ -17,6 +17,7 @@ from medseg.training.history import TrainingHistoryHandler, last_loss
 from medseg.training.iteration import FiniteSteps, SupervisedUpdate
 from medseg.training.record import TrainingRecordHandler
 from medseg.training.tensorboard import TensorBoardHandler
+from medseg.volumes.files import file_sha256
 from medseg.weights import load_into
 
 
@@ -82,9 +83,12 @@ class TrainingRunHandler:
             WeightsError: a checkpoint cannot be resumed, or the initial weights are absent or do not fit.
         """
         self.checkpoints.attach(engine)
-        if self.init_weights and not engine.state.iteration:
-            report = load_into(self.update.network, self.init_weights, adapt=True)
-            warnings.warn(f"training starts from {self.init_weights}: {report}", stacklevel=2)
+        if self.init_weights:
+            if not engine.state.iteration:
+                report = load_into(self.update.network, self.init_weights, adapt=True)
+                warnings.warn(f"training starts from {self.init_weights}: {report}", stacklevel=2)
+            if Path(self.init_weights).is_file():  # a resumed run no longer needs it
+                self.record.settings["init_weights_sha256"] = file_sha256(self.init_weights)
         for handler in self.handlers.values():
             handler.attach(engine)
         self.record.precision = self.update.precision  # a checkpoint may have decided it

@@ -1,5 +1,6 @@
 """The run handler: what a run starts from, in which order handlers act, and what it leaves."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from training.test_recipes import workflow
 
 from medseg.errors import WeightsError
 from medseg.plan import read_plan
+from medseg.volumes.files import file_sha256
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,9 @@ def test_fine_tuning_starts_from_the_given_weights(bundle, tmp_path, weights_fil
     given = {"max_epochs": 1, "learning_rate": 0.0, "init_weights": str(weights_file), "output_dir": str(tmp_path)}
     with pytest.warns(UserWarning, match=r"start\.pt"):
         workflow(bundle, None, **given).run()
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["settings"]["init_weights"] == "start.pt"
+    assert record["settings"]["init_weights_sha256"] == file_sha256(weights_file)
     start = torch.load(weights_file, weights_only=True)
     result = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(torch.equal(result[name], value) for name, value in start.items())

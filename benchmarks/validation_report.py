@@ -145,7 +145,7 @@ def write_page(
 ) -> None:
     """Predict, evaluate, and write the page."""
     folder = BundleFolder(bundle.resolve())
-    name = folder.read_json("configs/train.json")["manifest"]["name_or_path"]
+    name = folder.read_json("configs/train.json")["manifest"]
     manifest = read_manifest(name)
     fold = judged_fold(runs, manifest)
     work.mkdir(parents=True, exist_ok=True)

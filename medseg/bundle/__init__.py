@@ -1,4 +1,4 @@
-"""Bundles: loading without running their code, promoting weights, verifying, exporting."""
+"""Load bundles without running their code, promote weights into them, verify and export them."""
 
 from medseg.bundle.configs import apply_plan, inference_config
 from medseg.bundle.export import export

@@ -1,4 +1,4 @@
-"""A bundle's network for other runtimes."""
+"""Export the network of a bundle for other runtimes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ FORMATS = ("torchscript", "onnx", "safetensors")
 
 
 def export(bundle: str | Path, format: Literal["torchscript", "onnx", "safetensors"], out: str | Path) -> Path:
-    """Write a bundle's network with its promoted weights.
+    """Write the network of a bundle with its promoted weights.
 
-    torchscript and onnx hold the network from a normalised tile to logits; the steps around it are those of the
-    bundle's plan. safetensors holds the weights alone, with the plan's digest as metadata.
+    TorchScript and ONNX files hold the network from a normalised tile to logits; the steps before and after it are
+    described by the bundle's plan. A safetensors file holds only the weights, with the plan's digest as metadata.
 
     Args:
-        bundle: the bundle's folder.
-        format: what to write.
-        out: the file; its ending must be the format's (`.ts` or `.pt`, `.onnx`, `.safetensors`).
+        bundle: folder of the bundle.
+        format: format of the file.
+        out: the file, with the ending of the format (`.ts` or `.pt`, `.onnx`, `.safetensors`).
+
+    Returns:
+        Path of the file.
 
     Raises:
-        WeightsError, BundleError: as `medseg.load`.
-        OptionError: there is no such format.
-        NetworkError: the ending is another format's, or ONNX's packages are not installed.
+        WeightsError, BundleError: as in `medseg.load`.
+        OptionError: the format is unknown.
+        NetworkError: the ending does not belong to the format, or the packages for ONNX are not installed.
     """
     if format not in FORMATS:
-        raise OptionError(f"format must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, found {format!r}")
+        raise OptionError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     network = load_network(bundle)
     if format == "torchscript":
         return export_torchscript(network, out)

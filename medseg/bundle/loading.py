@@ -1,4 +1,4 @@
-"""Loading a bundle from its plan, metadata and weights alone."""
+"""Load a bundle from its plan, metadata and weights, without running any of its code."""
 
 from __future__ import annotations
 
@@ -59,14 +59,15 @@ def load(
     bundle = BundleFolder(Path(path))
     if bundle.inference_differs_from_template():
         warnings.warn(
-            f"{bundle.path}/configs/inference.json differs from medseg's template, so `monai.bundle run` on it may "
-            "give other labels than this predictor",
+            f"{bundle.path}/configs/inference.json: differs from medseg's template, so `monai.bundle run` on it may "
+            "give other labels than this predictor; `medseg bundle verify` compares them",
             stacklevel=2,
         )
     given = [weights] if weights is None or isinstance(weights, str | Path) else list(weights)
     if not given:
         raise OptionError(
-            f"{bundle.path}: weights must name at least one file, found none; leave it out for the bundle's own"
+            f"{bundle.path}: weights: found an empty list, expected at least one file; leave the argument out for the "
+            "bundle's own weights"
         )
     networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
     plan = bundle.plan
@@ -96,9 +97,14 @@ def load(
 
 
 def load_network(path: str | Path, weights: str | Path | None = None) -> torch.nn.Module:
-    """Load a bundle's network as a plain `torch.nn.Module` in eval mode on the CPU.
+    """Load the network of a bundle as a plain `torch.nn.Module` in eval mode on the CPU.
 
-    Raises: as `load`.
+    Args:
+        path: folder of the bundle.
+        weights: weights file to use instead of the promoted one.
+
+    Raises:
+        BundleError, PlanError, WeightsError: as in `load`.
     """
     return _network(BundleFolder(Path(path)), weights)[0]
 
@@ -116,19 +122,19 @@ def _network(bundle: BundleFolder, weights: str | Path | None) -> tuple[torch.nn
 
 
 def _checked_file(file: Path) -> Path:
-    """The file, if there is one."""
+    """Return the path of a weights file, or raise WeightsError if it is not a file."""
     if file.is_dir():
-        raise WeightsError(f"{file}: a folder where a weights file is expected; name the file in it, such as model.pt")
+        raise WeightsError(f"{file}: found a folder, expected a weights file; name the file in it, such as model.pt")
     if not file.is_file():
         raise WeightsError(
-            f"{file}: no such weights file; check the name and the folder (a training leaves model.pt in its "
-            "output_dir), or leave it out for the bundle's own"
+            f"{file}: no such weights file; check the name and the folder (a training writes model.pt into its "
+            "output_dir), or leave it out for the bundle's own weights"
         )
     return file
 
 
 def _golden_check(bundle: BundleFolder, digests: Sequence[str]) -> GoldenCheck:
-    """What gates low precision: the sample is read when it is first asked for, and only data is read."""
+    """Return the check that a lower precision must pass; it reads the golden sample when it is first called."""
 
     def check(backend: Backend) -> str:
         try:
@@ -136,9 +142,9 @@ def _golden_check(bundle: BundleFolder, digests: Sequence[str]) -> GoldenCheck:
         except BundleError as error:
             return str(error)
         if sample is None:
-            return "the bundle has none; promoting weights makes one"
+            return "the bundle has none; promoting weights writes one"
         if list(digests) != [sample.weights_sha256]:
-            return "it was made with other weights than these"
+            return "it was written for other weights than these"
         return sample.objection_to(backend)
 
     return check

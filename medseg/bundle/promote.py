@@ -1,4 +1,4 @@
-"""Making a run's weights the bundle's own."""
+"""Promote the weights of a training run into a bundle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medseg.volumes import files
 
 @dataclass(frozen=True)
 class Promotion:
-    """What was promoted: the weights' place, size and checksum, and what the golden sample holds."""
+    """Promoted weights: their path, SHA-256 and size, and a description of the golden sample."""
 
     weights: Path
     sha256: str
@@ -25,38 +25,40 @@ class Promotion:
 
 
 def promote(bundle: str | Path, run: str | Path) -> Promotion:
-    """Copy a run's final weights and record into a bundle's `models/`; the record holds their sha256.
+    """Copy the final weights of a run and their record into a bundle's `models/`. The record holds their SHA-256.
 
-    The network is run in fp32 on a generated input, and the result is kept beside the weights: the golden sample that
-    `medseg bundle verify` compares with, and that low precision must agree with before it is used.
+    The network's fp32 logits for a generated input are stored beside the weights, as the golden sample. `medseg bundle
+    verify` compares the weights with it, and a lower precision must agree with it before it is used.
 
     Args:
-        bundle: the bundle's folder.
-        run: the `output_dir` of a finished training (`model.pt`, `training.json`).
+        bundle: folder of the bundle.
+        run: the `output_dir` of a finished training, with `model.pt` and `training.json`.
 
     Raises:
-        BundleError: the run is unfinished or was trained with another plan.
-        WeightsError: the weights do not fit the bundle's network, or are not those the record was written for.
+        BundleError: the run is not finished, or was trained with another plan.
+        WeightsError: the weights do not fit the bundle's network, or the record was written for other weights.
     """
     folder, run = BundleFolder(Path(bundle)), Path(run)
     source, record_file = run / "model.pt", run / "training.json"
     for file in (source, record_file):
         if not file.is_file():
-            raise BundleError(f"{run}: {file.name} is missing, so this is not the output_dir of a finished training")
+            raise BundleError(
+                f"{run}: not the output_dir of a finished training, because {file.name} is missing; finish the training"
+            )
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
         plan_digest, weights_sha256 = record["plan_digest"], record["weights_sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{record_file}: is not the record of a finished training ({error!r}); train again") from None
+        raise BundleError(f"{record_file}: not the record of a finished training ({error!r}); train again") from None
     if plan_digest != folder.plan.digest:
         raise BundleError(
-            f"{run}: was trained with another plan than {folder.plan.source}; train again, or restore the plan"
+            f"{run}: trained with another plan than {folder.plan.source}; train again, or restore the plan"
         )
     digest = weights.sha256(source)
     if digest != weights_sha256:
-        raise WeightsError(f"{source}: is not the file its record {record_file.name} was written for; train again")
+        raise WeightsError(f"{source}: its record {record_file.name} was written for other weights; train again")
     network = folder.plan.create_network()
-    weights.load_into(network, source)  # refuses what does not fit, before anything is replaced
+    weights.load_into(network, source)  # fails before anything is replaced if the weights do not fit
     sample = make_golden_sample(network.eval(), folder.plan, digest)
     with files.replacing(folder.path / WEIGHTS) as temporary:
         shutil.copyfile(source, temporary)

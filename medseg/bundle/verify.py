@@ -1,4 +1,4 @@
-"""Checking that a bundle keeps its promises."""
+"""Verify that the files of a bundle agree with each other and that its network runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REQUIRED_OF_TENSORS = ("type", "format", "num_channels", "spatial_shape", "dtype
 
 @dataclass(frozen=True)
 class Check:
-    """One promise, whether it is kept, and what was found."""
+    """Result of one check."""
 
     name: str
     passed: bool
@@ -39,14 +39,21 @@ class Check:
 
 
 def verify(path: str | Path) -> list[Check]:
-    """Check a bundle's files against each other and run its network once.
+    """Compare the files of a bundle with each other and run its network once. The configs are parsed, not run.
 
-    The configs are parsed, not run. Checks: the plan, the metadata against MONAI's schema and the plan, the properties
-    MONAI requires of training and inference configs, inference.json against the template, the weights' sha256 and
-    fit, the network's output on a tile, and its agreement with the golden sample in fp32.
+    The checks are: the plan; the metadata, with MONAI's schema and the plan; inference.json, with the template filled
+    from the plan; the network of train.json, with the plan; the properties that MONAI requires of training and
+    inference configs; the SHA-256 of the weights; the network's output for a tile; and its fp32 logits, with the golden
+    sample.
+
+    Args:
+        path: folder of the bundle.
+
+    Returns:
+        One result per check.
 
     Raises:
-        BundleError: the folder is not a bundle at all.
+        BundleError: the folder is not a bundle.
     """
     folder = BundleFolder(Path(path))
     return [_run(name, check, folder) for name, check in _checks(_has_training(folder))]
@@ -78,14 +85,14 @@ def _checks(has_training: bool) -> Iterator[tuple[str, Callable[[BundleFolder], 
 def _run(name: str, check: Callable[[BundleFolder], str], folder: BundleFolder) -> Check:
     try:
         return Check(name, True, check(folder))
-    except (MedsegError, _BrokenPromiseError) as error:
+    except (MedsegError, _FailedCheckError) as error:
         return Check(name, False, str(error))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        # a bundle can be broken in ways nobody listed, and naming them is what verification is for
+        # A bundle can be broken in ways that no check expects, and verification must report them.
         return Check(name, False, f"{type(error).__name__}: {one_line(error)}")
 
 
-class _BrokenPromiseError(Exception):
+class _FailedCheckError(Exception):
     pass
 
 
@@ -93,30 +100,32 @@ def _check_metadata(folder: BundleFolder) -> str:
     metadata, plan = folder.metadata, folder.plan
     missing = [key for key in REQUIRED_METADATA if key not in metadata]
     if missing:
-        raise _BrokenPromiseError(f"metadata.json lacks {', '.join(missing)}")
+        raise _FailedCheckError(f"metadata.json: {', '.join(missing)} missing")
     if metadata["version"] not in metadata["changelog"]:
-        raise _BrokenPromiseError(f"metadata.json: changelog has no entry for version {metadata['version']}")
+        raise _FailedCheckError(f"metadata.json: the changelog has no entry for version {metadata['version']}")
     formats = metadata["network_data_format"]
     for role, tensors in formats.items():
         for name, tensor in tensors.items():
             absent = [key for key in REQUIRED_OF_TENSORS if key not in tensor]
             if absent:
-                raise _BrokenPromiseError(f"metadata.json: {role} {name} lacks {', '.join(absent)}")
+                raise _FailedCheckError(f"metadata.json: {role} {name}: {', '.join(absent)} missing")
     declared = formats["inputs"]["image"]["num_channels"], formats["outputs"]["pred"]["num_channels"]
     if declared != (plan.in_channels, plan.out_channels):
-        raise _BrokenPromiseError(
-            f"metadata.json declares {declared[0]} → {declared[1]} channels, "
-            f"the plan {plan.in_channels} → {plan.out_channels}"
+        raise _FailedCheckError(
+            f"metadata.json: found {declared[0]} → {declared[1]} channels, expected {plan.in_channels} → "
+            f"{plan.out_channels} as in the plan"
         )
     names = list(formats["outputs"]["pred"]["channel_def"].values())
     if plan.activation == "softmax" and names != plan.output_names:
-        raise _BrokenPromiseError(f"metadata.json names the output channels {names}, the plan {plan.output_names}")
+        raise _FailedCheckError(
+            f"metadata.json: found the output channels {names}, expected {plan.output_names} as in the plan"
+        )
     return f"version {metadata['version']}"
 
 
 def _check_inference(folder: BundleFolder) -> str:
     if folder.inference_differs_from_template():
-        raise _BrokenPromiseError(
+        raise _FailedCheckError(
             "inference.json: differs from medseg's template filled from plan.json, so `monai.bundle run` and "
             "`medseg predict` may give different labels; medseg.bundle.apply_plan rewrites it"
         )
@@ -126,7 +135,7 @@ def _check_inference(folder: BundleFolder) -> str:
 def _check_training_network(folder: BundleFolder) -> str:
     found, expected = folder.read_json("configs/train.json").get("network_def"), network_component(folder.plan)
     if found != expected:
-        raise _BrokenPromiseError(
+        raise _FailedCheckError(
             "train.json: network_def differs from the network of plan.json; medseg.bundle.apply_plan rewrites it"
         )
     return f"{folder.plan.network['name']}, as in the plan"
@@ -135,22 +144,22 @@ def _check_training_network(folder: BundleFolder) -> str:
 def _check_evaluation(folder: BundleFolder) -> str:
     overlay = folder.read_json("configs/evaluate.json")
     if "run" not in overlay:
-        raise _BrokenPromiseError("evaluate.json has no run, so it would train")
+        raise _FailedCheckError("evaluate.json: no `run`, so it would train")
     return "an overlay of train.json"
 
 
 def _check_properties(folder: BundleFolder, kind: str) -> str:
-    """Look the properties up by id: MONAI's own check_properties would build every component, data set included."""
+    """Look up the required properties by their ids. MONAI's check_properties would build every component instead."""
     parser = ConfigParser(ConfigParser.load_config_file(str(folder.path / "configs" / f"{kind}.json")))
     wanted = {**(TrainProperties if kind == "train" else InferProperties)}
     missing = [p[BundleProperty.DESC] for p in wanted.values() if p[BundleProperty.REQUIRED] and not _has(parser, p)]
     if missing:
-        raise _BrokenPromiseError(f"{kind}.json lacks the {missing[0].rstrip('.')}")
+        raise _FailedCheckError(f"{kind}.json: missing: {missing[0].rstrip('.')}")
     for name, optional in wanted.items():
         refers = optional.get(BundlePropertyConfig.REF_ID)
         if refers and _has(parser, {BundlePropertyConfig.ID: refers}) and not _has(parser, optional):
-            raise _BrokenPromiseError(f"{kind}.json keeps {name} elsewhere than at {optional[BundlePropertyConfig.ID]}")
-    return f"all that MONAI requires of {kind}.json"
+            raise _FailedCheckError(f"{kind}.json: {name}: expected at {optional[BundlePropertyConfig.ID]}")
+    return f"{kind}.json has all properties that MONAI requires"
 
 
 def _has(parser: ConfigParser, wanted: dict) -> bool:
@@ -161,26 +170,26 @@ def _check_network(folder: BundleFolder) -> str:
     plan = folder.plan
     network = load_network(folder.path)
     noise = torch.randn(plan.in_channels, *plan.tile, generator=torch.Generator().manual_seed(0))
-    image_plan = plan if plan.slice_axis is None else plane_plan(plan)  # of what the network is given
-    preprocessing(image_plan)(MetaTensor(noise, affine=torch.eye(4)))  # an orientation or scheme nobody knows raises
+    image_plan = plan if plan.slice_axis is None else plane_plan(plan)
+    preprocessing(image_plan)(MetaTensor(noise, affine=torch.eye(4)))  # fails for an unknown orientation or scheme
     tile = noise[None]
     with torch.inference_mode():
         found = tuple(network(tile).shape)
     wanted = (1, plan.out_channels, *plan.tile)
     if found != wanted:
-        raise _BrokenPromiseError(f"a tile {tuple(tile.shape)} gave logits {found}, expected {wanted}")
+        raise _FailedCheckError(f"logits of a tile {tuple(tile.shape)}: found the shape {found}, expected {wanted}")
     return f"{tuple(tile.shape)} → {found}"
 
 
 def _check_golden_sample(folder: BundleFolder) -> str:
     sample = read_golden_sample(folder)
     if sample is None:
-        return "none, so low precision is refused; promoting weights makes one"
+        return "none, so low precision is refused; promoting weights writes one"
     digest = folder.checked_weights()[1]
     if sample.weights_sha256 != digest:
-        raise _BrokenPromiseError("was made with other weights than the bundle's; promote the weights again")
+        raise _FailedCheckError("golden.npz: written for other weights than the bundle's; promote the weights again")
     network = TorchBackend(load_network(folder.path), torch.device("cpu"))
     objection = sample.objection_to(network, SAME_PRECISION)
     if objection:
-        raise _BrokenPromiseError(f"fp32 gives another result than when it was made: {objection}")
+        raise _FailedCheckError(f"golden.npz: the weights give another result than at promotion: {objection}")
     return f"fp32 agrees; {describe(sample, folder.plan)}"

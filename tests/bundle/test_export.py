@@ -26,7 +26,7 @@ def test_onnx_gives_the_same_logits(bundle, tmp_path, tile):
         torch.testing.assert_close(torch.from_numpy(found), medseg.load_network(bundle)(tile), atol=1e-4, rtol=0)
 
 
-def test_safetensors_hold_the_weights_and_say_whose(bundle, tmp_path):
+def test_safetensors_hold_the_weights_and_the_plans_digest(bundle, tmp_path):
     from safetensors import safe_open
 
     path = export(bundle, "safetensors", tmp_path / "net.safetensors")
@@ -37,11 +37,11 @@ def test_safetensors_hold_the_weights_and_say_whose(bundle, tmp_path):
 
 
 def test_another_format_is_refused(bundle, tmp_path):
-    with pytest.raises(OptionError, match="format must be torchscript, onnx or safetensors, found 'openvino'"):
+    with pytest.raises(OptionError, match=r"'openvino'.*torchscript, onnx, safetensors"):
         export(bundle, "openvino", tmp_path / "net.safetensors")
     assert not list(tmp_path.glob("net*"))
 
 
 def test_another_ending_is_refused(bundle, tmp_path):
-    with pytest.raises(NetworkError, match=r"net\.bin: the ending must be \.onnx"):
+    with pytest.raises(NetworkError, match=r"net\.bin: .*\.onnx"):
         export(bundle, "onnx", tmp_path / "net.bin")

@@ -37,27 +37,25 @@ def test_a_run_with_another_plan_is_refused_and_nothing_changes(bundle, finished
     before = (bundle / "models" / "model.pt").read_bytes()
     record = json.loads((finished_run / "training.json").read_text())
     (finished_run / "training.json").write_text(json.dumps({**record, "plan_digest": "0"}))
-    with pytest.raises(BundleError, match="was trained with another plan"):
+    with pytest.raises(BundleError, match="another plan"):
         promote(bundle, finished_run)
     assert (bundle / "models" / "model.pt").read_bytes() == before
 
 
 def test_exchanged_weights_are_refused(bundle, finished_run):
     torch.save({}, finished_run / "model.pt")
-    with pytest.raises(WeightsError, match="is not the file its record"):
+    with pytest.raises(WeightsError, match=r"model\.pt: .*training\.json"):
         promote(bundle, finished_run)
 
 
 def test_an_unfinished_run_is_refused(bundle, finished_run):
     (finished_run / "model.pt").unlink()
-    with pytest.raises(
-        BundleError, match=r"model\.pt is missing, so this is not the output_dir of a finished training"
-    ):
+    with pytest.raises(BundleError, match=r"model\.pt is missing"):
         promote(bundle, finished_run)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_a_damaged_record_is_named(bundle, finished_run, text):
     (finished_run / "training.json").write_text(text)
-    with pytest.raises(BundleError, match=r"training\.json: is not the record of a finished training"):
+    with pytest.raises(BundleError, match=r"training\.json: "):
         promote(bundle, finished_run)

@@ -208,7 +208,7 @@ def read_golden_sample(folder: BundleFolder) -> GoldenSample | None:
 
 def describe(sample: GoldenSample, plan: Plan) -> str:
     """Return the number of kept voxels of each label, in one line."""
-    counts = zip(sample.voxels_per_label, plan.label_names, strict=True)
+    counts = zip(sample.voxels_per_label, plan.output_names, strict=True)
     return f"{', '.join(f'{count} {name}' for count, name in counts)} voxels"
 
 

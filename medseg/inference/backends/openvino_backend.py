@@ -56,13 +56,13 @@ class FeaturesOnly(nn.Module):
 class OpenVINOBackend:
     """A network compiled for one fixed shape of tiles, because OpenVINO's fast convolutions need fixed shapes.
 
+    Converted and compiled models are kept in `cache_folder()`, if it can be written.
+
     Args:
         network: copied, because compiling changes its layers.
         shape: (B, C, *tile) of a full batch; a smaller last batch is padded.
         precision: "fp32" or "bf16".
         blend_features: return features instead of logits if they are fewer channels.
-        cache_dir: folder of converted and compiled models; None takes `cache_folder()`. If it cannot be written,
-            the network is compiled again each time.
 
     Raises:
         BackendError: OpenVINO is not installed, or cannot convert the network.
@@ -77,7 +77,6 @@ class OpenVINOBackend:
         shape: Sequence[int],
         precision: Precision = "fp32",
         blend_features: bool = True,
-        cache_dir: str | Path | None = None,
     ) -> None:
         try:
             import openvino
@@ -94,7 +93,7 @@ class OpenVINOBackend:
         self.module = network if split is None else FeaturesOnly(network, split.features).eval()
         self.head_weight = None if split is None else split.weight
         self.head_bias = None if split is None else split.bias
-        folder = cache_folder() if cache_dir is None else Path(cache_dir)
+        folder = cache_folder()
         digest = model_digest(self.module, self.shape, openvino.__version__, precision)
         cache = None if folder is None else folder / "openvino" / digest
         hints = {

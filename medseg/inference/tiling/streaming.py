@@ -30,7 +30,6 @@ class Window:
         blending: weights of a tile's voxels.
         batch_size: tiles per forward pass.
         interpolation: method used from the model grid to the native grid.
-        device: where tiles are blended and restored.
         slab_values: number of values resampled to the native grid at once.
         is_pipelined: extract, blend and restore in a second thread while the network runs.
     """
@@ -40,7 +39,6 @@ class Window:
     blending: Literal["gaussian", "constant"] = "gaussian"
     batch_size: int = 1
     interpolation: Literal["linear", "cubic"] = "linear"
-    device: str = "cpu"
     slab_values: int = SLAB_VALUES
     is_pipelined: bool = True
 
@@ -63,7 +61,7 @@ def predict_labels(
     on_tiles: Callable[[int, int], None] | None = None,
     skipped: frozenset[tuple[int, ...]] = frozenset(),
 ) -> torch.Tensor:
-    """Predict an image on the model grid and return its labels on the native grid.
+    """Predict an image on the model grid and return its labels on the native grid; blending happens on the CPU.
 
     `prediction_bytes` states how much memory this takes; keep the two in step.
 
@@ -85,7 +83,7 @@ def predict_labels(
         (*native shape) integers on the CPU.
     """
     grid = window.lay_tiles(image.shape[1:])
-    weight = importance_map(grid.tile, window.blending, torch.device(window.device))
+    weight = importance_map(grid.tile, window.blending, torch.device("cpu"))
     done = 0
 
     def count(tiles: int) -> None:
@@ -102,10 +100,10 @@ def predict_labels(
             is_pipelined=window.is_pipelined, skipped=frozenset() if grid_map is None else skipped,
         )  # fmt: skip
 
-    head_weight, head_bias = (None if part is None else part.to(window.device) for part in (head_weight, head_bias))
+    head_weight, head_bias = (None if part is None else part.cpu() for part in (head_weight, head_bias))
     num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
     if grid_map is None:
-        whole = torch.empty(num_values, *grid.image_shape, device=window.device)
+        whole = torch.empty(num_values, *grid.image_shape)
 
         def place(block: FinishedBlock) -> None:
             assert block.values is not None  # no tile is skipped here
@@ -116,7 +114,7 @@ def predict_labels(
         merge(place)
         return restore_sheared(
             whole, model_affine, native_affine, native_shape, decision, head_weight, head_bias, observers
-        ).cpu()
+        )
     resampler = SeparableResampler(grid_map, window.interpolation)
     out = torch.empty(tuple(native_shape), dtype=decision.dtype)
     restorer = LabelRestorer(resampler, decision, head_weight, head_bias, observers, window.slab_values)

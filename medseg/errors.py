@@ -50,6 +50,10 @@ class EvaluationError(MedsegError, ValueError):
     """Predictions and references cannot be compared."""
 
 
+class ScanError(MedsegError, ValueError):
+    """A scan is of another kind than those that the network was trained on."""
+
+
 class RegionError(MedsegError, ValueError):
     """The regions that a plan asks for cannot be found in a scan."""
 

@@ -2,9 +2,21 @@
 
 from medseg.bundle.configs import apply_plan, inference_config
 from medseg.bundle.export import export
+from medseg.bundle.fingerprint import compute_fingerprint, write_fingerprint
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load, load_network
 from medseg.bundle.promote import promote
 from medseg.bundle.verify import verify
 
-__all__ = ["BundleFolder", "apply_plan", "export", "inference_config", "load", "load_network", "promote", "verify"]
+__all__ = [
+    "BundleFolder",
+    "apply_plan",
+    "compute_fingerprint",
+    "export",
+    "inference_config",
+    "load",
+    "load_network",
+    "promote",
+    "verify",
+    "write_fingerprint",
+]

@@ -10,10 +10,11 @@ from typing import Any
 from medseg import weights
 from medseg.bundle.configs import inference_config
 from medseg.errors import BundleError, WeightsError
+from medseg.inference.plausibility import Fingerprint, read_fingerprint
 from medseg.plan import Plan, read_plan
 from medseg.volumes.files import read_json
 
-WEIGHTS, RECORD = "models/model.pt", "models/model.json"
+WEIGHTS, RECORD, FINGERPRINT = "models/model.pt", "models/model.json", "models/fingerprint.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,15 @@ class BundleFolder:
     def metadata(self) -> dict[str, Any]:
         """Content of configs/metadata.json."""
         return self.read_json("configs/metadata.json")
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint | None:
+        """models/fingerprint.json: what the training cases were like; None if the bundle has none.
+
+        Raises:
+            BundleError: the file is not a fingerprint.
+        """
+        return read_fingerprint(self.inside(FINGERPRINT)) if (self.path / FINGERPRINT).is_file() else None
 
     @property
     def weights_path(self) -> Path:

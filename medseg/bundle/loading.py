@@ -36,6 +36,7 @@ def load(
     uncertainty: bool = False,
     on_tiles: Callable[[int, int], None] | None = None,
     region_centers_mm: Mapping[str, Sequence[float]] | None = None,
+    force: bool = False,
 ) -> Predictor:
     """Load a bundle for prediction without evaluating anything in it.
 
@@ -43,8 +44,8 @@ def load(
         path: folder of the bundle.
         weights: weights file to use instead of the promoted one; several files are an ensemble.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        backend, precision, overlap, batch_size, interpolation, tta, max_ram, save_probabilities, uncertainty, on_tiles:
-            see `medseg.inference.Predictor`.
+        backend, precision, overlap, batch_size, interpolation, tta, max_ram, save_probabilities, uncertainty, on_tiles,
+        force: see `medseg.inference.Predictor`.
         region_centers_mm: centre of regions in mm of every scan, by name, for a plan with regions; these are not
             searched for. See `medseg.inference.RegionPredictor`.
 
@@ -93,6 +94,8 @@ def load(
         bundle=bundle.name,
         weights_sha256=digests,
         on_tiles=on_tiles,
+        fingerprint=bundle.fingerprint,
+        force=force,
     )
 
 

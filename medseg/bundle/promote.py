@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg import weights
-from medseg.bundle.folder import RECORD, WEIGHTS, BundleFolder
+from medseg.bundle.fingerprint import write_fingerprint
+from medseg.bundle.folder import FINGERPRINT, RECORD, WEIGHTS, BundleFolder
 from medseg.bundle.golden import describe, make_golden_sample, save_golden_sample
 from medseg.errors import BundleError, WeightsError
 from medseg.volumes import files
@@ -24,7 +25,7 @@ class Promotion:
     golden_sample: str
 
 
-def promote(bundle: str | Path, run: str | Path) -> Promotion:
+def promote(bundle: str | Path, run: str | Path, data: str | Path | None = None) -> Promotion:
     """Copy the final weights of a run and their record into a bundle's `models/`. The record holds their SHA-256.
 
     The network's fp32 logits for a generated input are stored beside the weights, as the golden sample. `medseg bundle
@@ -33,6 +34,8 @@ def promote(bundle: str | Path, run: str | Path) -> Promotion:
     Args:
         bundle: folder of the bundle.
         run: the `output_dir` of a finished training, with `model.pt` and `training.json`.
+        data: folder of the training data, from which the bundle's fingerprint is computed. Without it, an earlier
+            fingerprint is removed.
 
     Raises:
         BundleError: the run is not finished, or was trained with another plan.
@@ -60,6 +63,10 @@ def promote(bundle: str | Path, run: str | Path) -> Promotion:
     network = folder.plan.create_network()
     weights.load_into(network, source)  # fails before anything is replaced if the weights do not fit
     sample = make_golden_sample(network.eval(), folder.plan, digest)
+    if data is None:
+        (folder.path / FINGERPRINT).unlink(missing_ok=True)
+    else:
+        write_fingerprint(folder.path, data, fold=record.get("settings", {}).get("fold", "all"))
     with files.replacing(folder.path / WEIGHTS) as temporary:
         shutil.copyfile(source, temporary)
     with files.replacing(folder.path / RECORD) as temporary:

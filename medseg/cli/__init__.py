@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from medseg import __version__
-from medseg.cli.bundle import export, promote, verify
+from medseg.cli.bundle import export, fingerprint, promote, verify
 from medseg.cli.data import demo, list_data, prepare
 from medseg.cli.evaluate import evaluate
 from medseg.cli.predict import predict
@@ -39,6 +39,9 @@ data.command("prepare", epilog="Example: medseg data prepare hippocampus --root 
 data.command("list", epilog="Example: medseg data list")(list_data)
 bundle.command("promote", epilog=f"Example: medseg bundle promote {_BUNDLE} --from runs/a")(promote)
 bundle.command("verify", epilog=f"Example: medseg bundle verify {_BUNDLE}")(verify)
+bundle.command("fingerprint", epilog=f"Example: medseg bundle fingerprint {_BUNDLE} --data data/hippocampus")(
+    fingerprint
+)
 bundle.command("export", epilog=f"Example: medseg bundle export {_BUNDLE} --format onnx --out net.onnx")(export)
 
 

@@ -15,6 +15,9 @@ from medseg.errors import MedsegError
 def promote(
     bundle: Bundle,
     run: Annotated[Path, typer.Option("--from", help="The output_dir of a finished training run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the training data, to compute the bundle's fingerprint.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Copy the weights of a training run into the bundle."""
@@ -22,12 +25,33 @@ def promote(
         check_bundle(bundle)
         from medseg.bundle import promote as promote_run
 
-        promoted = promote_run(bundle, run)
+        promoted = promote_run(bundle, run, data)
     if as_json:
         facts = {"weights": str(promoted.weights), "megabytes": promoted.megabytes, "sha256": promoted.sha256}
         print(json.dumps(facts, indent=2))
     else:
         print(f"{promoted.weights}  {promoted.megabytes:.1f} MB  sha256 {promoted.sha256}")
+
+
+def fingerprint(
+    bundle: Bundle,
+    data: Annotated[Path, typer.Option(help="Folder of the data set that the network was trained on.")],
+    manifest: Annotated[
+        str | None, typer.Option(help="Name or file of its manifest. Default: that of the bundle's train.json.")
+    ] = None,
+    fold: Annotated[str, typer.Option(help="The fold that was not trained on, or all.")] = "all",
+    whole_scans: Annotated[
+        str, typer.Option(help="Name of a bundle for whole scans, if this one was trained on crops.")
+    ] = "",
+) -> None:
+    """Describe the training cases in models/fingerprint.json, so that unlike results are called suspicious."""
+    check_bundle(bundle)
+    from medseg.bundle import write_fingerprint
+
+    found = write_fingerprint(bundle, data, manifest, fold, whole_scans)
+    for name, label in found.labels.items():
+        volumes = ", ".join(f"{key} {value:.2f}" for key, value in label.volume_ml.items())
+        print(f"{name}: {volumes} ml; {label.absent} of {found.cases} without; up to {label.pieces} pieces")
 
 
 def verify(bundle: Bundle, as_json: Json = False) -> None:

@@ -74,6 +74,10 @@ def predict(
             metavar="NAME=X,Y,Z",
         ),
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with an error if a result is suspicious.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Predict whole scans with a network that was trained on crops.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Recompute finished cases and overwrite existing files.")
     ] = False,
@@ -101,6 +105,7 @@ def predict(
             save_probabilities=save_probabilities,
             uncertainty=uncertainty,
             region_centers_mm=centers_mm,
+            force=force,
         )
         # 2D images have no thickness and therefore no volume, unless they are the slices of a scan.
         has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
@@ -114,6 +119,9 @@ def predict(
     if failed:
         rest = f"; the others are in {out}" if failed < len(results) else ""
         raise MedsegError(f"{failed} of {len(results)} scans failed{rest}")
+    suspicious = sum(bool(result.suspicions) for result in results)
+    if suspicious and strict:
+        raise MedsegError(f"{suspicious} of {len(results)} results are suspicious (--strict)")
 
 
 def _region_centers(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -136,7 +144,7 @@ def _region_centers(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def write_volumes(results: Sequence[CaseResult], label_names: Sequence[str], path: Path) -> None:
-    """Write a CSV file with one row per case: `case`, `status`, one column `<label>_ml` per label, and `output`.
+    """Write a CSV file with one row per case: `case`, `status`, `<label>_ml` per label, `output` and `suspicions`.
 
     Args:
         results: results of the cases. The volumes of a failed case are empty.
@@ -147,10 +155,10 @@ def write_volumes(results: Sequence[CaseResult], label_names: Sequence[str], pat
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "status", *(f"{name}_ml" for name in label_names), "output"])
+    writer.writerow(["case", "status", *(f"{name}_ml" for name in label_names), "output", "suspicions"])
     for result in results:
         volumes = [result.volumes_ml.get(name, "") for name in label_names]
-        writer.writerow([result.case, result.status, *volumes, result.output])
+        writer.writerow([result.case, result.status, *volumes, result.output, "; ".join(result.suspicions)])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
@@ -196,4 +204,4 @@ def _line(result: CaseResult, has_volumes: bool) -> str:
     volumes_ml = result.volumes_ml if has_volumes else {}
     volumes = " ".join(f"{name} {volume:.2f} ml" for name, volume in volumes_ml.items())
     note = f" ({result.message})" if volumes and result.message else result.message
-    return f"{result.status:8}{result.case}  {volumes}{note}"
+    return f"{result.status:7} {result.case}  {volumes}{note}"

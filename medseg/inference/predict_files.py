@@ -52,21 +52,24 @@ class CaseResult:
 
     Args:
         case: name of the case.
-        status: "done", "skipped" (an earlier run has finished it) or "failed".
+        status: "done", "suspicious" (done, but unlike the training data), "skipped" (an earlier run has finished it) or
+            "failed".
         output: file of the segmentation.
-        message: reason of a failure or a skip, in one line.
+        message: reason of a failure, a skip or a suspicion, in one line.
         seconds: time to read, predict and write the case.
         volumes_ml: volume of each label.
         warnings: one line each.
+        suspicions: why the segmentation is unlike those of the training data, one line each.
     """
 
     case: str
-    status: Literal["done", "skipped", "failed"]
+    status: Literal["done", "suspicious", "skipped", "failed"]
     output: str = ""
     message: str = ""
     seconds: float = 0.0
     volumes_ml: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    suspicions: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data, for `--json`."""
@@ -246,8 +249,11 @@ def _read(job: _Job, plan: Plan) -> tuple[Scan, float]:
 
 
 def _skipped(job: _Job, record: Mapping[str, Any]) -> CaseResult:
-    message, volumes = "finished by an earlier run", dict(record.get("volumes_ml", {}))
-    return CaseResult(job.case.name, "skipped", str(job.target), message, volumes_ml=volumes)
+    volumes, suspicions = dict(record.get("volumes_ml", {})), [str(line) for line in record.get("suspicions", ())]
+    message = "; ".join(["finished by an earlier run", *(f"suspicious: {line}" for line in suspicions)])
+    return CaseResult(
+        job.case.name, "skipped", str(job.target), message, volumes_ml=volumes, suspicions=suspicions
+    )  # fmt: skip
 
 
 def _segment(
@@ -270,8 +276,8 @@ def _write(job: _Job, segmentation: Segmentation, started: float) -> CaseResult:
     except Exception as error:
         return _failure(job, error, started)
     return CaseResult(
-        job.case.name, "done", str(job.target), seconds=perf_counter() - started, volumes_ml=record["volumes_ml"],
-        warnings=record["warnings"],
+        job.case.name, segmentation.status, str(job.target), "; ".join(segmentation.suspicions),
+        perf_counter() - started, record["volumes_ml"], record["warnings"], segmentation.suspicions,
     )  # fmt: skip
 
 

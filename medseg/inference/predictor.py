@@ -17,6 +17,13 @@ from medseg.errors import OptionError, PlanError
 from medseg.inference.backends.choice import GoldenCheck, choose_backend
 from medseg.inference.backends.torch_backend import choose_device
 from medseg.inference.memory import Workload, parse_bytes
+from medseg.inference.plausibility import (
+    Fingerprint,
+    check_field_of_view,
+    field_of_view_problem,
+    measure,
+    suspicions,
+)
 from medseg.inference.preprocessing import model_image, normalize_in_place, preprocessing
 from medseg.inference.scan import Scan, ScanSource, load_scan
 from medseg.inference.segmentation import Segmentation, map_names, provenance_record
@@ -51,6 +58,9 @@ class Predictor:
         bundle: name of the bundle, for the record beside each result.
         weights_sha256: digests of the weights, for the record.
         on_tiles: called with (tiles done, total number of tiles) of the current scan.
+        fingerprint: what the training cases were like. Whole scans are refused by a network that was trained on crops,
+            and results unlike all training cases are suspicious; None checks nothing.
+        force: predict scans that the fingerprint would have refused; their results are suspicious.
 
     Raises:
         PlanError: flips are requested, but the network was not trained to mirror.
@@ -77,6 +87,8 @@ class Predictor:
         bundle: str = "",
         weights_sha256: Sequence[str] = (),
         on_tiles: Callable[[int, int], None] | None = None,
+        fingerprint: Fingerprint | None = None,
+        force: bool = False,
     ) -> None:
         if tta not in ("none", "flip"):
             raise OptionError(f"tta must be none or flip, found {tta!r}")
@@ -104,6 +116,8 @@ class Predictor:
         self.bundle = bundle
         self.weights_sha256 = tuple(weights_sha256)
         self.on_tiles = on_tiles
+        self.fingerprint = fingerprint
+        self.force = force
 
     @staticmethod
     def _image_plan(plan: Plan) -> Plan:
@@ -128,12 +142,16 @@ class Predictor:
             VolumeError: the scan cannot be read, or does not fit the plan.
             GeometryError: its channels lie on different grids.
             MemoryLimitError: max_ram cannot be kept.
+            ScanError: the scan's field of view is too large for a network that was trained on crops.
         """
         started = perf_counter()
         scan = load_scan(source, self.scan_plan)
         for note in scan.notes:
             logger.warning(note)
-        return self.predict_scan(scan, read_seconds=perf_counter() - started)
+        segmentation = self.predict_scan(scan, read_seconds=perf_counter() - started)
+        for suspicion in segmentation.suspicions:
+            logger.warning(f"{scan.name}: suspicious: {suspicion}")
+        return segmentation
 
     def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
         """Segment a scan that is already in memory.
@@ -144,7 +162,19 @@ class Predictor:
 
         Raises:
             MemoryLimitError: max_ram cannot be kept.
+            ScanError: the scan's field of view is too large for a network that was trained on crops.
         """
+        grid, fingerprint = scan.reference.grid, self.fingerprint
+        if fingerprint is None:
+            return self._segment_scan(scan, read_seconds)
+        if not self.force:
+            check_field_of_view(scan.name, grid, fingerprint)
+        segmentation = self._segment_scan(scan, read_seconds)
+        found = suspicions(measure(segmentation.array, self.plan.labels, grid), fingerprint)
+        problem = field_of_view_problem(grid, fingerprint)
+        return segmentation.with_suspicions([*([problem] if problem else []), *found])
+
+    def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
         window = self.window if self.max_ram is None else self.workload().fit(scan, self.window, self.max_ram)
         return self._predict_image(scan, window, self.on_tiles, read_seconds)
 

@@ -7,7 +7,7 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,6 +77,21 @@ class Segmentation:
     def affine(self) -> np.ndarray:
         """Affine of the scan: voxel index to mm (RAS+)."""
         return self.scan.grid.affine
+
+    @property
+    def suspicions(self) -> list[str]:
+        """Reasons why the segmentation is unlike those of the training data, one line each."""
+        return list(self.provenance.get("suspicions", ()))
+
+    @property
+    def status(self) -> Literal["done", "suspicious"]:
+        """`suspicious` if there are suspicions, else `done`."""
+        return "suspicious" if self.suspicions else "done"
+
+    def with_suspicions(self, suspicions: Sequence[str]) -> Segmentation:
+        """Return the segmentation with the result of its checks in the record."""
+        status = "suspicious" if suspicions else "done"
+        return replace(self, provenance={**self.provenance, "status": status, "suspicions": list(suspicions)})
 
     def volumes_ml(self) -> dict[str, float]:
         """Return the volume of each label except the background, in millilitres; 0 for absent labels."""

@@ -44,8 +44,7 @@ class SlicePredictor(Predictor):
             patch=(*plan.patch, 1), tile=(*plan.tile, 1),
         )  # fmt: skip
 
-    def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
-        """Segment a volume that is already in memory; see `Predictor.predict_scan`."""
+    def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
         stack = Stack(scan, str(self.plan.slice_axis))
         window = self.window
         if self.max_ram is not None:

@@ -10,8 +10,9 @@ import pytest
 from bundle.tiny_bundles import BUNDLES
 
 import medseg
-from medseg.bundle import BundleFolder
-from medseg.errors import OptionError, RegionError
+from medseg.bundle import BundleFolder, compute_fingerprint
+from medseg.datasets import read_manifest
+from medseg.errors import OptionError, RegionError, ScanError
 
 FOLDER = BUNDLES / "brain_t1_hippocampi_segmentation"
 FLAGSHIP = BUNDLES / "hippocampus_unet3d_segmentation"
@@ -91,3 +92,33 @@ def test_a_crop_of_one_hippocampus_and_half_a_head_are_refused(model, shared_dat
 def test_a_spinal_cord_is_refused(model, shared_data):
     with pytest.raises(RegionError, match=r"t2\.nii\.gz"):
         model.predict(shared_data / "spinal_cord" / "t2.nii.gz")
+
+
+@pytest.mark.data
+def test_a_whole_head_is_refused_by_the_bundle_of_crops(shared_data):
+    crops = medseg.load(FLAGSHIP, device="cpu")
+    with pytest.raises(ScanError) as caught:
+        crops.predict(shared_data / "brain_t1" / "t1_with_skull.nii.gz")
+    for fact in ("t1_with_skull.nii.gz", "165×225×167", "42×58×45", "brain_t1_hippocampi_segmentation", "--force"):
+        assert fact in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_normal_crops_raise_no_alarm(shared_data):
+    crops = medseg.load(FLAGSHIP, device="cpu")
+    images = sorted((shared_data / "hippocampus" / "images").glob("*.nii.gz"))[::20]
+    assert [crops.predict(image).suspicions for image in images] == [[]] * len(images)
+
+
+@pytest.mark.data
+def test_the_fingerprint_is_that_of_the_flagships_training_data(shared_data):
+    ours, theirs = BundleFolder(FOLDER).fingerprint, BundleFolder(FLAGSHIP).fingerprint
+    plan = BundleFolder(FLAGSHIP).plan
+    assert (
+        compute_fingerprint(
+            plan, read_manifest("hippocampus"), shared_data / "hippocampus", for_whole_scans=FOLDER.name
+        ).to_dict()
+        == theirs.to_dict()
+    )
+    assert ours.labels["left_anterior"] == ours.labels["right_anterior"] == theirs.labels["anterior"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from medseg.bundle import apply_plan
+from medseg.inference.plausibility import Fingerprint, LabelStatistics
 from medseg.plan import read_plan
 from medseg.weights import sha256
 
@@ -47,3 +48,13 @@ def record_weights(bundle: Path) -> None:
     """Record the weights at models/model.pt as promoted."""
     record = {"weights_sha256": sha256(bundle / "models" / "model.pt")}
     (bundle / "models" / "model.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def add_fingerprint(folder: Path, volume_ml: tuple[float, float]) -> None:
+    """Write a fingerprint whose cases had volumes in this range and none without a structure."""
+    low, high = volume_ml
+    volumes = {"smallest": low, "0.5%": low, "median": (low + high) / 2, "99.5%": high, "largest": high}
+    statistics = LabelStatistics(volumes, absent=0, pieces=1, stray=1.0, at_border=1.0)
+    names = read_plan(folder / "configs" / "plan.json").label_names[1:]
+    fingerprint = Fingerprint(5, {}, {}, dict.fromkeys(names, statistics))
+    (folder / "models" / "fingerprint.json").write_text(json.dumps(fingerprint.to_dict()))

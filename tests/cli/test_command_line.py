@@ -127,11 +127,12 @@ def test_each_case_is_printed_and_volumes_are_written_as_a_table(capsys, bundle,
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = read_plan(bundle / "configs" / "plan.json").label_names[1:]
-    assert list(rows[0]) == ["case", "status", *(f"{name}_ml" for name in names), "output"]
+    assert list(rows[0]) == ["case", "status", *(f"{name}_ml" for name in names), "output", "suspicions"]
     for row, scan in zip(rows, scans, strict=False):
         record = json.loads((tmp_path / "out" / f"{scan.name.split('.')[0]}.json").read_text())
         assert {name: float(row[f"{name}_ml"]) for name in names} == record["volumes_ml"]
-    assert rows[2] == {"case": "absent", "status": "failed", "output": "", **{f"{name}_ml": "" for name in names}}
+    volumes = {f"{name}_ml": "" for name in names}
+    assert rows[2] == {"case": "absent", "status": "failed", "output": "", "suspicions": "", **volumes}
 
 
 def test_labels_can_be_those_of_a_bundle(capsys, bundle, tmp_path):
@@ -190,3 +191,25 @@ def test_tables_fit_into_80_columns(capsys, monkeypatch, tmp_path):
     listed = run(capsys, "data", "list")[1]
     assert max(map(len, listed.splitlines())) <= 80
     assert "phantom_cells" in listed
+
+
+def test_a_suspicious_result_fails_under_strict_alone(capsys, bundle, tmp_path):
+    from bundle.tiny_bundles import add_fingerprint
+
+    add_fingerprint(bundle, volume_ml=(100.0, 200.0))  # no structure of a small scan is that large
+    scan = write(tmp_path / "scans" / "a.nii.gz", np.random.default_rng(1).normal(size=(9, 10, 11)))
+    arguments = ("predict", bundle, scan, "-o", tmp_path / "out", "--volumes", tmp_path / "v.csv")
+    code, out, err = run(capsys, *arguments)
+    assert (code, out.split()[0]) == (0, "suspicious")
+    code, out, err = run(capsys, *arguments, "--strict")  # the finished result stays suspicious
+    assert (code, out.split()[0]) == (1, "skipped")
+    assert "1 of 1" in err
+    assert "ml in training" in (tmp_path / "v.csv").read_text() or "absent" in (tmp_path / "v.csv").read_text()
+
+
+@pytest.mark.parametrize("value", ["left", "left=1,2", "=1,2,3", "left=1,2,x", "left=1,2,nan"])
+def test_a_wrong_centre_of_a_region_is_quoted(capsys, bundle, tmp_path, value):
+    code, _, err = run(capsys, "predict", bundle, tmp_path, "-o", tmp_path / "out", "--region-centre", value)
+    assert code == 1
+    assert "--region-centre" in err
+    assert repr(value) in err

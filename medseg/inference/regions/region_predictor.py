@@ -58,12 +58,7 @@ class RegionPredictor(Predictor):
         window = SlidingWindowInferer(plan.tile, self.window.batch_size, self.window.overlap, self.window.blending)
         self.inferer = RegionInferer(window, plan, centers_mm=centers_mm)
 
-    def predict_scan(self, scan: Scan, read_seconds: float = 0.0) -> Segmentation:
-        """Segment a scan that is already in memory.
-
-        Raises:
-            RegionError: a region is not found.
-        """
+    def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
         started = perf_counter()
         grid, names = scan.reference.grid, self.channel_names
         image = Orientation(axcodes=self.plan.orientation, labels=AXIS_LABELS)(scan.to_tensor())

@@ -63,7 +63,7 @@ class MemoryLimitError(MedsegError, MemoryError):
 
 
 class NonFiniteError(MedsegError, FloatingPointError):
-    """Training diverged: the loss or the gradient is not finite for many steps in a row."""
+    """A network returned values that are not finite, or training diverged: loss or gradient not finite for many steps."""
 
 
 class OptionError(MedsegError, ValueError):
@@ -82,6 +82,23 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, MedsegError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def reason_of_failure(error: Exception) -> str:
+    """Describe in one line why one case of many failed, whatever was raised."""
+    if isinstance(error, MedsegError | OSError):
+        return one_line(error)
+    if _is_out_of_memory(error):
+        return "out of memory; close other programs, or set --max-ram to learn how much is needed"
+    reason = f": {one_line(error)}" if str(error).strip() else ""
+    return f"{type(error).__name__}{reason}; this is a defect of medseg: run the case alone with --debug, and report it"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return True if an allocation failed: by Python, by torch on a device, or by torch on the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def first_line(error: BaseException, max_characters: int = 200) -> str:

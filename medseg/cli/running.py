@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # an ASCII terminal prints "?" for "×" and the command continues
     given = sys.argv[1:] if arguments is None else arguments
     is_debug = "--debug" in given
+    if is_debug:  # shows the traceback of each case that failed, too
+        logging.getLogger("medseg").setLevel(logging.DEBUG)
+        logging.getLogger("medseg").addHandler(logging.StreamHandler())
     try:
         code = app([word for word in given if word != "--debug"], prog_name="medseg", standalone_mode=False)
     except _UsageError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from medseg.datasets import Manifest, read_manifest
-from medseg.errors import EvaluationError, MedsegError
+from medseg.errors import EvaluationError, reason_of_failure
 from medseg.evaluation.overlap import label_regions, present_values
 from medseg.volumes import Grid, read_label_map, stem_of, suffix_of
 
@@ -233,8 +233,9 @@ def read_pair(
     for role, path in (("prediction", prediction), ("reference", reference)):
         try:
             volume = read_label_map(path)
-        except MedsegError as error:
-            found, _, way_out = str(error).partition(";")
+        except Exception as error:  # whatever is raised belongs to this file
+            found, _, way_out = reason_of_failure(error).partition(";")
+            found = found if str(path) in found else f"{path}: {found}"
             problems.append(Problem(case, "unreadable file", found, way_out.strip() or f"replace {path.name}"))
             continue
         array, unknown = structures.to_labels(volume.array, role)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from medseg.datasets import Manifest, read_manifest
-from medseg.errors import EvaluationError
+from medseg.errors import EvaluationError, MedsegError, reason_of_failure
 from medseg.evaluation.comparison import PairedDifference, compare, read_metrics_csv
 from medseg.evaluation.metrics import (
     EMPTY_MASK_POLICY,
@@ -237,20 +237,31 @@ def score_cases(
         if pair is None or (problems and not allow_missing):
             continue
         prediction, reference, grid = pair
-        counts = confusion(prediction, reference)
-        scores[case] = score_case(
-            prediction,
-            reference,
-            grid.spacing,
-            structures.regions or {str(value): int(value) for value in counts.values if value > 0},
-            case=case,
-            patient=patients.get(case, case),
-            tolerance_mm=tolerance_mm,
-            instances=instances,
-            counts=counts,
-        )
+        try:
+            counts = confusion(prediction, reference)
+            rows = score_case(
+                prediction,
+                reference,
+                grid.spacing,
+                structures.regions or {str(value): int(value) for value in counts.values if value > 0},
+                case=case,
+                patient=patients.get(case, case),
+                tolerance_mm=tolerance_mm,
+                instances=instances,
+                counts=counts,
+            )
+            digests = _file_digests(predictions[case], references[case])
+        except MedsegError:  # of the settings, such as object metrics that do not exist in 3D
+            raise
+        except Exception as error:  # whatever else is raised belongs to this case
+            reason, _, way_out = reason_of_failure(error).partition("; ")
+            problems.append(
+                Problem(case, "not measured", f"{predictions[case]}: {reason}", way_out or "check both files")
+            )
+            continue
+        scores[case] = rows
         dims.setdefault(measured_dims(grid.shape), case)
-        inputs.append({"case": case, **_file_digests(predictions[case], references[case])})
+        inputs.append({"case": case, **digests})
     if problems and not (allow_missing and scores):
         raise EvaluationError(problem_text(problems, num_given))
     if len(dims) > 1:

@@ -24,10 +24,12 @@ class Case:
     Args:
         name: file name of the output without its suffix.
         paths: one image per channel.
+        problem: why the case cannot be predicted, in one line; "" if nothing is known to be wrong.
     """
 
     name: str
     paths: tuple[Path, ...]
+    problem: str = ""
 
 
 def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Path | None = None) -> list[Case]:
@@ -44,8 +46,8 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Pat
         exclude: a folder, such as the output folder, whose files are left out unless an input names it.
 
     Raises:
-        VolumeError: an input is empty, looks like weights or matches no file, two cases have the same name, or channels
-            are missing.
+        VolumeError: an input is empty, looks like weights or matches no file, or two cases have the same name. A case
+            without all of its channels is returned with its `problem`.
     """
     files: list[Path] = []
     for given in inputs:
@@ -63,13 +65,16 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Pat
     cases = [case for (_, name), numbered in channels.items() for case in _cases(name, numbered, num_channels)]
     by_name: dict[str, Case] = {}
     for case in cases:
-        if case.name in by_name:
+        earlier = by_name.get(case.name)
+        if earlier is not None and list(map(resolved, earlier.paths)) == list(map(resolved, case.paths)):
+            continue  # the same files by another path
+        if earlier is not None:
             raise VolumeError(
-                f"{case.paths[0]}: would be written under the name of {by_name[case.name].paths[0]}; predict them into "
+                f"{case.paths[0]}: would be written under the name of {earlier.paths[0]}; predict them into "
                 "separate folders"
             )
         by_name[case.name] = case
-    return cases
+    return list(by_name.values())
 
 
 def resolved(path: Path) -> Path:
@@ -113,8 +118,9 @@ def _cases(name: str, numbered: dict[int, Path], num_channels: int) -> list[Case
         return [Case(stem_of(path), (path,)) for path in paths]
     if sorted(numbered) != list(range(num_channels)):
         found = ", ".join(f"{number:04d}" for number in sorted(numbered))
-        raise VolumeError(
+        problem = (
             f"{paths[0]}: the model takes {num_channels} channels, named {name}_0000 to {name}_{num_channels - 1:04d}; "
-            f"found {found}"
+            f"found {found}; add or rename files"
         )
+        return [Case(name, tuple(paths), problem)]
     return [Case(name, tuple(paths))]

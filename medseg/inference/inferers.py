@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from medseg.errors import ShapeError
 from medseg.inference.tiling.blending import FinishedBlock, importance_map
-from medseg.inference.tiling.merging import merge_tiles
+from medseg.inference.tiling.merging import check_finite_values, merge_tiles
 from medseg.inference.tiling.tiles import lay_tiles
 
 PADDING_MODES = ("constant", "reflect", "replicate", "circular")
@@ -96,6 +96,7 @@ class SlidingWindowInferer(Inferer):
 
         Raises:
             ShapeError: the network does not return one tensor of the tile's shape.
+            NonFiniteError: the network returns a value that is NaN or infinite.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         is_slicewise = not isinstance(self.roi_size, int) and len(self.roi_size) == plain.ndim - 3
@@ -211,6 +212,7 @@ class OverlapTileInferer(Inferer):
 
         Raises:
             ShapeError: the numbers of axes differ, or the output is not centred in the input.
+            NonFiniteError: the network returns a value that is NaN or infinite.
         """
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if plain.ndim - 2 != len(self.roi_size):
@@ -230,6 +232,7 @@ class OverlapTileInferer(Inferer):
             values = network(tiles.to(tile_device), *args, **kwargs)
             if self._margin_of(values) != margin:
                 raise ShapeError(f"the network's margin is {self._margin_of(values)}, expected {margin} as given")
+            check_finite_values(values)
             if merged is None:
                 merged = torch.empty((plain.shape[0], values.shape[1], *shape), dtype=torch.float32, device=device)
             for (b, *start), value in zip(chunk, values, strict=True):

@@ -11,6 +11,7 @@ import torch
 from monai.data import ImageReader, ImageWriter
 from monai.utils import MetaKeys, ensure_tuple
 
+from medseg.errors import VolumeError
 from medseg.inference.cases import find_cases
 from medseg.inference.scan import Scan, check_one_grid
 from medseg.volumes import Grid, Volume, check_input, read_header, read_volume, write_volume
@@ -84,10 +85,12 @@ def scan_files(inputs: Iterable[str | Path], num_channels: int = 1) -> list[dict
     """Return one `{"image": files, "case": name}` per case that the inputs name; see `find_cases`.
 
     Raises:
-        VolumeError: as `find_cases`, or an input does not exist, is empty, or cannot be read.
+        VolumeError: as `find_cases`, or a case lacks channels, or an input does not exist, is empty, or cannot be read.
     """
     cases = find_cases(inputs, num_channels)
     for case in cases:
+        if case.problem:
+            raise VolumeError(case.problem)
         for path in case.paths:
             check_input(path)
     return [{"image": [str(path) for path in case.paths], "case": case.name} for case in cases]

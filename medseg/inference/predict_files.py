@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -10,9 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-import torch
-
-from medseg.errors import MedsegError, OptionError, VolumeError, one_line
+from medseg.errors import OptionError, VolumeError, reason_of_failure
 from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
 from medseg.inference.scan import Scan, input_digest, load_scan
@@ -34,6 +33,8 @@ from medseg.volumes import (
     remove_leftovers,
     suffix_of,
 )
+
+logger = logging.getLogger(__name__)
 
 SUFFIX_OF_FORMAT = {
     "nifti": ".nii.gz",
@@ -127,7 +128,9 @@ def predict_files(
         _check_dicom(jobs)
     _check_outputs(jobs, predictor.map_names, overwrite)
     finished = [
-        None if overwrite else finished_record(job.target, job.case.paths, predictor.identity, predictor.map_names)
+        None
+        if overwrite or job.case.problem
+        else finished_record(job.target, job.case.paths, predictor.identity, predictor.map_names)
         for job in jobs
     ]
     if None in finished:
@@ -245,6 +248,8 @@ def _predict(
 def _read(job: _Job, plan: Plan) -> tuple[Scan, float]:
     """Return the scan, and the seconds it took to read it."""
     started = perf_counter()
+    if job.case.problem:
+        raise VolumeError(job.case.problem)
     return load_scan(list(job.case.paths), plan), perf_counter() - started
 
 
@@ -282,21 +287,10 @@ def _write(job: _Job, segmentation: Segmentation, started: float) -> CaseResult:
 
 
 def _failure(job: _Job, error: Exception, started: float) -> CaseResult:
-    """Return the result of a case that failed because of its scan or its output; raise any other error again."""
-    if isinstance(error, MedsegError | OSError):
-        message = one_line(error)
-    elif _is_out_of_memory(error):
-        message = "out of memory; close other programs, or set --max-ram to learn how much is needed"
-    else:
-        raise error
+    """Return the result of a case that failed, whatever was raised, so that the other cases are done."""
+    message = reason_of_failure(error)
+    logger.debug("%s failed", job.case.name, exc_info=error)
     paths = [" ".join(str(path).split()) for path in (*job.case.paths, job.target.parent)]
     if not any(path in message for path in paths):
         message = f"{paths[0]}: {message}"
     return CaseResult(job.case.name, "failed", message=message, seconds=perf_counter() - started)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return True if an allocation failed: by Python, on a device, or by torch on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

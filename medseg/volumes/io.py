@@ -14,9 +14,12 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.volumes import mgh, nifti
 from medseg.volumes.formats import SUFFIXES, check_readable, format_of, suffix_of
 from medseg.volumes.grid import Grid
+from medseg.volumes.streams import damage_as_volume_error
 from medseg.volumes.volume import Volume
 
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+# Part of a step by which float32 may move a value that nibabel has scaled.
+SLOPE_ROUNDING = 1e-3
 
 
 def read_volume(
@@ -40,13 +43,8 @@ def read_volume(
         GeometryError: an affine that is not finite or is singular.
     """
     path = Path(path)
-    if is_dicom(path):
-        from medseg.volumes.dicom.series import read_dicom
-
-        volume = read_dicom(path)
-    else:
-        check_readable(path)
-        volume = _format_module(format_of(path)).read(path)
+    with damage_as_volume_error(path):
+        volume = _read(path)
     if spatial_dims is not None and volume.grid.spatial_dims != spatial_dims:
         raise VolumeError(f"{path}: has shape {volume.grid.shape} where {spatial_dims}D is expected")
     if not allow_non_finite:
@@ -67,21 +65,23 @@ def read_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
         The volume. An integer array keeps its type; other arrays get the smallest integer type that holds their values.
 
     Raises:
-        VolumeError: as `read_volume`, and for values that are not whole numbers.
+        VolumeError: as `read_volume`, and for values that are not whole numbers. Values of integers that the header
+            scales by a slope below 1 are rounded if each lies within half a step of a whole number.
     """
     volume = read_volume(path, spatial_dims=spatial_dims)
-    return replace(volume, array=as_integers(volume.array, volume.name))
+    return replace(volume, array=as_integers(volume.array, volume.name, _step(volume)))
 
 
 def read_grid(path: Path | str) -> Grid:
     """Read the grid of an image file, without its voxels where the format allows that; raises as `read_volume`."""
     path = Path(path)
-    if is_dicom(path):
-        from medseg.volumes.dicom.series import read_dicom_grid
+    with damage_as_volume_error(path):
+        if is_dicom(path):
+            from medseg.volumes.dicom.series import read_dicom_grid
 
-        return read_dicom_grid(path)
-    check_readable(path)
-    return _format_module(format_of(path)).read_grid(path)
+            return read_dicom_grid(path)
+        check_readable(path)
+        return _format_module(format_of(path)).read_grid(path)
 
 
 def read_header(path: Path | str) -> Any:
@@ -162,12 +162,14 @@ def check_finite(volume: Volume) -> None:
         raise VolumeError(f"{volume.name}: {bad} of {array.size} voxels are NaN or infinite; replace them first")
 
 
-def as_integers(array: np.ndarray, name: str) -> np.ndarray:
+def as_integers(array: np.ndarray, name: str, step: float = 0.0) -> np.ndarray:
     """Convert whole numbers to the smallest of uint8, int16, uint16, int32 and int64; keep integer arrays as they are.
 
     Args:
         array: the values.
         name: the file's name for messages.
+        step: distance between the numbers that the file can store, where they are integers with a scale; else 0. With
+            a step below 1, at most one whole number lies within half a step of a stored value.
 
     Raises:
         VolumeError: a value is not a whole number, or does not fit 64 bits.
@@ -176,19 +178,31 @@ def as_integers(array: np.ndarray, name: str) -> np.ndarray:
         return array
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
-    fractional = array != np.rint(array)
+    rounded = np.rint(array)
+    # Slope and values are rounded to float32, so a value in the middle of a step may lie a little beyond it.
+    tolerance = step * (0.5 + SLOPE_ROUNDING) if step < 1 else 0.0
+    fractional = np.abs(array - rounded) > tolerance
     if fractional.any():
         example = array[fractional].flat[0]
+        scale = f"the header scales stored integers by scl_slope {step!r}; " if step else ""
         raise VolumeError(
-            f"{name}: a label map must hold whole numbers, found {example:g} ({int(fractional.sum())} such voxels); "
-            "save it without interpolation or scaling"
+            f"{name}: a label map must hold whole numbers, found {example} ({int(fractional.sum())} such voxels); "
+            f"{scale}save it without interpolation or scaling"
         )
+    array = rounded
     low, high = float(array.min()), float(array.max())
     for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.int64):
         # float(2**63 - 1) rounds up to 2**63, which int64 cannot hold: hence "below", not "at most".
         if np.iinfo(dtype).min <= low and high < float(np.iinfo(dtype).max) + (dtype is not np.int64):
             return array.astype(dtype)
     raise VolumeError(f"{name}: label values from {low:g} to {high:g} do not fit 64-bit integers")
+
+
+def _step(volume: Volume) -> float:
+    """Return the slope of a NIfTI file of integers, which is the distance between the values it can hold; else 0."""
+    if volume.format != "nifti" or volume.array.dtype.kind != "f" or volume.header.get_data_dtype().kind not in "ui":
+        return 0.0
+    return abs(float(volume.header["scl_slope"]))
 
 
 def is_dicom(path: Path) -> bool:
@@ -203,6 +217,15 @@ def holds_dicom(folder: Path) -> bool:
     from medseg.volumes.dicom.series import looks_like_dicom
 
     return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
+
+
+def _read(path: Path) -> Volume:
+    if is_dicom(path):
+        from medseg.volumes.dicom.series import read_dicom
+
+        return read_dicom(path)
+    check_readable(path)
+    return _format_module(format_of(path)).read(path)
 
 
 def _format_module(format: str) -> ModuleType:

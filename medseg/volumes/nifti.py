@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +11,7 @@ from typing import IO, Any
 import nibabel as nib
 import numpy as np
 from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.spatialimages import HeaderDataError
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.files import replacing
@@ -52,7 +54,7 @@ def read(path: Path) -> Volume:
             )
         else:
             raw = read_voxels(stream, path, stored, dtype, offset)
-        array = _scaled(raw, header).reshape(grid.shape)
+        array = _scaled(raw, *_scale(header, path)).reshape(grid.shape)
     format = "nifti" if isinstance(header, nib.Nifti1Header) else "analyze"
     return Volume(array=array, grid=grid, path=path, format=format, header=header)
 
@@ -166,15 +168,36 @@ def _real_dtype(header: Any, path: Path) -> np.dtype:
     return dtype
 
 
-def _scaled(raw: np.ndarray, header: Any) -> np.ndarray:
-    slope, intercept = header.get_slope_inter()
-    slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+def _scale(header: Any, path: Path) -> tuple[float, float]:
+    """Return slope and intercept of the stored numbers. As in nibabel, a slope of 0 or NaN means that there is none.
+
+    Raises:
+        VolumeError: an infinite slope, or an intercept that is not finite beside a slope.
+    """
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError:
+        slope, intercept = math.inf, header["scl_inter"].item()
+    if slope is None and "scl_slope" in header and np.isinf(header["scl_slope"]):
+        slope = math.inf
+    if slope is not None and not (math.isfinite(slope) and math.isfinite(intercept or 0)):
+        stored = header["scl_slope"].item(), header["scl_inter"].item() if "scl_inter" in header else 0
+        raise VolumeError(
+            f"{path}: its values cannot be scaled by scl_slope {stored[0]:g} and scl_inter {stored[1]:g}; correct the "
+            "header"
+        )
+    return (1.0 if slope is None else float(slope)), float(intercept or 0)
+
+
+def _scaled(raw: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     if slope == 1 and intercept == 0:
         return raw
-    is_wide = raw.dtype.itemsize > (4 if raw.dtype.kind == "f" else 2)
+    # The 24 bits of float32 hold 16 bits of contrast above an intercept of up to 2^8 times their range.
+    is_wide = raw.dtype.itemsize > (4 if raw.dtype.kind == "f" else 2) or abs(intercept) > 2**24 * abs(slope)
     result = raw.astype(np.float64 if is_wide else np.float32)
-    np.multiply(result, slope, out=result)
-    np.add(result, intercept, out=result)
+    with np.errstate(over="ignore", invalid="ignore"):  # voxels that are not finite are refused later
+        np.multiply(result, slope, out=result)
+        np.add(result, intercept, out=result)
     return result
 
 

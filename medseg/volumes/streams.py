@@ -55,6 +55,10 @@ def damage_as_volume_error(path: Path) -> Iterator[None]:
         raise VolumeError(
             f"{path}: damaged or truncated ({one_line(error)}); copy or export the image again"
         ) from error
+    except Exception as error:  # whatever else a library raises belongs to this file, too
+        raise VolumeError(
+            f"{path}: cannot be read ({type(error).__name__}: {one_line(error)}); export the image again"
+        ) from error
 
 
 def open_stream(path: Path, is_gzip: bool) -> IO[bytes]:
@@ -109,10 +113,20 @@ def read_voxels(stream: IO[bytes], path: Path, shape: tuple[int, ...], dtype: np
                 "copy or export the image again"
             )
         filled += count
-    stream.read(CHUNK_BYTES)  # gzip compares its checksum when the end is reached
+    _check_end(stream)
     array = raw.view(dtype).reshape(shape, order="F")
     native = array.astype(dtype.newbyteorder("="), copy=False)
     return native.astype(np.float64) if native.dtype.itemsize > 8 else native
+
+
+def _check_end(stream: IO[bytes]) -> None:
+    """Let gzip compare its checksum, which it does when the end is reached; bytes behind that end are left out."""
+    try:
+        stream.read(CHUNK_BYTES)
+    except gzip.BadGzipFile as error:
+        # Behind a member whose checksum was right, gzip expects another one or nothing.
+        if "Not a gzipped file" not in str(error):
+            raise
 
 
 def spatial_shape(stored: tuple[int, ...], path: Path | str) -> tuple[int, ...]:

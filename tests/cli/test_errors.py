@@ -195,3 +195,36 @@ def test_every_command_with_json_reports_errors_as_json(capsys, bundle, tmp_path
         assert code == 1
         assert fact in json.loads(out)["error"]
         assert err == f"medseg: {json.loads(out)['error']}\n"
+
+
+def test_any_exception_of_one_scan_leaves_valid_json_and_the_other_scans(capsys, bundle, tmp_path, monkeypatch):
+    from medseg.volumes import nifti
+
+    def fails(path):
+        if path.name == "b.nii.gz":
+            raise KeyError("inside a library")
+        return read(path)
+
+    read = nifti.read
+    monkeypatch.setattr(nifti, "read", fails)
+    scans = [
+        write(tmp_path / f"{name}.nii.gz", np.random.default_rng(1).normal(size=(9, 10, 11)).astype(np.float32))
+        for name in "abc"
+    ]
+    code, out, err = run(capsys, "predict", bundle, *scans, "--out", tmp_path / "out", "--json")
+    assert code == 1
+    results = json.loads(out)
+    assert [(result["case"], result["status"]) for result in results] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert "b.nii.gz" in results[1]["message"]
+    assert "Traceback" not in err
+    (tmp_path / "labels").mkdir()
+    for name in "abc":
+        shutil.copy(tmp_path / "out" / "a.nii.gz", tmp_path / "labels" / f"{name}.nii.gz")
+    arguments = ["evaluate", tmp_path / "labels", tmp_path / "labels", "--out", tmp_path / "e", "--json"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 1
+    assert "b.nii.gz" in json.loads(out)["error"]
+    assert "Traceback" not in err
+    code, out, _ = run(capsys, *arguments, "--allow-missing")
+    assert code == 0
+    assert json.loads(out)["num_cases"] == 2

@@ -11,7 +11,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from rich.console import Console
 
 from medseg.errors import EvaluationError
-from medseg.evaluation import Evaluation, evaluate, score_case
+from medseg.evaluation import Evaluation, evaluate, run, score_case
 from medseg.evaluation.metrics import OBJECT_METRICS
 from medseg.evaluation.tables import SHOWN_METRICS
 
@@ -326,3 +326,52 @@ def test_tables_fit_the_terminal_and_cut_no_number(
                 digits = 2 if metric.unit else 3
                 interval = f"{mean['low']:.{digits}f}–{mean['high']:.{digits}f}"
                 assert interval in text, (label, metric.name)
+
+
+def test_an_exception_of_one_case_belongs_to_this_case(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, case: str, **kwargs: object) -> object:
+        if case == "case_3":
+            raise KeyError("inside")
+        return score_case(*args, case=case, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "score_case", fails)
+    header = nib.Nifti1Header()
+    header.set_data_shape((16, 14, 12))
+    header.set_data_dtype(np.uint8)
+    header.set_sform(AFFINE, code=1)
+    header["vox_offset"], header["scl_slope"], header["scl_inter"] = 352, 1, np.nan
+    (folders[0] / "case_4.nii.gz").unlink()
+    (folders[0] / "case_4.nii").write_bytes(header.binaryblock + bytes(4) + two_boxes().tobytes(order="F"))
+    with pytest.raises(EvaluationError) as raised:
+        evaluate(*folders, labels=LABELS)
+    assert "case_4.nii" in str(raised.value)
+    evaluation = evaluate(*folders, labels=LABELS, allow_missing=True)
+    assert {row.case for row in evaluation.rows} == {f"case_{n}" for n in range(10)} - {"case_3", "case_4"}
+    assert [problem.case for problem in evaluation.problems] == ["case_3", "case_4"]
+    assert "KeyError" in evaluation.problems[0].found
+
+
+def test_margins_of_negative_values_are_background(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    for folder in folders:
+        for path in folder.glob("*.nii.gz"):
+            path.unlink()
+    reference = two_boxes().astype(np.int16)
+    reference[0] = -1
+    nib.save(nib.Nifti1Image(reference, AFFINE), references / "case.nii.gz")
+    save(predictions / "case.nii.gz", two_boxes())
+    evaluation = evaluate(predictions, references)
+    assert list(evaluation.summary["labels"]) == ["1", "2"]
+    assert evaluation.mean() == 1.0
+
+
+@pytest.mark.parametrize("shape", [(20, 1, 1), (1, 1, 20), (1, 20, 1), (1, 1, 1)])
+def test_volumes_with_several_axes_of_one_voxel_are_measured(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = np.ones(shape, np.uint8)
+    save(tmp_path / "p" / "x.nii.gz", array)
+    save(tmp_path / "r" / "x.nii.gz", array)
+    evaluation = evaluate(tmp_path / "p", tmp_path / "r", labels=LABELS)
+    assert evaluation.mean(label="anterior") == 1.0
+    assert evaluation.mean("hd95_mm", "anterior") == 0.0

@@ -12,8 +12,11 @@ import pytest
 import torch
 from inference.counting import TWO, make_predictor
 from inference.plans import small_plan
+from inference.thin_network import ThresholdNetwork
 
-from medseg.inference import Predictor, predict_files
+from medseg.errors import NonFiniteError, VolumeError
+from medseg.inference import Predictor, SlidingWindowInferer, predict_files, scan_files
+from medseg.volumes import Volume, nifti, read_volume
 
 
 def _nifti(shape: tuple[int, ...] = (4, 5, 6), **fields: Any) -> bytes:
@@ -80,19 +83,92 @@ def test_a_loop_of_links_is_one_line(scans: Path, tmp_path: Path) -> None:
     assert "\n" not in results[3].message
 
 
-def test_a_defect_is_raised_and_not_called_out_of_memory(scans: Path, tmp_path: Path) -> None:
-    class Broken(torch.nn.Module):
+def test_a_defect_fails_its_case_alone_and_is_not_called_out_of_memory(scans: Path, tmp_path: Path) -> None:
+    class Broken(ThresholdNetwork):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("a defect")
+            if float(x.max()) > 1000:
+                raise KeyError("a defect")
+            return super().forward(x)
 
     class Hungry(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.empty(2**60)
 
-    plan = small_plan(labels=TWO, spacing=None)
-    with pytest.raises(RuntimeError, match="a defect"):
-        predict_files(Predictor(Broken(), plan, "cpu"), [scans], tmp_path / "out")
-    results = predict_files(Predictor(Hungry(), plan, "cpu"), [scans], tmp_path / "out")
+    plan = small_plan(labels=TWO, spacing=None, normalization=[{"scheme": "none"}])
+    nib.save(nib.Nifti1Image(np.full((8, 9, 10), 2000, np.int16), np.eye(4)), scans / "case1.nii.gz")
+    results = predict_files(Predictor(Broken(0.0), plan, "cpu"), [scans], tmp_path / "out")
+    assert [r.status for r in results] == ["done", "failed", "done"]
+    assert str(scans / "case1.nii.gz") in results[1].message
+    assert "KeyError" in results[1].message
+    assert "memory" not in results[1].message
+    results = predict_files(Predictor(Hungry(), plan, "cpu"), [scans], tmp_path / "other")
     assert [r.message.partition(";")[0] for r in results] == [
         f"{scans / f'case{i}.nii.gz'}: out of memory" for i in range(3)
     ]
+
+
+def test_an_exception_of_the_reader_fails_its_case_alone(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> Volume:
+        if path.name == "case1.nii.gz":
+            raise AttributeError("of a library")
+        return read(path)
+
+    read = nifti.read
+    monkeypatch.setattr(nifti, "read", fails)
+    results = predict_files(make_predictor(), [scans], tmp_path / "out")
+    assert [r.status for r in results] == ["done", "failed", "done"]
+    assert str(scans / "case1.nii.gz") in results[1].message
+    with pytest.raises(VolumeError, match=r"case1\.nii\.gz.*AttributeError"):
+        read_volume(scans / "case1.nii.gz")
+
+
+@pytest.mark.parametrize("is_first_channel", [True, False])
+def test_logits_that_are_not_finite_fail_their_case_alone(scans: Path, tmp_path: Path, is_first_channel: bool) -> None:
+    class Overflowing(ThresholdNetwork):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(x)
+            logits[:, 0 if is_first_channel else 1][x[:, 0] > 1000] = torch.nan if is_first_channel else torch.inf
+            return logits
+
+    plan = small_plan(labels=TWO, spacing=None, normalization=[{"scheme": "none"}])
+    array = np.random.default_rng(0).normal(size=(8, 9, 40)).astype(np.float32)
+    array[4, 4, 30] = 2000
+    nib.save(nib.Nifti1Image(array, np.eye(4)), scans / "case1.nii.gz")
+    predictor = Predictor(Overflowing(0.0), plan, "cpu")
+    results = predict_files(predictor, [scans], tmp_path / "out")
+    assert [r.status for r in results] == ["done", "failed", "done"]
+    assert str(scans / "case1.nii.gz") in results[1].message
+    assert not (tmp_path / "out" / "case1.nii.gz").exists()
+    with pytest.raises(NonFiniteError):
+        predictor.predict(scans / "case1.nii.gz")
+    image = torch.from_numpy(array)[None, None]
+    with pytest.raises(NonFiniteError):
+        SlidingWindowInferer((16, 16, 16))(image, Overflowing(0.0))
+
+
+def test_a_case_without_all_of_its_channels_fails_alone(tmp_path: Path) -> None:
+    class FirstChannel(ThresholdNetwork):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x[:, :1])
+
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    rng = np.random.default_rng(0)
+    for case in range(5):
+        for channel in range(2):
+            array = rng.normal(size=(6, 7, 8)).astype(np.float32)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), scans / f"s{case}_{channel:04d}.nii.gz")
+    (scans / "s2_0001.nii.gz").unlink()
+    channels = [{"name": name, "modality": "MR"} for name in ("t1", "t2")]
+    plan = small_plan(labels=TWO, spacing=None, channels=channels, normalization=[{"scheme": "none"}] * 2)
+    results = predict_files(Predictor(FirstChannel(0.0), plan, "cpu"), [scans], tmp_path / "out")
+    assert [(r.case, r.status) for r in results] == [
+        ("s0", "done"), ("s1", "done"), ("s2", "failed"), ("s3", "done"), ("s4", "done"),
+    ]  # fmt: skip
+    assert str(scans / "s2_0000.nii.gz") in results[2].message
+    first = nib.load(scans / "s3_0000.nii.gz").get_fdata()
+    np.testing.assert_array_equal(nib.load(results[3].output).get_fdata(), first > 0)
+    with pytest.raises(VolumeError, match="s2_0000"):
+        scan_files([scans], 2)

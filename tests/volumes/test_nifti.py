@@ -149,3 +149,74 @@ def test_a_unit_other_than_mm_is_a_warning(tmp_path: Path) -> None:
         volume = read_volume(tmp_path / "a.nii")
     write_volume(tmp_path / "b.nii", volume.array, volume)
     assert nib.load(tmp_path / "b.nii").header.get_xyzt_units()[0] == "micron"
+
+
+def with_scale(path: Path, slope: float, intercept: float) -> Path:
+    """Write the voxels 0…59 and a scale in the header by hand."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((3, 4, 5))
+    header.set_data_dtype(np.int16)
+    header.set_sform(np.eye(4), code=1)
+    header["vox_offset"], header["scl_slope"], header["scl_inter"] = 352, slope, intercept
+    path.write_bytes(header.binaryblock + bytes(4) + np.arange(60, dtype=np.int16).tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, np.nan), (2, np.inf), (0.5, -np.inf), (np.inf, 0), (-np.inf, 3)])
+def test_a_scale_that_is_not_finite_is_named(tmp_path: Path, slope: float, intercept: float) -> None:
+    path = with_scale(tmp_path / "scan.nii", slope, intercept)
+    with pytest.raises(VolumeError, match=r"scan\.nii.*scl_slope.*scl_inter"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0, np.nan), (np.nan, np.nan), (np.nan, 7), (0, 5), (1, 0)])
+def test_a_slope_of_zero_or_nan_stands_for_no_scale_as_in_nibabel(
+    tmp_path: Path, slope: float, intercept: float
+) -> None:
+    path = with_scale(tmp_path / "scan.nii", slope, intercept)
+    np.testing.assert_array_equal(read_volume(path).array, nib.load(path).get_fdata())
+    np.testing.assert_array_equal(read_volume(path).array.ravel(order="F"), np.arange(60))
+
+
+def test_contrast_survives_a_large_intercept(tmp_path: Path) -> None:
+    path = with_scale(tmp_path / "scan.nii", 1, 4e9)
+    np.testing.assert_array_equal(read_volume(path).array, nib.load(path).get_fdata())
+    assert len(np.unique(read_volume(path).array)) == 60
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 1, 2], [0, 1, 4], [0, 1, 2, 3, 100], [-1, 0, 1], [0, 3, 200]])
+def test_label_maps_that_nibabel_rescaled_are_rounded(tmp_path: Path, values: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(values, (7, 8, 9))
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int8 if min(values) < 0 else np.uint8)
+    for scale in (1.0, 1 + 1e-9):  # nibabel scales floating-point numbers that do not fill the type
+        nib.save(nib.Nifti1Image(labels * scale, np.eye(4), header), tmp_path / "label.nii.gz")
+        np.testing.assert_array_equal(read_label_map(tmp_path / "label.nii.gz").array, labels)
+
+
+def test_a_slope_that_hides_the_label_values_is_named(tmp_path: Path) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    probabilities = np.random.default_rng(0).random((5, 6, 7))
+    far_apart = np.random.default_rng(0).choice([0, 3, 500, 1000], (5, 6, 7)).astype(float)
+    for values in (probabilities, far_apart):
+        nib.save(nib.Nifti1Image(values, np.eye(4), header), tmp_path / "label.nii")
+        slope = float(nib.load(tmp_path / "label.nii").dataobj.slope)
+        with pytest.raises(VolumeError, match=f"scl_slope {slope}"):
+            read_label_map(tmp_path / "label.nii")
+
+
+def test_bytes_behind_the_end_of_a_gzip_stream_are_left_out(tmp_path: Path) -> None:
+    array = random_array((20, 21, 22), "int16")
+    path = save(tmp_path / "a.nii.gz", array, np.eye(4))
+    whole = path.read_bytes()
+    for tail in (b"\0" * 100, b"appended by an archive", b"x", bytes(range(256)) * 1000):
+        path.write_bytes(whole + tail)
+        np.testing.assert_array_equal(read_volume(path).array, array)
+        assert read_grid(path).shape == array.shape
+    damaged = bytearray(whole + b"appended")
+    damaged[len(whole) - 6] ^= 1  # in the checksum
+    path.write_bytes(damaged)
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz"):
+        read_volume(path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from medseg.errors import ShapeError
+from medseg.errors import NonFiniteError, ShapeError
 from medseg.inference.tiling.blending import Blender, FinishedBlock
 from medseg.inference.tiling.tiles import TileGrid
 
@@ -45,6 +45,7 @@ def merge_tiles(
 
     Raises:
         ShapeError: the network does not return one tensor with the tile's spatial shape.
+        NonFiniteError: the network returns a value that is NaN or infinite.
     """
     blender = Blender(grid, weight)
 
@@ -65,6 +66,7 @@ def merge_tiles(
     def run(tiles: torch.Tensor) -> torch.Tensor:
         values = predict(tiles)
         _check(values, len(tiles), grid.tile)
+        check_finite_values(values)
         return values
 
     batches = _batches(grid, batch_size, skipped)
@@ -131,6 +133,23 @@ def _single_threaded_worker() -> Iterator[ThreadPoolExecutor]:
 def _use_one_core() -> None:
     torch.get_num_threads()  # a thread copies the process's number when it first asks, which would undo the next line
     torch.set_num_threads(1)
+
+
+def check_finite_values(values: torch.Tensor) -> None:
+    """Check what a network returned; NaN compares with nothing, so that its label would be a silent background.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite.
+    """
+    # A finite sum proves that every value is finite, at a fraction of the time. Only an overflow needs the second look.
+    if torch.isfinite(values.sum(dtype=torch.float32)):
+        return
+    bad = int(values.numel() - torch.isfinite(values).sum())
+    if bad:
+        raise NonFiniteError(
+            f"the network returned {bad} of {values.numel()} values that are NaN or infinite for a tile; check the "
+            "intensities of the scan, and use precision fp32"
+        )
 
 
 def _check(values: torch.Tensor, batch_size: int, tile: tuple[int, ...]) -> None:

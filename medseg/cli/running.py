@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,11 +40,9 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # an ASCII terminal prints "?" for "×" and the command continues
     given = sys.argv[1:] if arguments is None else arguments
     is_debug = "--debug" in given
-    if is_debug:  # shows the traceback of each case that failed, too
-        logging.getLogger("medseg").setLevel(logging.DEBUG)
-        logging.getLogger("medseg").addHandler(logging.StreamHandler())
     try:
-        code = app([word for word in given if word != "--debug"], prog_name="medseg", standalone_mode=False)
+        with _logged_tracebacks() if is_debug else nullcontext():
+            code = app([word for word in given if word != "--debug"], prog_name="medseg", standalone_mode=False)
     except _UsageError as error:
         code = _print_usage_error(error)
     except (MedsegError, OSError) as error:
@@ -55,6 +53,20 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
     if code == INTERRUPTED:
         print("medseg: interrupted; finished results are kept", file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _logged_tracebacks() -> Iterator[None]:
+    """Show what medseg logs for debugging, such as the traceback of each case that failed."""
+    logger, handler = logging.getLogger("medseg"), logging.StreamHandler()
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 @contextmanager

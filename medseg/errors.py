@@ -63,7 +63,7 @@ class MemoryLimitError(MedsegError, MemoryError):
 
 
 class NonFiniteError(MedsegError, FloatingPointError):
-    """A network returned values that are not finite, or training diverged: loss or gradient not finite for many steps."""
+    """Values of a network, or the loss or gradient of many steps of a training, are not finite."""
 
 
 class OptionError(MedsegError, ValueError):

@@ -1,9 +1,10 @@
-"""Upsampling, joining and convolving folded into one convolution, against the same network layer by layer.
+"""Compare upsampling, concatenation and convolution folded into one convolution with the same network layer by layer.
 
     python benchmarks/bench_folding.py [--size 64] [--repeats 5] [--threads 1]
 
-A padded `UNet3D` of the flagship's stages (24 to 192, instance norm), one forward pass, by torch and by OpenVINO where
-it is installed, in fp32 and, on processors that multiply it, in bf16; both of the same weights, by turns.
+The network is a padded `UNet3D` with 24 to 192 channels and instance normalisation. One forward pass is measured with
+torch, and with OpenVINO if it is installed, in fp32, and in bf16 on processors that multiply it in hardware. Both
+networks have the same weights and alternate.
 """
 
 import argparse
@@ -31,14 +32,14 @@ def compiled(runtime: str, network: nn.Module, size: int, precision: str) -> Cal
         return TorchBackend(network, torch.device("cpu"), precision=precision)  # type: ignore[arg-type]
     from medseg.inference.backends.openvino_backend import OpenVINOBackend
 
-    # a cache of its own: compiled models are kept by their weights, which are the same
+    # Use a new cache, because compiled models are cached by their weights, which are the same here.
     cache = tempfile.mkdtemp()
     return OpenVINOBackend(network, (1, 1, size, size, size), precision, False, cache)  # type: ignore[arg-type]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=64, help="voxels an axis; a multiple of 8")
+    parser.add_argument("--size", type=int, default=64, help="voxels per axis; a multiple of 8")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Time and memory of our networks beside MONAI's nearest ones, and of a UNet++ pruned to each depth.
+"""Compare time and memory of medseg's networks with those of MONAI, and of a UNet++ pruned to each depth.
 
     python benchmarks/bench_networks.py                 # 96³, medians of 5, one thread
     python benchmarks/bench_networks.py --size 32 --repeats 2
 
-Both networks of a pair have the same number of parameters (checked) and get the same input; they run in turns in one
-process, so that the machine's changes fall on both. A ratio below 1 means ours is faster or smaller. Peak memory is the
-growth of the resident set of a process of its own that builds one network and runs it once.
+Both networks of a pair have the same number of parameters, which is checked, and get the same input. They alternate in
+one process, so that a slow moment of the machine affects both. A ratio below 1 means that medseg is faster or needs
+less memory. Peak memory is the growth of the resident set of a new process that builds one network and runs it once.
 """
 
 import argparse
@@ -30,7 +30,7 @@ INSTANCE = {"norm": "instance", "norm_affine": True, "activation": "leaky_relu"}
 BASIC = (32, 32, 64, 128, 256)
 DYNAMIC = (32, 64, 128, 256)
 
-# ours, MONAI's, parameters MONAI's has and never uses
+# Networks of medseg and MONAI, and parameters that MONAI's network has and never uses.
 PAIRS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module], str]] = {
     "UNet / BasicUNet": (
         lambda size: create("unet_padded", 1, 3, spatial_dims=3, channels=BASIC, conv_bias=True, **INSTANCE),
@@ -71,7 +71,7 @@ PAIRS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module], s
 
 
 class _LastHead(nn.Module):
-    """MONAI's UNet++ returns a list."""
+    """Return one tensor from MONAI's UNet++, which returns a list."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _LastHead(nn.Module):
 
 
 def run_once(network: nn.Module, x: torch.Tensor, backward: bool, bf16: bool) -> float:
-    """Seconds of one forward pass, or of one forward and backward pass."""
+    """Return the seconds of one forward pass, or of one forward and backward pass."""
     network.zero_grad(set_to_none=True)
     precision = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
     started = time.perf_counter()
@@ -94,7 +94,7 @@ def run_once(network: nn.Module, x: torch.Tensor, backward: bool, bf16: bool) ->
 
 
 def time_in_turns(networks: list[nn.Module], x: torch.Tensor, backward: bool, bf16: bool, repeats: int) -> list[float]:
-    """Median seconds of each network, run in turns after one run that does not count."""
+    """Return the median seconds of each network. They alternate, and the first round is not measured."""
     seconds: list[list[float]] = [[] for _ in networks]
     for repeat in range(repeats + 1):
         for network, times in zip(networks, seconds, strict=True):
@@ -105,14 +105,14 @@ def time_in_turns(networks: list[nn.Module], x: torch.Tensor, backward: bool, bf
 
 
 def peak_mb(worker: dict[str, object]) -> float:
-    """Peak memory of a fresh process that runs `worker` (see `work`)."""
+    """Return the peak memory of a new process that runs `worker` (see `work`)."""
     command = [sys.executable, str(Path(__file__)), "--worker", json.dumps(worker)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.strip().splitlines()[-1])
 
 
 def work(task: dict[str, object]) -> None:
-    """Build one network, run it once, print by how many MB the peak grew."""
+    """Build one network, run it once, and print the growth of the peak memory in MB."""
     torch.set_num_threads(int(str(task["threads"])))
     if "pair" in task:
         network = PAIRS[str(task["pair"])][int(str(task["which"]))](int(str(task["size"])))
@@ -123,32 +123,32 @@ def work(task: dict[str, object]) -> None:
         network, x = channels_last(network), channels_last(x)
     network.train(bool(task["backward"]))
     before = memory_kb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here, not from the imports
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which includes the imports until here
     run_once(network, x, bool(task["backward"]), bool(task["bf16"]))
     print((memory_kb("VmHWM") - before) / 1024)
 
 
 def memory_kb(field: str) -> int:
-    """What Linux says of this process: VmRSS is the memory held now, VmHWM its peak."""
+    """Read a memory field of this process from Linux: VmRSS is the present resident memory, VmHWM its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def channels_last(volume_or_network):  # type: ignore[no-untyped-def]
-    """A 3D network or a batch of volumes with its channels last in memory."""
+    """Return a 3D network or a batch of volumes with channels last in memory."""
     return volume_or_network.to(memory_format=torch.channels_last_3d)
 
 
 def pruned_networks() -> list[nn.Module]:
-    """The published pre-activation UNet++, pruned to depth 1 … 4."""
+    """Return the published pre-activation UNet++, pruned to depth 1 to 4."""
     torch.manual_seed(0)
     network = create("unetplusplus_preactivation", 3, 3).eval()
     return [network.prune(depth) for depth in range(1, 5)]  # type: ignore[operator]
 
 
 def compare_with_monai(options: argparse.Namespace) -> None:
-    """Print the table of pairs."""
-    print("| networks | pass | ours s | MONAI s | ratio | ours MB | MONAI MB | ratio |")
+    """Print the table of medseg's and MONAI's networks."""
+    print("| networks | pass | medseg s | MONAI s | ratio | medseg MB | MONAI MB | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     shape = [1, 1, *[options.size] * 3]
     for name, (ours, theirs, unused) in PAIRS.items():
@@ -159,7 +159,7 @@ def compare_with_monai(options: argparse.Namespace) -> None:
             for network in networks
         ]
         if counts[0] != counts[1]:
-            raise SystemExit(f"{name}: {counts[0]:,} and {counts[1]:,} parameters are not the same network")
+            raise SystemExit(f"{name}: {counts[0]:,} and {counts[1]:,} parameters, expected equal numbers")
         x = torch.randn(*shape)
         if options.channels_last:
             networks = [channels_last(network) for network in networks]
@@ -197,8 +197,8 @@ def compare_depths(options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the options and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=96, help="voxels an axis; a multiple of 16")
-    parser.add_argument("--pruning-size", type=int, default=512, help="pixels an axis of the UNet++ table")
+    parser.add_argument("--size", type=int, default=96, help="voxels per axis; a multiple of 16")
+    parser.add_argument("--pruning-size", type=int, default=512, help="pixels per axis in the table of UNet++")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")

@@ -1,4 +1,4 @@
-"""A network with its layers one by one, as other libraries run them."""
+"""Run a network layer by layer, as other libraries do."""
 
 from copy import deepcopy
 
@@ -8,7 +8,7 @@ from medseg.networks.stages import JoiningStage
 
 
 def unfolded(network: nn.Module) -> nn.Module:
-    """A copy of `network`, of the same weights, that folds no stage (see `medseg.networks.folding`)."""
+    """Return a copy of `network` with the same weights that folds no stage (see `medseg.networks.folding`)."""
     network = deepcopy(network)
     for module in network.modules():
         if isinstance(module, JoiningStage):

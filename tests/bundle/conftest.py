@@ -10,7 +10,7 @@ from monai.bundle import run
 
 @pytest.fixture
 def bundle(tmp_path) -> Path:
-    """The phantom bundle with a network small enough for a test, and random weights recorded as promoted."""
+    """Return the phantom bundle with a network small enough for a test and random weights, recorded as promoted."""
     folder = copy_bundle("phantom_cells_segmentation", tmp_path / "tiny_segmentation")
     change_plan(folder, {"channels": [4, 8, 8], "strides": [2, 2]}, patch=[16, 16, 16], tile=[16, 16, 16])
     add_random_weights(folder)
@@ -19,7 +19,7 @@ def bundle(tmp_path) -> Path:
 
 @pytest.fixture
 def scan(tmp_path) -> Path:
-    """An oblique, flipped, anisotropic scan larger than a tile, stored with axes out of order."""
+    """Write an oblique, flipped, anisotropic scan that is larger than a tile, with permuted axes."""
     rotation = np.array([[0.0, -0.98, 0.199], [1.0, 0.0, 0.0], [0.0, -0.199, -0.98]])
     affine = np.eye(4)
     affine[:3, :3] = rotation * [1.1, 0.9, 1.9]
@@ -33,7 +33,7 @@ def scan(tmp_path) -> Path:
 
 @pytest.fixture
 def run_inference(tmp_path) -> Callable[..., Path]:
-    """Predict the scans of a folder by MONAI's own runner; the folder with the label maps."""
+    """Return a function that predicts the scans of a folder by MONAI's runner and returns the folder of label maps."""
 
     def predict(bundle: Path, scans: Path) -> Path:
         run(

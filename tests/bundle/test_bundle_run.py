@@ -1,4 +1,4 @@
-"""The life of a bundle on generated data, through MONAI's own runner."""
+"""Train, promote, evaluate and predict with a bundle on generated data, by MONAI's runner."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ from medseg.datasets import generate_phantoms, read_manifest
 
 @pytest.fixture
 def data(tmp_path) -> dict[str, object]:
-    """Four small phantoms and the overrides that point a bundle at them."""
+    """Write four small phantoms and return the overrides that select them."""
     generate_phantoms(tmp_path / "data", num_cases=4, seed=5, shape=(24, 24, 16))
-    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text(encoding="utf-8"))
     manifest["cases"] = [f"phantom_{n:03d}" for n in range(4)]
     manifest["folds"] = {0: ["phantom_003"], 1: ["phantom_002"], 2: ["phantom_000", "phantom_001"]}
     (tmp_path / "four.yaml").write_text(yaml.safe_dump(manifest))
@@ -43,7 +43,7 @@ def test_train_promote_evaluate_predict(bundle, data, tmp_path):
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (record["epochs"], record["cases"]) == (2, 2)
     assert len(list((tmp_path / "run" / "checkpoints").glob("*.pt"))) == 2
-    assert (bundle / "models" / "model.pt").is_file()  # training writes to output_dir alone
+    assert (bundle / "models" / "model.pt").is_file()  # training writes to output_dir only
     assert all(torch.equal(v, before[k]) for k, v in medseg.load_network(bundle).state_dict().items())
 
     promote(bundle, tmp_path / "run")
@@ -69,7 +69,7 @@ def test_monai_finds_every_property(bundle, data, scan, kind, names):
     assert workflow.check_properties() == []
 
 
-def test_a_resumed_run_goes_on_where_it_stopped(bundle, data, tmp_path):
+def test_a_resumed_run_continues_where_it_stopped(bundle, data, tmp_path):
     run(**files(bundle, "train"), **data, max_epochs=1, val_interval=5, precision="fp32")
     run(**files(bundle, "train"), **data, max_epochs=2, val_interval=5, precision="fp32", resume=True)
     record = json.loads((tmp_path / "run" / "training.json").read_text())

@@ -1,4 +1,4 @@
-"""The EM bundle: generated slices through its training configs, and its promoted weights on real slices."""
+"""The EM bundle: its training configs on generated slices, and its promoted weights on real slices."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ TINY = {
 
 
 def make_slices(root: Path, size: int, **folds: list[str]) -> Path:
-    """Slices of cells with dark membranes, stored as the challenge stores them, and their manifest."""
+    """Write slices of cells with dark membranes, stored as in the challenge, and their manifest."""
     random = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), axis=-1)
     cases = sorted(name for names in folds.values() for name in names)
@@ -41,7 +41,7 @@ def make_slices(root: Path, size: int, **folds: list[str]) -> Path:
             (root / role).mkdir(exist_ok=True)
             sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.uint8)), root / role / f"{name}.png")
     numbers = {"test": 0, "validation": 1, "training": 2}
-    manifest = yaml.safe_load(read_manifest("em_membrane").path.read_text())
+    manifest = yaml.safe_load(read_manifest("em_membrane").path.read_text(encoding="utf-8"))
     manifest |= {"cases": cases, "folds": {numbers[part]: names for part, names in folds.items()}}
     (root / "em.yaml").write_text(yaml.safe_dump(manifest))
     return root
@@ -53,7 +53,7 @@ def slices(tmp_path_factory) -> Path:
 
 
 def workflow(slices: Path, output_dir: Path, *configs: str, **overrides: object) -> ConfigWorkflow:
-    made = ConfigWorkflow(
+    training = ConfigWorkflow(
         workflow_type="train",
         config_file=[str(BUNDLE / "configs" / f"{name}.json") for name in ("train", *configs)],
         meta_file=str(BUNDLE / "configs" / "metadata.json"),
@@ -63,14 +63,14 @@ def workflow(slices: Path, output_dir: Path, *configs: str, **overrides: object)
         output_dir=str(output_dir),
         **{"manifest": str(slices / "em.yaml"), **overrides},
     )
-    made.initialize()
-    return made
+    training.initialize()
+    return training
 
 
-def test_the_training_data_are_slices_mirrored_at_their_borders_with_the_papers_weights(slices, tmp_path):
-    made = workflow(slices, tmp_path, **TINY, **{"train#crop_transforms": {}, "train#random_transforms": {}})
+def test_training_slices_are_mirrored_at_their_borders_and_have_the_papers_weights(slices, tmp_path):
+    training = workflow(slices, tmp_path, **TINY, **{"train#crop_transforms": {}, "train#random_transforms": {}})
     stored = sitk.GetArrayFromImage(sitk.ReadImage(slices / "labels" / "01.png")).T
-    sample = made.parser.get_parsed_content("train#dataset")[1]
+    sample = training.parser.get_parsed_content("train#dataset")[1]
     weights, target = boundary_weight_map(stored // 255)
     for key, expected in (("label", target), ("weight", weights)):
         np.testing.assert_array_equal(sample[key][0].numpy(), np.pad(expected, 16, mode="reflect"))
@@ -80,32 +80,33 @@ def test_the_training_data_are_slices_mirrored_at_their_borders_with_the_papers_
     assert float(inner.std(correction=0)) == pytest.approx(1, abs=1e-4)
 
 
-def test_membranes_and_cells_are_told_apart_after_a_short_training(slices, tmp_path):
-    made = workflow(slices, tmp_path, **{**TINY, "max_epochs": 12, "val_interval": 12, "learning_rate": 0.01},
+def test_a_short_training_separates_membranes_and_cells(slices, tmp_path):
+    training = workflow(slices, tmp_path, **{**TINY, "max_epochs": 12, "val_interval": 12, "learning_rate": 0.01},
                     network_def={"_target_": "medseg.networks.create", "name": "unet_padded", "in_channels": 1,
                                        "out_channels": 2, "channels": [8, 16], "norm": "instance"})  # fmt: skip
-    assert made.check_properties() == []
-    made.run()
+    assert training.check_properties() == []
+    training.run()
     record = json.loads((tmp_path / "training.json").read_text())
     assert (record["epochs"], record["steps"], record["cases"]) == (12, 12, 2)
-    assert record["validation"]["val_mean_dice"] > 0.9  # Otsu's threshold would do as well; all cell gives 0.86
+    # Otsu's threshold reaches this too; a prediction of cell everywhere has 0.86.
+    assert record["validation"]["val_mean_dice"] > 0.9
 
 
 @pytest.mark.slow
 def test_one_training_step_of_the_papers_network(tmp_path):
-    """31,030,658 weights, 572² pixels mirrored at the border to 388² logits, SGD with momentum 0.99."""
+    """31,030,658 weights, 572² pixels that give 388² logits, SGD with momentum 0.99."""
     data = make_slices(tmp_path, 400, test=["24"], validation=["20"], training=["00"])
-    made = workflow(data, tmp_path, "recipe_unet2015", "paper", max_epochs=1, **{"train#handlers": []})
-    network = made.parser.get_parsed_content("network")
+    training = workflow(data, tmp_path, "recipe_unet2015", "paper", max_epochs=1, **{"train#handlers": []})
+    network = training.parser.get_parsed_content("network")
     assert sum(p.numel() for p in network.parameters()) == 31_030_658
     before = [p.detach().clone() for p in network.parameters()]
-    made.run()
-    output = made.trainer.state.output
+    training.run()
+    output = training.trainer.state.output
     assert torch.isfinite(output["loss"])
     assert output["image"].shape == (1, 1, 572, 572)
     assert output["pred"].shape == (1, 2, 388, 388)
-    seen = output["image"][..., 92:-92, 92:-92] > 0
-    assert float((seen == output["label"].bool()).float().mean()) > 0.9  # the logits' pixels are the middle of the tile
+    centre = output["image"][..., 92:-92, 92:-92] > 0
+    assert float((centre == output["label"].bool()).float().mean()) > 0.9  # the logits belong to the centre of the tile
     assert all(not torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 
 
@@ -114,7 +115,7 @@ def test_the_promoted_weights_separate_the_cells_of_a_real_slice(shared_data):
     reference = sitk.GetArrayFromImage(sitk.ReadImage(shared_data / "em_membrane" / "labels" / "22.png")).T
     segmentation = medseg.load(BUNDLE).predict(shared_data / "em_membrane" / "images" / "22.png")
     assert segmentation.array.shape == reference.shape
-    # a slice the weights were trained on: a broken path would fall far below, a new slice may score a little lower
+    # The weights were trained on this slice. A broken pipeline would score far lower, a new slice a little lower.
     score = em_score(segmentation.array.astype(float), reference, thresholds=(0.5,))
     assert score.v_rand > 0.9
     assert score.pixel_error < 0.12
@@ -125,7 +126,8 @@ def test_the_bundle_run_gives_the_same_labels(shared_data, tmp_path, run_inferen
     pixels = sitk.GetArrayFromImage(sitk.ReadImage(shared_data / "em_membrane" / "images" / "20.png")).T
     scan = tmp_path / "scans" / "slice.nii.gz"
     scan.parent.mkdir()
-    nib.save(nib.Nifti1Image(pixels[:300, :401], np.diag([-0.004, 0.004, 1, 1])), scan)  # not a multiple of anything
+    # The sizes are no multiple of the strides.
+    nib.save(nib.Nifti1Image(pixels[:300, :401], np.diag([-0.004, 0.004, 1, 1])), scan)
     by_bundle = np.asarray(nib.load(run_inference(BUNDLE, scan.parent) / "slice_seg.nii.gz").dataobj)
-    by_package = medseg.load(BUNDLE, backend="torch").predict(scan)  # others round differently
+    by_package = medseg.load(BUNDLE, backend="torch").predict(scan)  # other backends round differently
     assert np.array_equal(by_bundle.squeeze(), by_package.array)

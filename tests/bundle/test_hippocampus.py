@@ -1,4 +1,4 @@
-"""The flagship's promoted weights on real scans."""
+"""The promoted weights of the 3D U-Net on real scans."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.data
 
 @pytest.fixture(scope="module")
 def model():
-    return medseg.load(BUNDLE, backend="torch")  # what the bundle's own run uses: equality is asked for below
+    return medseg.load(BUNDLE, backend="torch")  # the backend of MONAI's runner, with which labels are compared
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_real_scans_are_segmented_on_their_own_grid(model, shared_data, case):
+def test_segmentations_of_real_scans_have_the_grid_of_the_scan(model, shared_data, case):
     scan = shared_data / "hippocampus" / "images" / f"{case}.nii.gz"
     reference = nib.load(shared_data / "hippocampus" / "labels" / f"{case}.nii.gz")
     segmentation = model.predict(scan)
     assert segmentation.array.shape == reference.shape
     np.testing.assert_array_equal(segmentation.affine, nib.load(scan).affine)
-    # cases the weights were trained on: a broken path would fall far below, a new case may score a little lower
+    # The weights were trained on these cases. A broken pipeline would score far lower, a new case a little lower.
     dice = case_dice(segmentation.array, np.asarray(reference.dataobj).astype(np.uint8), [1, 2])
     assert min(dice) > 0.75
     voxel_ml = abs(np.linalg.det(segmentation.affine)) / 1000

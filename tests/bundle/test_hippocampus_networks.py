@@ -1,4 +1,4 @@
-"""The UNet++ and UNETR bundles of the hippocampus, and the sparse recipe: small trainings, and the promoted weights."""
+"""The UNet++ and UNETR bundles and the sparse recipe: short trainings, and the promoted weights on a real scan."""
 
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ TINY: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Three phantoms to train on and one to validate, under the labels' values of the hippocampus."""
+    """Write three phantoms for training and one for validation, with the label values of the hippocampus."""
     root = tmp_path_factory.mktemp("data")
     generate_phantoms(root, num_cases=5, seed=5, shape=(24, 24, 16))
-    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text(encoding="utf-8"))
     manifest["cases"] = [f"phantom_{n:03d}" for n in range(5)]
     manifest["folds"] = {0: ["phantom_004"], 1: ["phantom_003"], 2: [f"phantom_{n:03d}" for n in range(3)]}
     (root / "manifest.yaml").write_text(yaml.safe_dump(manifest))
@@ -52,7 +52,7 @@ def tiny_bundle(network: str, root: Path) -> Path:
 
 
 def workflow(bundle: Path, data: Path, *configs: str, **overrides: object) -> ConfigWorkflow:
-    made = ConfigWorkflow(
+    training = ConfigWorkflow(
         workflow_type="train",
         config_file=[str(bundle / "configs" / f"{name}.json") for name in ("train", *configs)],
         meta_file=str(bundle / "configs" / "metadata.json"),
@@ -66,15 +66,15 @@ def workflow(bundle: Path, data: Path, *configs: str, **overrides: object) -> Co
         manifest=str(data / "manifest.yaml"),
         **overrides,
     )
-    made.initialize()
-    return made
+    training.initialize()
+    return training
 
 
-def train(made: ConfigWorkflow, bundle: Path) -> set[str]:
-    """Run a training; the names of the weights that moved, among the promoted network's."""
-    assert made.check_properties() == []
-    before = {name: value.clone() for name, value in made.parser.get_parsed_content("network").state_dict().items()}
-    made.run()
+def train(training: ConfigWorkflow, bundle: Path) -> set[str]:
+    """Run a training and return the names of the weights that changed."""
+    assert training.check_properties() == []
+    before = {name: value.clone() for name, value in training.parser.get_parsed_content("network").state_dict().items()}
+    training.run()
     after = torch.load(bundle.parent / "run" / "model.pt", weights_only=True)
     assert (
         after.keys()
@@ -90,13 +90,13 @@ def weight_names(bundle: Path) -> set[str]:
 
 def test_unet_plus_plus_trains_all_its_heads(data, tmp_path):
     bundle = tiny_bundle("unetplusplus", tmp_path)
-    made = workflow(bundle, data)
-    assert isinstance(made.trainer.network, DeepSupervision)
-    moved = train(made, bundle)
+    training = workflow(bundle, data)
+    assert isinstance(training.trainer.network, DeepSupervision)
+    moved = train(training, bundle)
     assert moved == weight_names(bundle)
     promote(bundle, tmp_path / "run")
     assert not [check for check in verify(bundle) if not check.passed]
-    # a pruned network predicts as its head in the whole one does
+    # A pruned network predicts like its head in the whole network.
     network, plan = medseg.load_network(bundle), medseg.read_plan(bundle / "configs" / "plan.json")
     x = torch.randn(1, 1, 16, 16, 16)
     with torch.inference_mode():
@@ -109,26 +109,26 @@ def test_unet_plus_plus_trains_all_its_heads(data, tmp_path):
     assert Predictor(network.prune(1), plan, "cpu").predict(scan).array.shape == nib.load(scan).shape
 
 
-def test_unetr_trains_its_tokens_and_its_decoder(data, tmp_path):
+def test_unetr_trains_all_its_weights(data, tmp_path):
     bundle = tiny_bundle("unetr", tmp_path)
     assert train(workflow(bundle, data), bundle) == weight_names(bundle)
     promote(bundle, tmp_path / "run")
     assert not [check for check in verify(bundle) if not check.passed]
 
 
-def test_the_sparse_recipe_shows_the_loss_a_tenth_of_the_slices(data, tmp_path):
+def test_the_sparse_recipe_annotates_a_share_of_the_slices(data, tmp_path):
     bundle = tiny_bundle("unet3d", tmp_path)
-    made = workflow(bundle, data, "recipe_sparse", **{"train#deterministic_transforms#keep_slices#fraction": 0.2})
-    assert train(made, bundle) == weight_names(bundle)
-    for sample in made.parser.get_parsed_content("train#dataset")._cache:
+    training = workflow(bundle, data, "recipe_sparse", **{"train#deterministic_transforms#keep_slices#fraction": 0.2})
+    assert train(training, bundle) == weight_names(bundle)
+    for sample in training.parser.get_parsed_content("train#dataset")._cache:
         known = sample["label_voxel_index"]
         width, height, depth = known.shape
         assert sum(known.count(value) for value in (0, 1, 2)) == round(0.2 * depth) * width * height
         assert sum(known.count(value) for value in (0, 1, 2, 255)) == width * height * depth
-    for sample in made.parser.get_parsed_content("train#dataset"):
+    for sample in training.parser.get_parsed_content("train#dataset"):
         for patch in sample if isinstance(sample, list) else [sample]:
             assert patch["label"].unique().tolist()[-1] == 255
-    assert made.trainer.loss_function.cross_entropy.ignore_label == 255
+    assert training.trainer.loss_function.cross_entropy.ignore_label == 255
 
 
 @pytest.fixture(scope="module", params=["unetplusplus", "unetr"])

@@ -1,4 +1,4 @@
-"""The phantom bundle's promoted weights on phantoms that neither its training nor its validation saw."""
+"""The promoted weights of the phantom bundle on a phantom that neither training nor validation used."""
 
 from pathlib import Path
 
@@ -23,15 +23,15 @@ def phantom(tmp_path_factory):
     return {name: root / name / f"{case}.nii.gz" for name in ("images", "labels", "instances")}
 
 
-def test_an_unseen_phantom_is_segmented_and_cells_that_touch_are_parted(phantom):
+def test_an_unseen_phantom_is_segmented_and_touching_cells_are_separated(phantom):
     segmentation = medseg.load(BUNDLE, backend="torch").predict(phantom["images"])
     reference, instances = (
         np.asarray(nib.load(phantom[name]).dataobj).astype(np.int64) for name in ("labels", "instances")
     )
-    # the ridges between cells are part of the target and not of the reference: about 0.9 would be perfect
+    # The target has ridges between cells and the reference has none, so the best possible Dice is about 0.9.
     assert min(case_dice(segmentation.array, reference, [1, 2])) > 0.8
     touching = label(reference > 0)[1]
     found = label(segmentation.array > 0)[1]
     cells = len(np.unique(instances)) - 1
-    assert touching < cells / 2, "the phantom's cells do not touch, so that nothing is asked"
+    assert touching < cells / 2, "the cells of the phantom do not touch, so the test shows nothing"
     assert touching + cells / 4 < found < 2 * cells

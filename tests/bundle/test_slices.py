@@ -1,4 +1,4 @@
-"""A 2D network over the slices of volumes: MONAI's own runner does what `medseg predict` does."""
+"""A 2D network on the slices of volumes gives the same labels by MONAI's runner and by `medseg predict`."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from medseg.evaluation import case_dice
 
 
 def sliced_bundle(root: Path, **plan_values: object) -> Path:
-    """The EM bundle with a small network that takes volumes slice by slice."""
+    """Return the EM bundle with a small network that takes volumes slice by slice."""
     folder = copy_bundle("em_membrane_unet_segmentation", root / "tiny_segmentation")
     change_plan(folder, {"channels": [4, 8]}, patch=[16, 16], tile=[16, 16], **plan_values)
     add_random_weights(folder, zero_bias=True)
@@ -27,7 +27,7 @@ def sliced_bundle(root: Path, **plan_values: object) -> Path:
     ("slice_axis", "orientation", "spacing"),
     [("S", "RA", None), ("A", "SR", None), ("R", "AS", [1.3, 1.1]), ("S", "LP", [0.8, 1.5])],
 )
-def test_volumes_are_cut_as_medseg_predict_does(tmp_path, scan, run_inference, slice_axis, orientation, spacing):
+def test_volumes_are_cut_as_in_medseg_predict(tmp_path, scan, run_inference, slice_axis, orientation, spacing):
     plan_values = {"slice_axis": slice_axis, "orientation": orientation, "spacing": spacing, "mirror_axes": []}
     bundle = sliced_bundle(tmp_path, **plan_values)
     assert [check.message for check in verify(bundle) if not check.passed] == []
@@ -35,12 +35,12 @@ def test_volumes_are_cut_as_medseg_predict_does(tmp_path, scan, run_inference, s
     segmentation = medseg.load(bundle, backend="torch").predict(scan)
     found = np.asarray(by_bundle.dataobj)
     assert found.shape == nib.load(scan).shape
-    assert 0.02 < found.mean() < 0.98  # both labels occur, so equality says something
+    assert 0.02 < found.mean() < 0.98  # both labels occur, so the comparison is meaningful
     np.testing.assert_array_equal(found, segmentation.array)
     np.testing.assert_allclose(by_bundle.affine, nib.load(scan).affine, atol=1e-5)
 
 
-def test_evaluation_judges_volumes_slice_by_slice(tmp_path):
+def test_volumes_are_evaluated_slice_by_slice(tmp_path):
     bundle = sliced_bundle(tmp_path, slice_axis="S", mirror_axes=[])
     random = np.random.default_rng(0)
     for role in ("images", "labels"):

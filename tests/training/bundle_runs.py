@@ -17,7 +17,7 @@ def tiny_bundle(root: Path) -> Path:
     folder = copy_bundle("phantom_cells_segmentation", root / "phantom_cells_segmentation")
     change_plan(folder, {"channels": [4, 8, 8], "strides": [2, 2]}, patch=[16, 16, 16], tile=[16, 16, 16])
     generate_phantoms(root / "data", num_cases=6, seed=5, shape=(24, 24, 16))
-    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text(encoding="utf-8"))
     manifest["cases"] = [f"phantom_{n:03d}" for n in range(6)]
     manifest["folds"] = {0: ["phantom_005"], 1: ["phantom_004"], 2: [f"phantom_{n:03d}" for n in range(4)]}
     (root / "manifest.yaml").write_text(yaml.safe_dump(manifest))

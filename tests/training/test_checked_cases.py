@@ -18,7 +18,7 @@ from medseg.training import CheckCased
 @pytest.fixture
 def manifest(tmp_path):
     generate_phantoms(tmp_path, num_cases=2, seed=1, shape=(12, 12, 8))
-    raw = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    raw = yaml.safe_load(read_manifest("phantom_cells").path.read_text(encoding="utf-8"))
     raw |= {"cases": ["phantom_000", "phantom_001"], "folds": {0: ["phantom_000"], 1: ["phantom_001"]}}
     (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({**raw, "test_fold": None}))
     return read_manifest(tmp_path / "manifest.yaml")

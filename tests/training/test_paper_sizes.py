@@ -33,7 +33,7 @@ def overrides(bundle: str) -> dict[str, str]:
 @pytest.mark.parametrize("bundle", PARAMETERS)
 def test_one_step_of_the_papers_network(bundle, tmp_path):
     generate_phantoms(tmp_path, num_cases=2, seed=5, shape=(24, 24, 16))
-    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    manifest = yaml.safe_load(read_manifest("phantom_cells").path.read_text(encoding="utf-8"))
     manifest |= {"cases": ["phantom_000", "phantom_001"], "folds": {1: ["phantom_000"], 2: ["phantom_001"]}}
     (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({**manifest, "test_fold": None}))
     small = {"patch": "[16, 16, 16]"}  # where the network does not fix the patch

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from bundle.tiny_bundles import change_plan, copy_bundle
 from docs.markdown_blocks import REPOSITORY
+from scipy.ndimage import zoom
 
 from medseg.bundle import promote
 from medseg.datasets import generate_phantoms
+from medseg.inference.regions import read_template
 from medseg.plan import read_plan
 from medseg.volumes import Grid, Volume, write_volume
 from medseg.weights import sha256
@@ -39,7 +41,20 @@ def make_sample_files(folder: Path) -> None:
         for name, label_map in (("references", reference), ("labels", reference), ("other_predictions", shifted)):
             write_volume(folder / name / f"{case}.nii.gz", label_map, Volume(label_map, grid))
     shutil.copy(folder / "scans" / f"{CASES[0]}.nii.gz", folder / "scan.nii.gz")
+    _make_head(folder)
     _make_nnunet_dataset(folder, folder / "Dataset004_Hippocampus")
+
+
+def _make_head(folder: Path) -> None:
+    """Write a head: the template of the bundle for whole heads at 2 mm, in which that template is certainly found."""
+    bundle = folder / "bundles" / "brain_t1_hippocampi_segmentation"
+    shutil.copytree(REPOSITORY / "bundles" / bundle.name, bundle)
+    template = read_template(next((bundle / "atlas").glob("*.nii.gz")))
+    head = zoom(template.array, 2, order=1, mode="nearest", grid_mode=True)
+    affine = template.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
+    affine[:3, 3] -= affine[:3, :3] @ [0.5, 0.5, 0.5]
+    for name in ("sub-01", "sub-02"):
+        write_volume(folder / "heads" / f"{name}.nii.gz", head, Volume(head, Grid(head.shape, affine)))
 
 
 def _make_nnunet_dataset(samples: Path, raw: Path) -> None:

@@ -4,7 +4,7 @@ Each head is turned, shifted, cropped, padded, resampled and made noisy; the tab
 centres found and those of the unchanged head, and the change of the volumes. Dice is against FreeSurfer's labels, which
 follow another protocol than the network's training data.
 
-    python benchmarks/bench_regions.py --data DATA/brain_t1 [--rotations 20]
+    python benchmarks/measure_regions.py --data DATA/brain_t1 [--rotations 20]
 """
 
 from __future__ import annotations

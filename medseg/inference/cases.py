@@ -37,8 +37,8 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Pat
 
     A file is a case. Files named `<case>_0000`, `<case>_0001`, … are the channels of one case. For a model with one
     channel, `<case>_0000` alone is the case `<case>`, and several such files are separate cases whose names end with a
-    number. A folder stands for the images in it and in the folders directly below it, and for the DICOM series directly
-    below it. A folder without any of these (a DICOM series itself) is one case.
+    number. A folder stands for the images in it and in the folders directly below it, and for DICOM series in it and
+    in these folders. A folder without any of these is one case. DICOM files of one series are one case, too.
 
     Args:
         inputs: files, folders or glob patterns.
@@ -53,7 +53,7 @@ def find_cases(inputs: Iterable[str | Path], num_channels: int = 1, exclude: Pat
     for given in inputs:
         files += _expand(given, None if exclude is None else resolved(exclude))
     channels: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
-    for path in files:
+    for path in _gathered(files):
         match = CHANNEL_SUFFIX.match(stem_of(path)) if suffix_of(path) else None
         name = match["case"] if match else stem_of(path)
         number = int(match["channel"]) if match else 0
@@ -82,6 +82,17 @@ def resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def _gathered(files: Sequence[Path]) -> list[Path]:
+    """Replace the DICOM files of one series by one path, at the place of the first."""
+    dicom = [path for path in files if path.is_file() and is_dicom(path)]
+    if not dicom:
+        return list(files)
+    from medseg.volumes.dicom.series_files import one_path_per_series
+
+    first = files.index(dicom[0])
+    return [*files[:first], *one_path_per_series(dicom), *(path for path in files[first:] if path not in set(dicom))]
+
+
 def _expand(given: str | Path, exclude: Path | None) -> list[Path]:
     if not str(given).strip():
         raise VolumeError("an input is empty; give a file, a folder or a pattern")
@@ -107,7 +118,9 @@ def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
     for child in below:
         if child.is_dir() and resolved(child) != exclude:
             inside = sorted(p for p in child.iterdir() if suffix_of(p) and not p.name.startswith("."))
-            images += inside or ([child] if is_dicom(child) and holds_dicom(child) else [])
+            images += [*inside, *([child] if is_dicom(child) and holds_dicom(child) else [])]
+    if images and holds_dicom(folder):
+        images.append(folder)
     return images
 
 

@@ -39,6 +39,7 @@ WRITTEN_SUFFIX: dict[str, str] = {
 PAIR_SUFFIX = {".hdr": ".img", ".hdr.gz": ".img.gz"}
 # Line of a header that names the file with its voxels.
 NAMED_VOXELS = {".mhd": rb"(?im)^ElementDataFile\s*=\s*(.+?)\s*$", ".nhdr": rb"(?im)^data ?file:\s*(.+?)\s*$"}
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 # Not in SUFFIXES: a folder of .dcm files is one image, and a segmentation among them is not a scan.
 DICOM_SEG_SUFFIX = ".dcm"
 
@@ -84,9 +85,16 @@ def voxel_file(path: Path) -> Path | None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return every file that an image consists of: the files of a DICOM folder by name, or a header and its voxels."""
+    """Return every file that an image consists of: the files of a DICOM folder by name, or a header and its voxels.
+
+    A DICOM file stands for its series; see `medseg.volumes.dicom.series_files.series_files`.
+    """
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
+    if not suffix_of(path):
+        from medseg.volumes.dicom.series_files import series_files
+
+        return series_files(path)
     voxels = voxel_file(path)
     return [path, voxels] if voxels is not None and voxels.is_file() else [path]
 

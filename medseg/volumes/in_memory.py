@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -12,7 +13,7 @@ from nibabel.freesurfer.mghformat import MGHHeader
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.grid import Grid
-from medseg.volumes.io import check_finite, read_volume
+from medseg.volumes.io import check_finite, is_dicom, read_volume
 from medseg.volumes.nifti import single_file_header
 from medseg.volumes.volume import Volume
 
@@ -59,7 +60,7 @@ def as_channels(source: Any, spatial_dims: int | None = None) -> list[Volume]:
     if _is_array_with_affine(source):
         return _from_array(source[0], source[1], spatial_dims)
     if isinstance(source, Sequence):
-        return [volume for part in source for volume in as_channels(part, spatial_dims)]
+        return [volume for part in _gathered(source) for volume in as_channels(part, spatial_dims)]
     if _is_nibabel(source):
         return _from_nibabel(source, spatial_dims)
     if _is_simpleitk(source):
@@ -68,6 +69,17 @@ def as_channels(source: Any, spatial_dims: int | None = None) -> list[Volume]:
 
 
 _EXPECTED = "give a path, a nibabel or SimpleITK image, or (array, affine)"
+
+
+def _gathered(sources: Sequence[Any]) -> Sequence[Any]:
+    """Replace several DICOM files by one path per series."""
+    are_paths = len(sources) > 1 and all(isinstance(part, str | os.PathLike) for part in sources)
+    paths = [Path(os.fspath(part)) for part in sources] if are_paths else []
+    if not paths or not all(path.is_file() and is_dicom(path) for path in paths):
+        return sources
+    from medseg.volumes.dicom.series_files import one_path_per_series
+
+    return one_path_per_series(paths)
 
 
 def _is_array_with_affine(source: Any) -> bool:

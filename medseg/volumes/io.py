@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,11 @@ import numpy as np
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes import mgh, nifti
-from medseg.volumes.formats import SUFFIXES, check_readable, format_of, suffix_of
+from medseg.volumes.formats import DICOM_SUFFIXES, SUFFIXES, check_readable, format_of, suffix_of
 from medseg.volumes.grid import Grid
 from medseg.volumes.streams import damage_as_volume_error
 from medseg.volumes.volume import Volume
 
-DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 # Part of a step by which float32 may move a value that nibabel has scaled.
 SLOPE_ROUNDING = 1e-3
 
@@ -28,8 +28,8 @@ def read_volume(
     """Read one image in the axis order of its file.
 
     Args:
-        path: a NIfTI, Analyze, MGH, NRRD, MetaImage, PNG, TIFF or JPEG file, a DICOM file, or a folder with one DICOM
-            series.
+        path: a NIfTI, Analyze, MGH, NRRD, MetaImage, PNG, TIFF or JPEG file, a folder with one DICOM series, or a DICOM
+            file, which stands for its series.
         spatial_dims: 2 or 3 to refuse images with another number of axes; None accepts both.
         allow_non_finite: keep NaN and infinite voxels instead of refusing them.
         is_quiet: do not issue the volume's notes as warnings.
@@ -141,7 +141,7 @@ def check_input(path: Path) -> None:
         VolumeError: no such file, one that is empty or may not be read, or a folder without DICOM images.
     """
     if is_dicom(path) and path.is_dir():
-        from medseg.volumes.dicom.series import dicom_files
+        from medseg.volumes.dicom.series_files import dicom_files
 
         dicom_files(path)
     else:
@@ -206,17 +206,21 @@ def _step(volume: Volume) -> float:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path is read as DICOM: a folder without an image suffix, or a file with a DICOM suffix."""
-    if path.is_dir():
-        return not suffix_of(path)
-    return path.suffix.lower() in DICOM_SUFFIXES and path.exists()
+    """Return whether a path is DICOM: a folder without an image suffix, or a file with its suffix or content."""
+    if suffix_of(path) or not path.exists():
+        return False
+    if path.is_dir() or path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    from medseg.volumes.dicom.series_files import looks_like_dicom
+
+    return path.is_file() and os.access(path, os.R_OK) and looks_like_dicom(path)
 
 
 def holds_dicom(folder: Path) -> bool:
     """Return whether a file directly in a folder looks like DICOM."""
-    from medseg.volumes.dicom.series import looks_like_dicom
+    from medseg.volumes.dicom.series_files import looks_like_dicom
 
-    return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file())
+    return any(looks_like_dicom(file) for file in folder.iterdir() if file.is_file() and not suffix_of(file))
 
 
 def _read(path: Path) -> Volume:

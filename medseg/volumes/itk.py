@@ -6,6 +6,7 @@ import re
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the field's spelling)
@@ -25,6 +26,10 @@ CHUNK_BYTES = 1 << 20
 # Tells zlib to accept a zlib or a gzip header, whichever is there.
 AUTO_WBITS = 47
 
+# Lines that state the unit of lengths, and the place where a header ends.
+UNITS = {"nrrd": rb"(?im)^(?:space )?units:\s*(.*?)\s*$", "mha": rb"(?m)^DistanceUnits\s*=\s*(.*?)\s*$"}
+END_OF_HEADER = {"nrrd": rb"\r?\n\r?\n", "mha": rb"(?m)^ElementDataFile"}
+MILLIMETRES = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?"}
 DATA_FILE = rb"ElementDataFile\s*=\s*(.+?)"
 METAIMAGE_TYPES = {
     f"MET_{name}{array}".encode()
@@ -54,7 +59,8 @@ def read(path: Path) -> Volume:
     except (RuntimeError, MemoryError) as error:
         raise itk_error(path, error) from error
     array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
-    return Volume(array=array, grid=grid, path=path, format=format_of(path), header=_metadata(image))
+    header: dict[str, Any] = {**_metadata(image), "notes": _unit_notes(path)}
+    return Volume(array=array, grid=grid, path=path, format=format_of(path), header=header)
 
 
 def read_grid(path: Path) -> Grid:
@@ -206,6 +212,19 @@ def _grid(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path) -> G
         return Grid(shape, affine_of(reader))
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
+
+
+def _unit_notes(path: Path) -> list[str]:
+    """Return a note if the header states another unit than mm, of which ITK takes no notice."""
+    with path.open("rb") as stream:
+        start = stream.read(HEADER_BYTES)
+    end = re.search(END_OF_HEADER[format_of(path)], start)
+    stated = re.findall(UNITS[format_of(path)], start[: end.start()] if end else start)
+    units = {unit.strip().lower() for text in stated for unit in text.decode("utf-8", "replace").split('"')}
+    other = sorted(units - MILLIMETRES)
+    if not other:
+        return []
+    return [f"{path}: declares {' and '.join(other)} as its unit; the numbers of its affine are read as mm"]
 
 
 def _metadata(image: sitk.Image) -> dict[str, str]:

@@ -59,4 +59,6 @@ class Volume:
             unit = OTHER_UNITS.get(int(self.header["xyzt_units"]) & 7)
             if unit is not None:
                 return [f"{self.name}: declares {unit} as its unit; the numbers of its affine are read as mm"]
+        if self.format in ("dicom", "nrrd", "mha"):
+            return list((self.header or {}).get("notes", ()))
         return []

@@ -289,7 +289,7 @@ def independent(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.is_dir():
         return independent_dicom(path)
     if path.suffix in (".nii", ".gz", ".mgz"):
-        image = nib.load(path)
+        image = nib.load(path if path.suffix == ".nii" else unpacked(path))
         return np.asanyarray(image.dataobj), image.affine
     if path.suffix in (".png", ".tif"):
         with Image.open(path) as opened:
@@ -304,6 +304,20 @@ def independent(path: Path) -> tuple[np.ndarray, np.ndarray]:
     made[:dims, :dims] = directions * image.GetSpacing()
     made[:dims, 3] = image.GetOrigin()
     return sitk.GetArrayFromImage(image).T, np.diag([-1, -1, 1, 1]) @ made
+
+
+def unpacked(path: Path) -> Path:
+    """Decompress a file as GNU gzip does, which leaves out what is behind the last member; return the plain file."""
+    packed, plain = path.read_bytes(), b""
+    while packed.startswith(b"\x1f\x8b"):
+        member = zlib.decompressobj(31)
+        plain += member.decompress(packed)
+        if not member.eof:
+            raise EOFError("the gzip stream ends early")
+        packed = member.unused_data
+    target = path.with_name(f"plain_{path.name.removesuffix('.gz').replace('.mgz', '.mgh')}")
+    target.write_bytes(plain)
+    return target
 
 
 def scaled(item: pydicom.Dataset) -> np.ndarray:

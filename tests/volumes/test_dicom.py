@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from volumes.dicom_series import NUM_SLICES, write_series, write_slice
 
 from medseg.errors import GeometryError, VolumeError
-from medseg.volumes import read_grid, read_volume, write_volume
+from medseg.inference.cases import Case, find_cases
+from medseg.inference.scan import input_digest
+from medseg.volumes import as_channels, read_grid, read_volume, write_volume
 from medseg.volumes.itk import affine_of
 
 SHARED = Path(os.environ.get("MEDSEG_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -77,10 +80,100 @@ def test_other_files_in_the_folder_are_ignored(series: Path) -> None:
     assert read_grid(series) == grid
 
 
-def test_one_slice_is_one_voxel_thick(series: Path) -> None:
-    volume = read_volume(series / "01.dcm")
+def test_a_slice_alone_is_one_voxel_thick(tmp_path: Path) -> None:
+    write_slice(tmp_path / "01.dcm", (10.0, -20.0, 5.0))
+    volume = read_volume(tmp_path / "01.dcm")
     assert volume.array.shape == (9, 7, 1)
     assert volume.grid.spacing == pytest.approx((0.5, 0.75, 2.5))
+    assert volume.notes == []
+
+
+def test_a_slice_among_others_stands_for_its_series(series: Path) -> None:
+    write_slice(series / "99.dcm", (10.0, -20.0, 20.0), uid="9.9.9")
+    volume = read_volume(series / "03.dcm", is_quiet=True)
+    assert [Path(name).name for name in volume.header["files"]] == [f"{6 - n:02d}.dcm" for n in range(6)]
+    assert read_grid(series / "03.dcm") == volume.grid
+    (note,) = volume.notes
+    assert "03.dcm" in note
+    assert "6 slices" in note
+    assert read_volume(series / "99.dcm").array.shape == (9, 7, 1)
+    (series / "99.dcm").unlink()
+    np.testing.assert_array_equal(volume.array, read_volume(series).array)
+
+
+def test_slice_files_of_one_series_are_one_case(series: Path) -> None:
+    files = sorted(series.iterdir())
+    assert find_cases([series / "*.dcm"]) == find_cases([series]) == [Case("series", (series,))]
+    assert [case.paths for case in find_cases(files[:3])] == [(files[0],)]
+    write_slice(series / "99.dcm", (10.0, -20.0, 20.0), uid="9.9.9")
+    cases = find_cases([series / "*.dcm"])
+    assert [case.paths for case in cases] == [(files[0],), (series / "99.dcm",)]
+    assert [read_volume(case.paths[0], is_quiet=True).array.shape[2] for case in cases] == [6, 1]
+    (volume,) = as_channels([str(file) for file in files])
+    assert volume.array.shape == (9, 7, 6)
+
+
+def test_a_change_of_any_slice_changes_the_digest(series: Path) -> None:
+    before = input_digest(series / "03.dcm")
+    assert before == input_digest(series / "03.dcm")
+    write_slice(series / "01.dcm", (10.0, -20.0, 17.5), value=7)
+    assert input_digest(series / "03.dcm") != before
+
+
+def other_object(path: Path, sop_class: str, uid: str) -> None:
+    """Write an object that is no image, such as a structured report."""
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.SeriesInstanceUID = sop_class, "1.2.3.99", uid
+    dataset.PatientID, dataset.Modality = "4711", "SR"
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "kind"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.88.11", "Basic Text SR"),
+        ("1.2.840.10008.5.1.4.1.1.11.1", "Presentation State"),
+        ("1.2.840.10008.5.1.4.1.1.481.3", "RT Structure Set"),
+        ("1.2.840.10008.5.1.4.1.1.66", "Raw Data"),
+        ("1.3.12.2.1107.5.9.1", r"1\.3\.12\.2\.1107\.5\.9\.1"),
+    ],
+)
+@pytest.mark.parametrize("uid", ["1.2.3.4", "7.7.7"])
+def test_other_objects_are_left_out_and_named(series: Path, sop_class: str, kind: str, uid: str) -> None:
+    expected = read_volume(series)
+    assert expected.notes == []
+    other_object(series / "00.dcm", sop_class, uid)
+    with pytest.warns(UserWarning, match=rf"00\.dcm.*{kind}"):
+        volume = read_volume(series)
+    np.testing.assert_array_equal(volume.array, expected.array)
+    assert volume.grid == expected.grid
+    assert find_cases([series / "*.dcm"]) == [Case("series", (series,))]
+    for file in series.iterdir():
+        if file.name != "00.dcm":
+            file.unlink()
+    fails(series / "00.dcm", rf"00\.dcm.*{kind}", VolumeError)
+    with pytest.raises(VolumeError, match=r"00\.dcm"):
+        read_volume(series)
+
+
+@pytest.mark.parametrize("has_suffix", [True, False])
+@pytest.mark.parametrize("num_stripped", [1, NUM_SLICES])
+@pytest.mark.parametrize("keeps_meta", [True, False])
+def test_slices_without_a_preamble_are_read(
+    series: Path, has_suffix: bool, num_stripped: int, keeps_meta: bool
+) -> None:
+    expected = read_volume(series)
+    for file in sorted(series.iterdir())[:num_stripped]:
+        whole = file.read_bytes()
+        meta_length = int.from_bytes(whole[140:144], "little")
+        stripped = whole[132:] if keeps_meta else whole[144 + meta_length :]
+        file.unlink()
+        (file if has_suffix else file.with_suffix("")).write_bytes(stripped)
+    volume = read_volume(series)
+    np.testing.assert_array_equal(volume.array, expected.array)
+    assert volume.grid == expected.grid
 
 
 def test_a_missing_slice_is_refused(series: Path) -> None:

@@ -169,3 +169,31 @@ def test_label_maps_survive_the_way_from_nifti_to_nrrd(tmp_path: Path) -> None:
     copy = write_volume(tmp_path / "a.nrrd", read_volume(path).array, read_volume(path))
     assert read_label_map(copy).array.dtype == np.uint8
     assert read_label_map(copy).grid.displacement_mm(read_grid(path)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("unit", "is_noted"),
+    [('"um" "um" "um"', True), ('"mm" "mm" "mm"', False), ('"m" "m" "m"', True), ('"" "" ""', False)],
+)
+def test_a_unit_other_than_mm_is_noted_in_nrrd(tmp_path: Path, unit: str, is_noted: bool) -> None:
+    space = (
+        f"space: right-anterior-superior\nspace directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (1,2,3)\n"
+        f"space units: {unit}\n"
+    )
+    for fields in (space, f"spacings: 2 3 4\nunits: {unit}\n"):
+        text = f"NRRD0004\ntype: short\ndimension: 3\nsizes: 2 3 4\nendian: little\nencoding: raw\n{fields}\n"
+        (tmp_path / "a.nrrd").write_bytes(text.encode() + np.arange(24, dtype="<i2").tobytes())
+        result = read_volume(tmp_path / "a.nrrd", is_quiet=True)
+        assert result.grid.spacing == pytest.approx((2, 3, 4))
+        assert len(result.notes) == is_noted
+        if is_noted:
+            assert "a.nrrd" in result.notes[0]
+            assert f" {unit.split(chr(34))[1]} " in result.notes[0]
+
+
+def test_a_unit_other_than_mm_is_noted_in_metaimage(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "a.mha", volume().array, volume())
+    assert read_volume(path).notes == []
+    path.write_bytes(path.read_bytes().replace(b"ElementType", b"DistanceUnits = um\nElementType", 1))
+    with pytest.warns(UserWarning, match=r"a\.mha: .*um"):
+        np.testing.assert_array_equal(read_volume(path).array, volume().array)

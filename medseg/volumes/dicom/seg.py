@@ -144,7 +144,7 @@ def _source_headers(series: Volume) -> tuple[list[Dataset], list[str]]:
             f"{series.name}: DICOM SEG refers to the slices of a DICOM series, found {series.format}; choose another "
             "format, such as nifti"
         )
-    headers = [dcmread(file, stop_before_pixels=True) for file in series.header["files"]]
+    headers = [dcmread(file, stop_before_pixels=True, force=True) for file in series.header["files"]]
     for header, file in zip(headers, series.header["files"], strict=True):
         for keyword, meta_keyword in SAME_AS_META.items():
             if not header.get(keyword):

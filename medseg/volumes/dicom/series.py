@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (the field's spelling)
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import VR
 
 from medseg.errors import GeometryError, MedsegError, VolumeError, one_line
+from medseg.volumes.dicom.series_files import object_kind, read_elements, series_files
 from medseg.volumes.formats import check_readable
 from medseg.volumes.grid import Grid
-from medseg.volumes.io import DICOM_SUFFIXES
 from medseg.volumes.itk import LPS_TO_RAS, itk_error, itk_name, numpy_type
 from medseg.volumes.streams import MAX_COMPRESSION
 from medseg.volumes.volume import Volume
@@ -83,76 +83,72 @@ class DicomSlice:
 
 
 def read_dicom(path: Path) -> Volume:
-    """Read a folder that holds one series, or one file of it as a volume one voxel thick.
+    """Read a folder that holds one series, or the series that a file belongs to.
 
     Voxels are in the units of the rescale slope and intercept (Hounsfield units in CT). Slices are ordered along the
     normal of the image plane, as ITK does.
 
     Args:
-        path: the folder or file.
+        path: the folder, or a file; then the files beside it with the same SeriesInstanceUID are read, too.
 
     Returns:
-        The volume. Its header holds the "Modality", the "TransferSyntaxUID" and the "files" in the order of the slices.
+        The volume. Its header holds the "Modality", the "TransferSyntaxUID", the "files" in the order of the slices,
+        and the "notes", which name files that are no images.
 
     Raises:
         VolumeError: no DICOM image in the folder, a damaged slice, several series, colour, or several frames in a file.
         GeometryError: slices of different size or orientation, at the same place, with a gap, or with gantry tilt. The
             line names the file.
     """
-    slices = read_ordered_slices(path)
+    slices, notes = _read_headers(path)
     grid = _grid(slices)
     array = _read_voxels(slices)
     header = {
         "Modality": slices[0].modality,
         "TransferSyntaxUID": slices[0].transfer_syntax,
         "files": tuple(str(item.path) for item in slices),
+        "notes": tuple(notes),
     }
     return Volume(array=array, grid=grid, path=path, format="dicom", header=header)
 
 
 def read_dicom_grid(path: Path) -> Grid:
     """Read the grid of a series from the headers of its files; raises as `read_dicom`."""
-    return _grid(read_ordered_slices(path))
+    return _grid(_read_headers(path)[0])
 
 
-def read_ordered_slices(path: Path) -> list[DicomSlice]:
-    """Read the headers of the one series in a folder, check them, and sort them as the array's last axis."""
-    slices = [read_slice_header(file) for file in (dicom_files(path) if path.is_dir() else [path])]
+class NoImageError(VolumeError):
+    """A DICOM file holds another object than an image."""
+
+
+def _read_headers(path: Path) -> tuple[list[DicomSlice], list[str]]:
+    """Read the headers of one series, check them, and sort them as the array's last axis; also return notes."""
+    files = series_files(path)
+    slices: list[DicomSlice] = []
+    others: list[NoImageError] = []
+    for file in files:
+        try:
+            slices.append(read_slice_header(file))
+        except NoImageError as error:
+            others.append(error)
+    if not slices:
+        raise others[0]
+    notes = [f"{error}; left out" for error in others]
+    if path.is_file() and len(slices) > 1:
+        notes.append(f"{path}: is one of {len(slices)} slices of a series, which were read together")
     _check_one_series(path, slices)
     _check_same_plane(slices)
     slices.sort(key=lambda item: item.height_mm)
     _check_steps(slices)
-    return slices
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """Return the files in a folder that look like DICOM, by name.
-
-    Raises:
-        VolumeError: there is none.
-    """
-    files = sorted(file for file in folder.iterdir() if file.is_file() and looks_like_dicom(file))
-    if not files:
-        kind = "a folder without DICOM images" if any(folder.iterdir()) else "an empty folder"
-        raise VolumeError(f"{folder}: {kind}; name the folder of the series or an image file")
-    return files
-
-
-def looks_like_dicom(path: Path) -> bool:
-    """Return whether a file has DICOM's preamble or suffix. The index of a disc (DICOMDIR) is not an image."""
-    if path.name.upper() == "DICOMDIR" or path.name.startswith("."):
-        return False
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        return True
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    return slices, notes
 
 
 def read_slice_header(path: Path) -> DicomSlice:
     """Read the header of one file.
 
     Raises:
-        VolumeError: damaged, truncated, colour, several frames, or not an image.
+        NoImageError: another object than an image.
+        VolumeError: damaged, truncated, colour or several frames.
         GeometryError: without a usable position in the patient.
     """
     check_readable(path)
@@ -168,6 +164,8 @@ def read_slice_header(path: Path) -> DicomSlice:
 
 
 def _slice_from(dataset: Dataset, path: Path) -> DicomSlice:
+    if kind := object_kind(dataset):
+        raise NoImageError(f"{path}: is no image ({kind})")
     num_frames, num_samples = (_whole_number(dataset, key, path, 1) for key in ("NumberOfFrames", "SamplesPerPixel"))
     if num_frames > 1:
         raise VolumeError(f"{path}: holds {num_frames} frames; convert it with a tool such as dcm2niix first")
@@ -185,7 +183,7 @@ def _slice_from(dataset: Dataset, path: Path) -> DicomSlice:
         raise GeometryError(
             f"{path}: its ImageOrientationPatient {directions.tolist()} is not two unit vectors; export it again"
         )
-    transfer_syntax = _text(dataset.file_meta, "TransferSyntaxUID")
+    transfer_syntax = _text(dataset.file_meta, "TransferSyntaxUID") or _usual_syntax(dataset)
     num_bits = _whole_number(dataset, "BitsAllocated", path, 16)
     num_bytes = len(dataset.get_item("PixelData").value or b"") if "PixelData" in dataset else 0
     _check_length(path, columns, rows, num_bits, num_bytes, is_compressed=transfer_syntax not in UNCOMPRESSED)
@@ -230,6 +228,14 @@ def _check_pixel_elements(dataset: Dataset, path: Path) -> None:
             raise VolumeError(f"{path}: its {keyword} {found!r} cannot be used as a scale; export it again")
 
 
+def _usual_syntax(dataset: Dataset) -> str:
+    """Return the encoding of a file that does not state it."""
+    is_implicit, is_little_endian = dataset.original_encoding
+    if not is_little_endian:
+        return str(ExplicitVRBigEndian)
+    return str(ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian)
+
+
 def _float_or_nan(value: Any) -> float:
     try:
         return float(value)
@@ -245,7 +251,7 @@ def _read_dataset(path: Path) -> Dataset:
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            dataset = dcmread(content)
+            dataset = read_elements(content, content[:132])
             _check_elements(dataset.file_meta.values(), path)
             _check_elements(dataset.values(), path)
             return dataset

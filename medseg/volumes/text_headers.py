@@ -111,7 +111,8 @@ def check_metaimage(path: Path, header: bytes) -> None:
     for line in _lines(path, header):
         name, separator, value = line.partition("=")
         name, value = name.strip(), value.strip()
-        if not separator or not re.fullmatch(r"\w+", name):
+        # ITK also writes fields of its own, such as `dim[0]` of a NIfTI file or `0010|0010` of DICOM.
+        if not separator or not re.fullmatch(r"[\w|.\[\] -]+", name):
             raise VolumeError(f"{path}: damaged: unknown header line {_shown(line)}; export the image again")
         if name in fields:
             raise VolumeError(f"{path}: damaged: its header states {name} twice; export the image again")

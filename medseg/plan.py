@@ -116,6 +116,11 @@ class Plan:
         return sorted(self.labels, key=self.labels.__getitem__)
 
     @property
+    def channels_of_labels(self) -> dict[str, int]:
+        """Position of each label in the order of their values: its number inside a training."""
+        return {name: number for number, name in enumerate(self.label_names)}
+
+    @property
     def output_names(self) -> list[str]:
         """Names of the output channels of a softmax network: the labels, or the `channels` of the regions."""
         return self.label_names if self.regions is None else list(self.regions["channels"])

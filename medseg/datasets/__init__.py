@@ -1,7 +1,7 @@
 """Datasets: manifests, folds, preparation, checks, and generated phantoms."""
 
 from medseg.datasets.catalogue import list_manifests, manifest_folder, read_manifest
-from medseg.datasets.checks import case_problems, check_case, check_same_grid
+from medseg.datasets.checks import case_problems, check_case, read_case, replace_values
 from medseg.datasets.folds import case_files, fold_cases, split_by_presence
 from medseg.datasets.manifest import Case, Channel, FilePatterns, Manifest, Source, Split
 from medseg.datasets.phantoms import PhantomCase, generate_phantoms, make_phantom_case, phantom_case, phantom_id
@@ -19,7 +19,6 @@ __all__ = [
     "case_files",
     "case_problems",
     "check_case",
-    "check_same_grid",
     "fold_cases",
     "generate_phantoms",
     "list_manifests",
@@ -28,6 +27,8 @@ __all__ = [
     "phantom_case",
     "phantom_id",
     "prepare",
+    "read_case",
     "read_manifest",
+    "replace_values",
     "split_by_presence",
 ]

@@ -1,86 +1,122 @@
-"""Check that the files of a case agree with each other and with the manifest."""
+"""Read the files of a case on one grid, and check that they agree with each other and with the manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from medseg.datasets.manifest import Manifest
 from medseg.errors import GeometryError, ManifestError, VolumeError
-from medseg.volumes import Grid, Volume, read_grid, read_label_map, read_volume
+from medseg.volumes import Volume, read_label_map, read_volume
 
 
-def check_case(manifest: Manifest, root: Path | str, case_id: str, read_images: bool = True) -> None:
+def check_case(manifest: Manifest, root: Path | str, case_id: str) -> None:
     """Raise an error if the files of a case cannot be used together.
 
     Args:
         manifest: the dataset.
         root: its folder.
         case_id: the case.
-        read_images: read every voxel of the images; otherwise read only their headers. The label map is always read.
 
     Raises:
-        ManifestError: a file is missing, damaged or not finite; a grid differs from the first channel's in shape or
-            by more than half a voxel; or a label value is not in the manifest. The message names the case and the
+        ManifestError: a file is missing, damaged or not finite; its voxels are not those of the first channel, in shape
+            or by more than half a voxel; or a label value is not in the manifest. The message names the case and the
             file.
     """
-    problems = case_problems(manifest, manifest.paths(root, case_id), case_id, read_images)
+    problems = case_problems(manifest, manifest.paths(root, case_id), case_id)
     if problems:
         raise ManifestError(problems[0])
 
 
-def case_problems(
-    manifest: Manifest, files: Mapping[str, list[Path]], case_id: str, read_images: bool = True
-) -> list[str]:
+def case_problems(manifest: Manifest, files: Mapping[str, list[Path]], case_id: str) -> list[str]:
     """Return one line per problem of a case; an empty list if there is none.
 
     Args:
         manifest: the dataset.
         files: paths by role as ``Manifest.paths`` returns them. They may be in another folder.
         case_id: the case, for the messages.
-        read_images: as in ``check_case``.
     """
     problems: list[str] = []
-    reference: tuple[Path, Grid] | None = None
-    for role, paths in files.items():
-        for path in paths:
-            try:
-                grid = _read_and_check(manifest, role, path, read_images)
-                if reference is None:
-                    reference = (path, grid)
-                else:
-                    check_same_grid(grid, path, *reference)
-            except (VolumeError, GeometryError, ManifestError) as error:
-                problems.append(f"case {case_id}: {error}")
+    for _ in _volumes(manifest, files, case_id, problems):
+        pass  # one volume at a time is in memory
     return problems
 
 
-def check_same_grid(grid: Grid, path: Path | str, reference_path: Path | str, reference: Grid) -> None:
-    """Compare a grid with a reference grid.
+def read_case(manifest: Manifest, files: Mapping[str, list[Path]], case_id: str) -> dict[str, list[Volume]]:
+    """Read the files of a case on the grid of its first file.
+
+    A file that stores the same voxels in another axis order or direction is reordered, without loss.
+
+    Args:
+        manifest: the dataset.
+        files: paths by role as ``Manifest.paths`` returns them.
+        case_id: the case, for the messages.
+
+    Returns:
+        The volumes by role. Label maps and instance maps hold integers, with the values of the file.
 
     Raises:
-        GeometryError: the shapes differ, or a corner is more than half a voxel from its place.
+        ManifestError: as ``check_case``.
     """
-    if difference := grid.difference(reference, reference_path):
-        raise GeometryError(f"{path}: {difference}")
+    problems: list[str] = []
+    volumes: dict[str, list[Volume]] = {role: [] for role in files}
+    for role, volume in _volumes(manifest, files, case_id, problems):
+        volumes[role].append(volume)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ManifestError(problems[0] + more)
+    return volumes
 
 
-def _read_and_check(manifest: Manifest, role: str, path: Path, read_images: bool) -> Grid:
-    dims = manifest.spatial_dims
+def replace_values(array: np.ndarray, table: Mapping[int, int], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Replace every value of a label map.
+
+    Args:
+        array: integers, any shape.
+        table: the new value of each value, which may be any integers of 64 bits.
+        dtype: type of the result.
+
+    Raises:
+        ValueError: the array holds a value that the table lacks.
+    """
+    stored = np.array(sorted(table), dtype=np.int64)
+    wanted = np.array([table[value] for value in stored.tolist()], dtype)
+    result = np.empty(array.shape, dtype)
+    for plane, target in zip(np.moveaxis(array, -1, 0), np.moveaxis(result, -1, 0), strict=True):
+        position = np.minimum(np.searchsorted(stored, plane), len(stored) - 1)
+        if (unknown := plane[stored[position] != plane]).size:
+            raise ValueError(f"value {unknown[0]} is not one of {stored.tolist()}")
+        target[...] = wanted[position]
+    return result
+
+
+def _volumes(
+    manifest: Manifest, files: Mapping[str, list[Path]], case_id: str, problems: list[str]
+) -> Iterator[tuple[str, Volume]]:
+    """Yield the role and the volume of each usable file, on the grid of the first; append a line for each other one."""
+    first: Volume | None = None
+    for role, path in ((role, path) for role, paths in files.items() for path in paths):
+        try:
+            volume = _read(manifest, role, path)
+            if first is None:
+                first = volume
+            else:
+                volume = volume.on_grid(first.grid, first.name)
+        except (VolumeError, GeometryError, ManifestError) as error:
+            problems.append(f"case {case_id}: {error}")
+        else:
+            yield role, volume
+
+
+def _read(manifest: Manifest, role: str, path: Path) -> Volume:
+    if role == "image":
+        return read_volume(path, spatial_dims=manifest.spatial_dims)
+    label_map = read_label_map(path, spatial_dims=manifest.spatial_dims)
     if role == "label":
-        label = read_label_map(path, spatial_dims=dims)
-        _check_values(manifest, label)
-        return label.grid
-    if role == "instances":
-        return read_label_map(path, spatial_dims=dims).grid
-    if read_images:
-        return read_volume(path, spatial_dims=dims).grid
-    grid = read_grid(path)
-    if grid.spatial_dims != dims:
-        raise VolumeError(f"{path}: wrong number of dimensions; found shape {grid.shape}, expected {dims}D")
-    return grid
+        _check_values(manifest, label_map)
+    return label_map
 
 
 def _check_values(manifest: Manifest, label: Volume) -> None:

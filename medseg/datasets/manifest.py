@@ -128,10 +128,15 @@ class Manifest:
     @property
     def values_in_files(self) -> tuple[int, ...]:
         """Values that a label file may hold, sorted."""
-        values = set(self.labels.values() if self.file_values is None else self.file_values)
-        if self.ignore_label is not None and self.file_values is None:
-            values.add(self.ignore_label)
-        return tuple(sorted(values))
+        return tuple(sorted(self.label_of_value))
+
+    @property
+    def label_of_value(self) -> dict[int, int]:
+        """The label value, or the ignore label, of each value that a label file may hold."""
+        if self.file_values is not None:
+            return dict(self.file_values)
+        ignored = () if self.ignore_label is None else (self.ignore_label,)
+        return {value: value for value in (*self.labels.values(), *ignored)}
 
     def with_folds(self, name: str) -> Manifest:
         """Return the dataset with the folds of one of its fold sets; cases that the set leaves out are not in it.

@@ -31,6 +31,7 @@ class MeanCaseDice(Metric):
             batched dictionaries. Each is a list of (C, …) tensors or one (B, C, …) tensor. With C = 1 the integers are
             the classes, with C > 1 the largest channel is the class.
         device: device of the sums, for reduction over processes.
+        ignore_label: value of voxels of the label map that do not count; None counts all.
 
     Raises:
         EvaluationError: there is no label above background, or shapes differ.
@@ -41,6 +42,7 @@ class MeanCaseDice(Metric):
         labels: Mapping[str, int | Sequence[int]] | Sequence[int],
         output_transform: Callable[[Any], Any] | None = None,
         device: str | torch.device = "cpu",
+        ignore_label: int | None = None,
     ) -> None:
         if not isinstance(labels, Mapping):
             labels = {str(value): value for value in labels}
@@ -49,6 +51,7 @@ class MeanCaseDice(Metric):
             raise EvaluationError(
                 f"MeanCaseDice needs at least one label above background 0, found {dict(labels)}; add one"
             )
+        self.ignore_label = ignore_label
         super().__init__(output_transform or prediction_and_label, device=device)
 
     @reinit__is_reduced
@@ -62,7 +65,11 @@ class MeanCaseDice(Metric):
     def update(self, output: tuple[Any, Any]) -> None:
         """Score the cases of one batch."""
         for prediction, label in zip(*output, strict=True):
-            scores = case_dice(classes(prediction), classes(label), list(self.labels.values()))
+            predicted, reference = classes(prediction), classes(label)
+            if self.ignore_label is not None and predicted.shape == reference.shape:
+                is_ignored = reference == self.ignore_label
+                predicted, reference = (labels.masked_fill(is_ignored, 0) for labels in (predicted, reference))
+            scores = case_dice(predicted, reference, list(self.labels.values()))
             self._cases.append(scores)
             self._sum += torch.from_numpy(np.nan_to_num(scores)).to(self._sum)
             self._count += torch.from_numpy(np.isfinite(scores)).to(self._count)

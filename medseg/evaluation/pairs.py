@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from medseg.datasets import Manifest, read_manifest
+from medseg.datasets import Manifest, read_manifest, replace_values
 from medseg.errors import EvaluationError, reason_of_failure
 from medseg.evaluation.overlap import label_regions, present_values
-from medseg.volumes import Grid, read_label_map, stem_of, suffix_of
+from medseg.volumes import Grid, read_label_map, reorder, stem_of, suffix_of
 
 Labels = Mapping[str, int | Sequence[int]]
 Source = str | Path | Mapping[str, str | Path] | Sequence[str | Path]
@@ -73,10 +72,7 @@ class Structures:
         values = {int(value) for value in present_values(label_map.ravel(order="K"))}
         are_file_values = self.file_values is not None and values <= set(self.file_values)
         if self.file_values is not None and are_file_values and (role == "reference" or not values <= self.known):
-            converted = np.zeros_like(label_map, dtype=np.int32)
-            for stored, label in self.file_values.items():
-                converted[label_map == stored] = label
-            return converted, []
+            return replace_values(label_map, self.file_values, np.int32), []
         return label_map, sorted(values - self.known)
 
     def clear_ignored(self, prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,24 +249,6 @@ def read_pair(
     if problems:
         return None, problems
     return (*structures.clear_ignored(arrays[0], arrays[1]), grids[1]), []
-
-
-def reorder(array: np.ndarray, grid: Grid, target: Grid) -> tuple[np.ndarray, Grid]:
-    """Store an array in the axis order and directions of another grid, without interpolation.
-
-    Args:
-        array: shape of `grid`.
-        grid: grid of the array.
-        target: grid whose axes are taken over; 2D grids stay as they are.
-
-    Returns:
-        The array, a view, and its grid. Every voxel keeps its place in mm.
-    """
-    if grid.spatial_dims != 3 or target.spatial_dims != 3:
-        return array, grid
-    turn = ornt_transform(io_orientation(grid.affine), io_orientation(target.affine))
-    turned = apply_orientation(array, turn)
-    return turned, Grid(turned.shape, grid.affine @ inv_ornt_aff(turn, grid.shape))
 
 
 def problem_text(problems: Sequence[Problem], num_cases: int) -> str:

@@ -13,7 +13,7 @@ from monai.utils import MetaKeys, ensure_tuple
 
 from medseg.errors import VolumeError
 from medseg.inference.cases import find_cases
-from medseg.inference.scan import Scan, check_one_grid
+from medseg.inference.scan import Scan, on_one_grid
 from medseg.volumes import Grid, Volume, check_input, read_header, read_volume, write_volume
 
 
@@ -38,8 +38,7 @@ class ScanReader(ImageReader):
             VolumeError: a file cannot be read, or holds voxels that are not finite.
             GeometryError: the channels lie on different grids.
         """
-        volumes = [read_volume(path) for path in img]
-        check_one_grid(volumes)
+        volumes = on_one_grid([read_volume(path) for path in img])
         image = Scan(tuple(volumes)).to_tensor()
         return image.numpy(), {**image.meta, "affine": image.affine.numpy(), "original_channel_dim": 0}
 

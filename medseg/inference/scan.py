@@ -47,14 +47,17 @@ class Scan:
         """Name of the case in messages."""
         return self.reference.name
 
-    def to_tensor(self) -> MetaTensor:
-        """Return the image (C, *native grid) in float32, with the metadata that preprocessing and restoring need.
+    def to_tensor(self, dtype: np.typing.DTypeLike = np.float32) -> MetaTensor:
+        """Return the image (C, *native grid), with the metadata that preprocessing and restoring need.
+
+        Args:
+            dtype: type of the tensor.
 
         Raises:
             VolumeError: a value exceeds the range of float32.
         """
         grid = self.reference.grid
-        image = torch.empty((len(self.channels), *grid.shape), dtype=torch.float32)
+        image = torch.from_numpy(np.empty((len(self.channels), *grid.shape), dtype))
         for c, volume in enumerate(self.channels):
             with np.errstate(over="ignore"):
                 np.copyto(image[c].numpy(), volume.array, casting="unsafe")
@@ -95,7 +98,7 @@ def load_scan(source: ScanSource, plan: Plan) -> Scan:
             raise VolumeError(
                 f"{volume.name}: {plan.name} takes {plan.spatial_dims}D images, found shape {volume.grid.shape}"
             )
-    check_one_grid(volumes)
+    volumes = on_one_grid(volumes)
     digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in volumes)
     notes = [note for volume in volumes for note in volume.notes]
     return Scan(tuple(volumes), digests, (*notes, *_other_modalities(volumes, plan)))
@@ -112,12 +115,17 @@ def _other_modalities(volumes: Sequence[Volume], plan: Plan) -> Iterator[str]:
             )
 
 
-def check_one_grid(volumes: Sequence[Volume]) -> None:
-    """Raise GeometryError if the channels of one case differ in shape, or in position by more than half a voxel."""
+def on_one_grid(volumes: Sequence[Volume]) -> list[Volume]:
+    """Return the channels of one case on the grid of the first; those in another axis order are reordered.
+
+    Raises:
+        GeometryError: they differ in shape, or in position by more than half a voxel.
+    """
     reference = volumes[0]
-    for other in volumes[1:]:
-        if difference := other.grid.difference(reference.grid, reference.name):
-            raise GeometryError(f"{other.name}: the channels of a case must share one grid; {difference}")
+    try:
+        return [reference, *(volume.on_grid(reference.grid, reference.name) for volume in volumes[1:])]
+    except GeometryError as error:
+        raise GeometryError(f"{error}; the channels of a case must share one grid") from None
 
 
 def input_digest(path: Path) -> str:

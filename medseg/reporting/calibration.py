@@ -11,11 +11,11 @@ from scipy import ndimage, stats
 
 from medseg.errors import MedsegError
 from medseg.evaluation.overlap import bounding_box, union
-from medseg.evaluation.pairs import Structures, read_pair, reorder
+from medseg.evaluation.pairs import Structures, read_pair
 from medseg.figures import CalibrationBins, calibration_bins, reliability_diagram
 from medseg.figures.canvas import inline_svg
 from medseg.inference.segmentation import map_path
-from medseg.volumes import Grid, read_volume
+from medseg.volumes import Grid, read_volume, reorder
 
 # Calibration is measured within this distance of reference or prediction; further away all is certain background.
 REGION_MM = 10.0

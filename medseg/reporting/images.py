@@ -10,8 +10,8 @@ import numpy as np
 
 from medseg.datasets import Manifest
 from medseg.errors import MedsegError
-from medseg.evaluation.pairs import Source, find_label_maps, reorder
-from medseg.volumes import Grid, read_volume
+from medseg.evaluation.pairs import Source, find_label_maps
+from medseg.volumes import Grid, read_volume, reorder
 
 # Suffix of a channel in nnU-Net's file names.
 CHANNEL_SUFFIX = "_{:04d}"

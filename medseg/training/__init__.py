@@ -12,15 +12,16 @@ from medseg.training.record import TrainingRecordHandler
 from medseg.training.sampling import SampleIndex, SeededDataLoader, SeededSampler, SeededSamples
 from medseg.training.schedule import PolynomialWarmUp
 from medseg.training.tensorboard import TensorBoardHandler
-from medseg.training.training_cases import CheckCased, MappedCases
+from medseg.training.training_cases import IGNORED, LoadCased, MappedCases
 
 __all__ = [
+    "IGNORED",
     "AveragedNetwork",
     "BatchAugmentation",
-    "CheckCased",
     "CheckpointHandler",
     "DeepSupervision",
     "FiniteSteps",
+    "LoadCased",
     "MappedCases",
     "PolynomialWarmUp",
     "SampleIndex",

@@ -71,7 +71,9 @@ class TrainingRunHandler:
         self.handlers = {
             **(handlers or {}),
             "history": TrainingHistoryHandler(output_dir, optimizer, evaluator),
-            "tensorboard": TensorBoardHandler(output_dir, optimizer, evaluator, update.network, dict(plan.labels)),
+            "tensorboard": TensorBoardHandler(
+                output_dir, optimizer, evaluator, update.network, plan.channels_of_labels
+            ),
             "progress": TrainingProgressHandler(evaluator),
         }
         self.record = TrainingRecordHandler(output_dir, update.averaged.module, plan, cases, settings, evaluator)

@@ -1,4 +1,4 @@
-"""Check the cases of a training, and keep the prepared ones in files that all processes map into memory."""
+"""Load and check the cases of a training, and keep the prepared ones in files that all processes map into memory."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import CacheDataset
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, RandomizableTrait, Transform
+from monai.utils import ensure_tuple
 
-from medseg.datasets import Manifest, case_problems, read_manifest
-from medseg.errors import ManifestError, PlanError, first_line
+import medseg
+from medseg.datasets import Manifest, read_case, read_manifest, replace_values
+from medseg.errors import PlanError, first_line
+from medseg.inference.scan import Scan
 from medseg.versions import software_versions
 from medseg.volumes.files import file_sha256
 from medseg.weights.state_dict import save_state
@@ -28,6 +32,11 @@ from medseg.weights.state_dict import save_state
 # private ones; arrays name them themselves when they are pickled.
 _SAFE: list[Any] = [np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64().__reduce__()[0]]
 _SAFE += [type(np.dtype(kind)) for kind in "?bBhHiIlLqQfdU"]
+
+# Label of voxels that count neither in the loss nor in the metrics; all labels of a training fit uint8.
+IGNORED = 255
+# Spacing and other transforms of MONAI turn label maps into float32, which holds integers below this exactly.
+LARGEST_EXACT = 1 << 24
 
 
 class MappedCases(CacheDataset):
@@ -105,20 +114,20 @@ def _digest_of(transform: Compose) -> str:
     digest = hashlib.sha256(json.dumps(software_versions(), sort_keys=True).encode())
     for step in deterministic:
         digest.update(type(step).__qualname__.encode() + pickle_hashing(step))
-    for source in sorted(_sources(deterministic)):
+    for source in sorted(set(_sources(deterministic))):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
 def _sources(steps: Sequence[Any]) -> Iterator[Path]:
-    """List the source files beside every transform that does not belong to a package with a version."""
-    folders = {
-        Path(inspect.getfile(type(step))).parent
-        for step in steps
-        if type(step).__module__.partition(".")[0] not in ("monai", "torch", "__main__")
-    }
-    for folder in folders:
-        yield from folder.glob("*.py")
+    """List the source files of every transform that does not belong to a package with a version."""
+    modules = {type(step).__module__: Path(inspect.getfile(type(step))).parent for step in steps}
+    for name, folder in modules.items():
+        package = name.partition(".")[0]
+        if package == "medseg":  # the transforms read files with the whole package
+            yield from Path(medseg.__file__).parent.rglob("*.py")
+        elif package not in ("monai", "torch", "__main__"):
+            yield from folder.glob("*.py")
 
 
 def _case_digest(recipe: str, case: Mapping[str, Any]) -> str:
@@ -132,51 +141,99 @@ def _case_digest(recipe: str, case: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-class CheckCased(Transform):
-    """Check the files of a case before they are loaded; a case that can be trained on passes unchanged.
+class LoadCased(Transform):
+    """Load a case with the reader of `medseg predict`, check it, and number its labels as the network's channels.
 
-    MONAI's transforms accept a label map that is shifted against its scan, or that holds an undeclared value, and the
-    training goes on with wrong labels; other errors come late and do not name the case. The rules are those of `medseg
-    data prepare`: every file complete, finite and of the manifest's dimension, one grid for all of them up to half a
-    voxel, and no label value that the manifest lacks. The check is deterministic, so it runs once per cached case.
+    MONAI's `LoadImaged` accepts a label map that is shifted against its scan, or that holds an undeclared value, and
+    the training goes on with wrong labels. It also needs other packages for some formats, and names no case in an
+    error. This transform reads every format that medseg predicts, once. The rules are those of `medseg data prepare`:
+    every file complete, finite and of the manifest's dimension, all of them on one grid up to half a voxel, and no
+    label value that the manifest lacks. A file with the same voxels in another axis order is reordered.
+
+    Label values may be any integers. Inside a training, labels are the network's channels: the labels of the plan
+    sorted by value are 0, 1, 2, …, and voxels of the manifest's ignore label are `IGNORED`.
 
     Args:
+        keys: of "image", "label" and "instances"; files of other keys are left as they are.
         manifest: the data set, or its name or path (see `medseg.datasets.read_manifest`).
-        label_values: the values the network is trained on, as in the plan. They must contain each value of the
-            manifest. None if the label map is remapped afterwards.
+        labels: value of each label by name, as in the plan; None takes the manifest's. Each value of the manifest must
+            be there, and a name must not have two values.
         spatial_dims: of the files; None takes the manifest's. 3 for a 2D network that gets volumes slice by slice.
 
+    Returns:
+        (call) the case with a MetaTensor per key: the image (C, …) float32, the label map (1, …) uint8, and the
+        instance map (1, …) int32.
+
     Raises:
-        PlanError: the manifest has label values that the plan lacks.
+        PlanError: the labels of the manifest and of the plan do not fit together.
         ManifestError: (call) a case cannot be used; names the case and the file.
     """
 
     def __init__(
         self,
+        keys: KeysCollection,
         manifest: Manifest | str | Path,
-        label_values: Iterable[int] | None = None,
+        labels: Mapping[str, int] | None = None,
         spatial_dims: int | None = None,
     ) -> None:
+        self.keys = ensure_tuple(keys)
         manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
         self.manifest = manifest if spatial_dims is None else dataclasses.replace(manifest, spatial_dims=spatial_dims)
-        known = None if label_values is None else set(label_values)
-        lacking = [name for name, value in manifest.labels.items() if known is not None and value not in known]
-        if lacking:
-            shown = ", ".join(f"{name} ({manifest.labels[name]})" for name in lacking)
-            raise PlanError(
-                f"the plan has no label for {shown} of {manifest.name}; add it to labels in plan.json, or map it to "
-                "another value in the configs and give CheckCased no label_values"
-            )
+        self.channel_of_value = _channel_of_value(manifest, manifest.labels if labels is None else labels)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        roles = [role for role in ("image", "label", "instances") if role in data]
-        files = {role: _paths(data[role]) for role in roles}
-        problems = case_problems(self.manifest, files, str(data.get("case", files["image"][0])))
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise ManifestError(problems[0] + more)
-        return dict(data)
+        files = {role: _paths(data[role]) for role in self.keys}
+        volumes = read_case(self.manifest, files, str(data.get("case") or next(iter(files.values()))[0]))
+        loaded = dict(data)
+        for role, of_role in volumes.items():
+            if role == "image":
+                loaded[role] = Scan(tuple(of_role)).to_tensor()
+            else:
+                numbered = of_role[0].array
+                numbered = (
+                    replace_values(numbered, self.channel_of_value, np.uint8) if role == "label" else _counted(numbered)
+                )
+                loaded[role] = Scan((dataclasses.replace(of_role[0], array=numbered),)).to_tensor(numbered.dtype)
+        return loaded
 
 
 def _paths(value: Any) -> list[Path]:
-    return [Path(part) for part in (value if isinstance(value, list | tuple) else [value])]
+    return [Path(part) for part in ensure_tuple(value)]
+
+
+def _channel_of_value(manifest: Manifest, labels: Mapping[str, int]) -> dict[int, int]:
+    """Return the network's channel, or `IGNORED`, for each value that a label file of the manifest may hold.
+
+    Raises:
+        PlanError: the plan lacks a value of the manifest, has another one for the same name, or too many.
+    """
+    values = sorted(labels.values())
+    for name, value in manifest.labels.items():
+        if labels.get(name, value) != value:
+            raise PlanError(
+                f"the plan has the value {labels[name]} for {name}, and {manifest.name} has {value}; correct labels in "
+                "plan.json or in the manifest"
+            )
+    lacking = [f"{name} ({value})" for name, value in manifest.labels.items() if value not in values]
+    if lacking:
+        raise PlanError(
+            f"the plan has no label for {', '.join(lacking)} of {manifest.name}; add it to labels in plan.json, or map "
+            "its value to another label with file_values in the manifest"
+        )
+    if len(values) > IGNORED:
+        raise PlanError(f"a training can have at most {IGNORED} labels; found {len(values)}; merge some of them")
+    if manifest.ignore_label in values:
+        raise PlanError(
+            f"{manifest.ignore_label} is a label of the plan and the ignore_label of {manifest.name}; change one"
+        )
+    channels: dict[int | None, int] = {value: channel for channel, value in enumerate(values)}
+    channels[manifest.ignore_label] = IGNORED
+    return {stored: channels[label] for stored, label in manifest.label_of_value.items()}
+
+
+def _counted(instances: np.ndarray) -> np.ndarray:
+    """Return an instance map as int32; numbers that float32 cannot tell apart are counted anew."""
+    if instances.max(initial=0) < LARGEST_EXACT:
+        return instances.astype(np.int32)
+    values, numbers = np.unique(instances, return_inverse=True)
+    return (numbers.reshape(instances.shape) + int(values[0] != 0)).astype(np.int32)

@@ -2,7 +2,7 @@
 
 from medseg.volumes.files import check_out_folder, remove_leftovers, replacing, staged
 from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, WRITTEN_SUFFIX, files_of, format_of, stem_of, suffix_of
-from medseg.volumes.grid import Grid
+from medseg.volumes.grid import Grid, reorder
 from medseg.volumes.in_memory import as_channels, as_volume
 from medseg.volumes.io import (
     check_finite,
@@ -39,6 +39,7 @@ __all__ = [
     "read_label_map",
     "read_volume",
     "remove_leftovers",
+    "reorder",
     "replacing",
     "staged",
     "stem_of",

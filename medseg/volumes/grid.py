@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 from nibabel.affines import obliquity
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from medseg.errors import GeometryError
 
@@ -115,6 +115,25 @@ class Grid:
             f"its corners lie up to {moved_mm:.3g} mm from those of {name}; the limit is half a voxel, {limit_mm:.3g} "
             "mm; resample it onto that grid or correct its header"
         )
+
+
+def reorder(array: np.ndarray, grid: Grid, target: Grid) -> tuple[np.ndarray, Grid]:
+    """Store an array in the axis order and directions of another grid, without interpolation.
+
+    Args:
+        array: shape of `grid`.
+        grid: grid of the array.
+        target: grid whose axes are taken over.
+
+    Returns:
+        The array, a view, and its grid. Every voxel keeps its place in mm. Both are returned as they are if the grids
+        match already, or if one of them is two-dimensional.
+    """
+    if grid.spatial_dims != 3 or target.spatial_dims != 3 or not grid.difference(target):
+        return array, grid
+    turn = ornt_transform(io_orientation(grid.affine), io_orientation(target.affine))
+    turned = apply_orientation(array, turn)
+    return turned, Grid(turned.shape, grid.affine @ inv_ornt_aff(turn, grid.shape))
 
 
 def _check_affine(affine: np.ndarray) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medseg.errors import GeometryError
-from medseg.volumes.grid import Grid
+from medseg.volumes.grid import Grid, reorder
 
 # NIfTI codes of length units other than mm, in the lowest three bits of xyzt_units.
 OTHER_UNITS = {1: "meter", 3: "micron"}
@@ -62,3 +62,18 @@ class Volume:
         if self.format in ("dicom", "nrrd", "mha"):
             return list((self.header or {}).get("notes", ()))
         return []
+
+    def on_grid(self, reference: Grid, name: object = "the reference") -> Volume:
+        """Return the same voxels in the axis order and directions of a grid that they share with another image.
+
+        Args:
+            reference: the grid; half a voxel is the tolerance (see `Grid.difference`).
+            name: how to call the image with that grid in an error.
+
+        Raises:
+            GeometryError: the voxels lie elsewhere, even if axes are exchanged or reversed.
+        """
+        array, grid = reorder(self.array, self.grid, reference)
+        if grid.difference(reference):
+            raise GeometryError(f"{self.name}: {self.grid.difference(reference, name)}")
+        return self if grid is self.grid else replace(self, array=array, grid=grid)

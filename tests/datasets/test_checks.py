@@ -21,7 +21,6 @@ def fails(root: Path, *facts: str, **changes: object) -> None:
 def test_a_good_case(tmp_path: Path) -> None:
     write_case(tmp_path, "b1")
     check_case(load(tmp_path), tmp_path, "b1")
-    check_case(load(tmp_path), tmp_path, "b1", read_images=False)
 
 
 def test_shapes_differ(tmp_path: Path) -> None:

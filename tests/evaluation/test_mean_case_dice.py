@@ -44,6 +44,19 @@ def test_the_metric_equals_the_evaluation() -> None:
     assert metric.compute() == pytest.approx((expected["anterior"] + expected["posterior"]) / 2)
 
 
+def test_ignored_voxels_count_on_neither_side() -> None:
+    """`score_case` of both maps with background there, as `medseg evaluate` does, is the oracle."""
+    prediction, reference = cases()[0]
+    is_ignored = np.random.default_rng(1).random(reference.shape) < 0.3
+    metric = MeanCaseDice(LABELS, ignore_label=255)
+    metric.update(
+        ([torch.from_numpy(prediction)[None]], [torch.from_numpy(np.where(is_ignored, 255, reference))[None]])
+    )
+    cleared = [np.where(is_ignored, 0, labels) for labels in (prediction, reference)]
+    rows = score_case(*cleared, (1, 1, 1), {"anterior": 1, "posterior": 2, "never": 3})
+    assert metric.class_means() == pytest.approx({row.label: row.values["dice"] for row in rows}, nan_ok=True)
+
+
 def test_the_metric_works_as_key_metric_of_monais_evaluator() -> None:
     """With an identity network the predictions are the images themselves, one-hot of three classes."""
     data = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -105,3 +106,17 @@ def test_values_beyond_float32_are_refused() -> None:
     plan = small_plan(spacing=None)
     with pytest.raises(VolumeError, match=r"image in memory.*float32"):
         model_input(load_scan((np.full((4, 4, 4), -1e39), np.eye(4)), plan), plan)
+
+
+def test_a_channel_in_another_axis_order_is_reordered() -> None:
+    channels = [{"name": name, "modality": "MR"} for name in ("t1", "t2")]
+    plan = small_plan(spacing=None, normalization=[{"scheme": "none"}] * 2, channels=channels)
+    arrays = np.random.default_rng(2).normal(size=(2, 6, 7, 8)).astype(np.float32)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    first, second = (nib.Nifti1Image(array, affine) for array in arrays)
+    turned = second.as_reoriented(np.array([[2, 1], [0, -1], [1, -1]]))
+    assert turned.shape != second.shape
+    found = load_scan([first, turned], plan)
+    assert torch.equal(found.to_tensor().as_tensor(), torch.from_numpy(arrays))
+    expected, reordered = (model_input(scan, plan).as_tensor() for scan in (load_scan([first, second], plan), found))
+    assert torch.equal(reordered, expected)

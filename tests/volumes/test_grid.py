@@ -1,11 +1,13 @@
 """Grid: closed forms, and invariants over all 48 orientations."""
 
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, ornt_transform
 from volumes.affines import ORIENTATIONS, affine_for, rotation_z
 
 from medseg.errors import GeometryError
-from medseg.volumes import Grid
+from medseg.volumes import Grid, reorder
 
 
 @pytest.mark.parametrize("code", ORIENTATIONS)
@@ -106,3 +108,33 @@ def test_tiny_and_huge_units_are_not_singular(scale: float) -> None:
 def test_bad_shapes_and_affines_are_refused(shape: tuple[int, ...], affine: np.ndarray, message: str) -> None:
     with pytest.raises(GeometryError, match=message):
         Grid(shape, affine)
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPI", "SAR", "AIL"])
+@pytest.mark.parametrize("degrees", [0.0, 30.0, 40.0])
+def test_reordering_keeps_every_voxel_where_it_is(code: str, degrees: float) -> None:
+    shape = (3, 4, 5)
+    turn = np.eye(4)
+    angle = np.radians(degrees)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    target = Grid(shape, turn @ np.diag([1.0, 2.0, 3.0, 1.0]))
+    array = np.arange(60, dtype=np.int16).reshape(shape)
+    image = nib.Nifti1Image(array, target.affine)
+    other = image.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(code)))
+    back, grid = reorder(np.asanyarray(other.dataobj), Grid(other.shape, other.affine), target)
+    np.testing.assert_array_equal(back, array)
+    assert not grid.difference(target)
+    np.testing.assert_allclose(grid.affine, target.affine, atol=1e-6)
+
+
+def test_grids_that_match_are_left_alone() -> None:
+    """At 45° the nearest patient axis is decided by rounding, so that two equal grids may seem to need a turn."""
+    half = np.sqrt(0.5)
+    affine = np.array([[half, -half, 0, 0], [half, half, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    nearly = affine.copy()
+    nearly[0, 0] -= 1e-7
+    array = np.arange(60).reshape(3, 4, 5)
+    for first, second in ((affine, nearly), (nearly, affine)):
+        same, grid = reorder(array, Grid(array.shape, first), Grid(array.shape, second))
+        assert same is array
+        assert np.array_equal(grid.affine, first)

@@ -30,7 +30,7 @@ LABELS = {"background": 0, "round": 1, "elongated": 2}
 @pytest.fixture
 def manifest(tmp_path):
     generate_phantoms(tmp_path, num_cases=2, seed=1, shape=(12, 12, 8))
-    raw = yaml.safe_load(read_manifest("phantom_cells").path.read_text())
+    raw = yaml.safe_load(read_manifest("phantom_cells").path.read_text(encoding="utf-8"))
     raw |= {"cases": ["phantom_000", "phantom_001"], "folds": {0: ["phantom_000"], 1: ["phantom_001"]}}
     (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({**raw, "test_fold": None}))
     return read_manifest(tmp_path / "manifest.yaml")
@@ -93,7 +93,7 @@ def test_pictures_are_read_as_they_are_predicted(tmp_path, suffix):
     label = np.where(grey > 30, 255, 0).astype(np.uint8)
     for folder, picture in (("images", grey), ("labels", label)):
         write_volume(tmp_path / folder / f"a{suffix}", picture, Volume(picture, Grid(picture.shape, np.eye(4))))
-    raw = yaml.safe_load(read_manifest("em_membrane").path.read_text())
+    raw = yaml.safe_load(read_manifest("em_membrane").path.read_text(encoding="utf-8"))
     raw |= {"cases": ["a"], "folds": {}, "test_fold": None}
     raw["files"] = {"image": f"images/{{case}}{suffix}", "label": f"labels/{{case}}{suffix}"}
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(raw))

@@ -65,11 +65,6 @@ class BundleFolder:
         return read_fingerprint(self.inside(FINGERPRINT)) if (self.path / FINGERPRINT).is_file() else None
 
     @property
-    def weights_path(self) -> Path:
-        """Path of the promoted weights."""
-        return self.path / WEIGHTS
-
-    @property
     def recorded_sha256(self) -> str | None:
         """SHA-256 of the promoted weights as recorded in models/model.json; None if it is not recorded."""
         if not (self.path / RECORD).is_file():

@@ -114,7 +114,7 @@ class JoiningStage(Stage):
         Args:
             coarser: the map of the next coarser stage (B, C, …).
             same_level: the maps of this resolution. The list is emptied as soon as they are joined, so that without
-                gradients maps that nobody else holds are freed (a fifth of the peak memory of a U-Net).
+                gradients maps without other references are freed (a fifth of the peak memory of a U-Net).
         """
         if torch.jit.is_scripting():
             return self.convolutions(self.join(coarser, same_level))

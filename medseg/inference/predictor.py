@@ -24,7 +24,13 @@ from medseg.inference.plausibility import (
     measure,
     suspicions,
 )
-from medseg.inference.preprocessing import model_image, normalize_in_place, preprocessing
+from medseg.inference.preprocessing import (
+    check_growth,
+    model_image,
+    normalize_in_place,
+    preprocessing,
+    warn_of_small_voxels,
+)
 from medseg.inference.scan import Scan, ScanSource, load_scan
 from medseg.inference.segmentation import Segmentation, map_names, provenance_record
 from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
@@ -140,7 +146,7 @@ class Predictor:
 
         Raises:
             VolumeError: the scan cannot be read, or does not fit the plan.
-            GeometryError: its channels lie on different grids.
+            GeometryError: its channels lie on different grids, or as `predict_scan`.
             MemoryLimitError: max_ram cannot be kept.
             ScanError: the scan's field of view is too large for a network that was trained on crops.
         """
@@ -161,6 +167,7 @@ class Predictor:
             read_seconds: time it took to read the scan, for the record.
 
         Raises:
+            GeometryError: its voxels are so large that the model grid would have more than 50 times as many.
             MemoryLimitError: max_ram cannot be kept.
             ScanError: the scan's field of view is too large for a network that was trained on crops.
         """
@@ -175,6 +182,7 @@ class Predictor:
         return segmentation.with_suspicions([*([problem] if problem else []), *found])
 
     def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
+        check_growth(scan, self.image_plan)
         window = self.window if self.max_ram is None else self.workload().fit(scan, self.window, self.max_ram)
         return self._predict_image(scan, window, self.on_tiles, read_seconds)
 
@@ -213,6 +221,7 @@ class Predictor:
     def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
         """Return the network's input, and the tiles that need not be predicted because they hold only air."""
         plan = self.image_plan
+        warn_of_small_voxels(scan, plan)
         image = model_image(scan, plan)
         if image is None:
             return preprocessing(plan)(scan.to_tensor()), frozenset()

@@ -82,8 +82,8 @@ def load_scan(source: ScanSource, plan: Plan) -> Scan:
         plan: number of channels and axes of the model.
 
     Raises:
-        VolumeError: the source cannot be read, has a wrong number of channels or axes, or holds voxels that are not
-            finite.
+        VolumeError: the source cannot be read, has a wrong number of channels or axes, lies in another plane than the
+            slices of a 2D plan, or holds voxels that are not finite.
         GeometryError: the channels lie on different grids.
     """
     volumes = as_channels(source, plan.spatial_dims)
@@ -98,10 +98,23 @@ def load_scan(source: ScanSource, plan: Plan) -> Scan:
             raise VolumeError(
                 f"{volume.name}: {plan.name} takes {plan.spatial_dims}D images, found shape {volume.grid.shape}"
             )
+    _check_plane(volumes[0], plan)
     volumes = on_one_grid(volumes)
     digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in volumes)
     notes = [note for volume in volumes for note in volume.notes]
     return Scan(tuple(volumes), digests, (*notes, *_other_modalities(volumes, plan)))
+
+
+def _check_plane(volume: Volume, plan: Plan) -> None:
+    """Refuse a slice in another plane than that of the plan's axes."""
+    found, expected = (
+        {"LRPAIS".index(letter) // 2 for letter in code} for code in (volume.grid.orientation, plan.orientation)
+    )
+    if plan.spatial_dims == 2 and found != expected:
+        raise VolumeError(
+            f"{volume.name}: its axes point to {volume.grid.orientation}, where {plan.name} takes slices in the plane "
+            f"{plan.orientation}; cut slices in that plane"
+        )
 
 
 def _other_modalities(volumes: Sequence[Volume], plan: Plan) -> Iterator[str]:

@@ -30,7 +30,8 @@ def read_volume(
     Args:
         path: a NIfTI, Analyze, MGH, NRRD, MetaImage, PNG, TIFF or JPEG file, a folder with one DICOM series, or a DICOM
             file, which stands for its series.
-        spatial_dims: 2 or 3 to refuse images with another number of axes; None accepts both.
+        spatial_dims: 2 or 3 to refuse images with another number of axes; None accepts both. A volume of one slice
+            (x, y, 1) is a 2D image, too, and `write_volume` gives the slice its third axis back.
         allow_non_finite: keep NaN and infinite voxels instead of refusing them.
         is_quiet: do not issue the volume's notes as warnings.
 
@@ -45,6 +46,9 @@ def read_volume(
     path = Path(path)
     with damage_as_volume_error(path):
         volume = _read(path)
+    if spatial_dims == 2 and volume.grid.shape[2:] == (1,):
+        grid = Grid(volume.grid.shape[:2], volume.grid.affine)
+        volume = replace(volume, array=volume.array[..., 0], grid=grid, file_grid=volume.grid)
     if spatial_dims is not None and volume.grid.spatial_dims != spatial_dims:
         raise VolumeError(f"{path}: has shape {volume.grid.shape} where {spatial_dims}D is expected")
     if not allow_non_finite:
@@ -120,6 +124,7 @@ def write_volume(path: Path | str, array: np.ndarray, like: Volume) -> Path:
         raise GeometryError(
             f"{path}: not written: array shape {array.shape} differs from {like.grid.shape} of {like.name}"
         )
+    array, like = _in_file_grid(array, like, path)
     module.check_grid_fits(path, like)
     module.write(path, _storable(array, path), like)
     return path
@@ -131,6 +136,7 @@ def check_grid_fits(path: Path | str, like: Volume) -> None:
     Raises:
         GeometryError, VolumeError: the format of the name cannot store it.
     """
+    _, like = _in_file_grid(like.array, like, Path(path))
     _format_module(format_of(path)).check_grid_fits(Path(path), like)
 
 
@@ -245,6 +251,14 @@ def _format_module(format: str) -> ModuleType:
     from medseg.volumes import png_tiff
 
     return png_tiff
+
+
+def _in_file_grid(array: np.ndarray, like: Volume, path: Path) -> tuple[np.ndarray, Volume]:
+    """Give a slice the third axis back that it had in the file, except in a picture."""
+    if like.file_grid is None or format_of(path) in ("png", "tiff", "jpeg"):
+        return array, like
+    grid = like.file_grid
+    return array.reshape(grid.shape), replace(like, array=like.array.reshape(grid.shape), grid=grid, file_grid=None)
 
 
 def _storable(array: np.ndarray, path: Path) -> np.ndarray:

@@ -25,6 +25,7 @@ class Volume:
         path: the file or series folder it was read from; None for an image made in memory.
         format: "nifti", "analyze", "mgz", "nrrd", "mha", "png", "tiff", "jpeg", "dicom" or "memory".
         header: a nibabel header for NIfTI, Analyze and MGH, otherwise a dictionary of the file's own metadata.
+        file_grid: grid in the file, if a file of one slice was read as a 2D image; None if it is `grid`.
 
     Raises:
         GeometryError: the array does not have the shape of the grid.
@@ -35,6 +36,7 @@ class Volume:
     path: Path | None = None
     format: str = "memory"
     header: Any = field(default=None, repr=False)
+    file_grid: Grid | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.grid.shape:

@@ -15,10 +15,13 @@ import SimpleITK as sitk  # noqa: N813
 from inference.counting import TWO, make_predictor
 from inference.plans import small_plan
 from inference.thin_network import ThresholdNetwork
+from volumes.affines import affine_for, rotation_z
 from volumes.dicom_series import write_series
 
+from medseg.errors import VolumeError
 from medseg.inference import Predictor, predict_files
 from medseg.inference.scan import input_digest, load_scan
+from medseg.volumes import Grid, Volume, read_volume, write_volume
 
 
 def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:
@@ -87,3 +90,43 @@ def test_unusual_units_are_a_warning_of_their_scan(scans: Path, tmp_path: Path) 
 
 def test_an_image_without_a_modality_gives_no_warning() -> None:
     assert load_scan((np.zeros((4, 5, 6), np.int16), np.eye(4)), small_plan()).notes == ()
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "ARI"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha", ".mgz"])
+def test_a_volume_of_one_slice_is_an_image_for_a_2d_network(tmp_path: Path, code: str, suffix: str) -> None:
+    array = np.random.default_rng(0).normal(size=(12, 13, 1)).astype(np.float32)
+    like = Volume(array, Grid(array.shape, rotation_z(7) @ affine_for(code, (0.7, 1.3, 2.9))))
+    path = write_volume(tmp_path / f"scan{suffix}", array, like)
+    plan = small_plan(spatial_dims=2, orientation="RA", spacing=None, patch=[16, 16], tile=[16, 16], labels=TWO,
+                      normalization=[{"scheme": "none"}])  # fmt: skip
+    predictor = Predictor(ThresholdNetwork(), plan, "cpu")
+    (result,) = predict_files(predictor, [path], tmp_path / "out")
+    assert result.status == "done", result.message
+    saved, given = read_volume(result.output), read_volume(path)
+    np.testing.assert_array_equal(saved.array, given.array > 0)
+    assert saved.grid.shape == (12, 13, 1)
+    assert saved.grid.displacement_mm(given.grid) < 1e-4
+    assert saved.grid.orientation == given.grid.orientation
+
+
+def test_a_slice_in_another_plane_is_refused(tmp_path: Path) -> None:
+    plan = small_plan(spatial_dims=2, orientation="RA", spacing=None, patch=[16, 16], tile=[16, 16])
+    for shape in ((12, 13, 1), (12, 13)):
+        path = tmp_path / f"{len(shape)}d.nii"
+        nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), affine_for("ASR")), path)
+        with pytest.raises(VolumeError, match=rf"{path.name}: .*AS.*RA"):
+            load_scan(path, plan)
+
+
+def test_the_slices_of_a_series_are_one_scan(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "series")
+    expected = predict_files(make_predictor(), [series], tmp_path / "whole")
+    results = predict_files(make_predictor(), [series / "*.dcm"], tmp_path / "files")
+    assert [(r.case, r.status) for r in results] == [("series", "done")]
+    np.testing.assert_array_equal(read_volume(results[0].output).array, read_volume(expected[0].output).array)
+    (result,) = predict_files(make_predictor(), [series / "02.dcm"], tmp_path / "one")
+    np.testing.assert_array_equal(read_volume(result.output).array, read_volume(expected[0].output).array)
+    assert any("6 slices" in warning for warning in result.warnings)
+    again = predict_files(make_predictor(), [series / "02.dcm"], tmp_path / "one")
+    assert [r.status for r in again] == ["skipped"]

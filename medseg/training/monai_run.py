@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
 import multiprocessing.dummy
 import os
@@ -12,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
@@ -20,18 +18,12 @@ from types import TracebackType
 from typing import Any
 
 import ignite.distributed as idist
-from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.scripts import run as run_command
 from monai.utils import set_determinism
 
-from medseg.errors import MedsegError, OptionError, did_you_mean, one_line
+from medseg.errors import MedsegError, one_line
 from medseg.training.distributed import start_processes
+from medseg.training.run_options import refuse_wrong_options
 from medseg.volumes.files import check_out_folder
-
-MONAI_OPTIONS = frozenset(
-    name for function in (run_command, ConfigWorkflow) for name in inspect.signature(function).parameters
-) - {"override"}
-_SECTIONS = ("imports", "train", "validate", "initialize", "run", "finalize")
 
 # torch's data loader raises another exception in place of a worker's, with the worker's traceback as its message
 _IN_A_WORKER = re.compile(r"^medseg\.errors\.\w+: (.+)$", re.MULTILINE)
@@ -47,7 +39,7 @@ _SECONDS_PER_CASE = 30
 def prepare_run(output_dir: str | Path | None = None, seed: int | None = None, distributed: bool = False) -> None:
     """Prepare a bundle's run: the one entry that a config's `initialize` needs.
 
-    In a run of `python -m monai.bundle run`, misspelt options are refused, a failure ends in one line (see
+    In a run of `python -m monai.bundle run`, wrong options are refused, a failure ends in one line (see
     `show_one_line_errors`), and so does each warning. In any run the output folder is checked, the process group is
     joined and the random generators are seeded.
 
@@ -57,12 +49,12 @@ def prepare_run(output_dir: str | Path | None = None, seed: int | None = None, d
         distributed: join the process group of torchrun (see `start_processes`).
 
     Raises:
-        SystemExit: an option of the command is unknown.
+        SystemExit: an option of the command is unknown or has a wrong value.
         OptionError: the output folder cannot be written.
     """
     if is_bundle_run(sys.argv):
         show_one_line_errors()
-        refuse_unknown_overrides(sys.argv)
+        refuse_wrong_options(sys.argv)
     if output_dir is not None:
         check_out_folder(output_dir)
     if distributed:
@@ -75,80 +67,6 @@ def is_bundle_run(arguments: Sequence[str]) -> bool:
     """Return True if these are the arguments of a process that was started as `python -m monai.bundle run`."""
     program = Path(arguments[0]) if arguments else Path()
     return program.parts[-3:] == ("monai", "bundle", "__main__.py") and list(arguments[1:2]) == ["run"]
-
-
-def refuse_unknown_overrides(arguments: Sequence[str]) -> None:
-    """End the process with one line if an option names nothing in the configs.
-
-    MONAI accepts `--fodl 2` as a new key that nothing reads. An argument of a component that exists is accepted, e.g.
-    `--update#average_decay 0.9` or `--train#trainer#amp True`.
-
-    Args:
-        arguments: of the process.
-
-    Raises:
-        SystemExit: an option is unknown. It passes MONAI's engine without being wrapped into other exceptions.
-    """
-    try:
-        check_overrides(dict(_options(arguments[2:])))
-    except OptionError as error:
-        raise SystemExit(str(error)) from None
-
-
-def check_overrides(options: Mapping[str, str]) -> None:
-    """Compare options with the configs that they name in `config_file`.
-
-    Raises:
-        OptionError: an option is none of MONAI's, and the configs have neither its key nor the parent of its key.
-    """
-    arguments_file = options.get("args_file")
-    stored = ConfigParser.load_config_file(arguments_file) if arguments_file else {}
-    files = _file_names(options.get("config_file", stored.get("config_file", "")))
-    if not files:
-        return
-    config = ConfigParser.load_config_files(files)
-    for name in (*stored, *options):
-        key = name.removeprefix("+").replace("::", "#")
-        parent, _, last = key.rpartition("#")
-        if name in MONAI_OPTIONS or key.split("#")[0] == "_meta_" or _is_in(config, parent or last):
-            continue
-        if parent:
-            raise OptionError(f"option --{name}: there is no {parent} in {', '.join(files)}")
-        known = [part for part in config if not part.startswith("_") and part not in _SECTIONS]
-        hint = did_you_mean(key, [*known, *MONAI_OPTIONS], prefix="--")
-        raise OptionError(f"option --{name}: unknown{hint or '; the configs have ' + ', '.join(known)}")
-
-
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield names and values as Fire reads them: `--name value` or `--name=value`, with hyphens as underscores."""
-    for position, argument in enumerate(arguments):
-        if argument.startswith("--") and len(argument) > 2:
-            name, is_joined, value = argument[2:].partition("=")
-            after = arguments[position + 1] if position + 1 < len(arguments) else ""
-            yield name.replace("-", "_"), value if is_joined else after
-
-
-def _file_names(given: Any) -> list[str]:
-    """Return the config files of a name, a list, or the text of a list."""
-    if isinstance(given, str):
-        try:
-            given = ast.literal_eval(given)
-        except (ValueError, SyntaxError):
-            return [given] if given else []
-    return [str(name) for name in given] if isinstance(given, list | tuple) else [str(given)]
-
-
-def _is_in(config: Any, key: str) -> bool:
-    for part in key.split("#"):
-        if isinstance(config, list):
-            if not part.isdecimal() or int(part) >= len(config):
-                return False
-            config = config[int(part)]
-        elif isinstance(config, Mapping) and part in config:
-            config = config[part]
-        else:
-            return False
-    return True
 
 
 def show_one_line_errors() -> None:

@@ -26,6 +26,9 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 # NumPy scalars and arrays, which many training programs store beside the weights, are data and safe to unpickle.
 _DATA_TYPES: list[Any] = [np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
 
+# A zip archive, and a pickle of protocol 2 in older files.
+TORCH_SIGNATURES = (b"PK\x03\x04", b"\x80\x02")
+
 
 def read(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict of a weights file to the CPU.
@@ -41,9 +44,11 @@ def read(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing or damaged, contains Python objects besides tensors, or has no state dict.
     """
     file = Path(path)
+    if file.is_dir():
+        raise WeightsError(f"{file}: is a folder; name the file with the weights in it")
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
-    loaded = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    loaded = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
     state = _find_state_dict(loaded)
     if state is None:
         found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
@@ -90,7 +95,8 @@ def _read_torch(file: Path) -> Any:
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of unusual pickles, which either fail or are harmless
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with file.open("rb") as stream:  # given a name, torch would choose the format by its suffix
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{file}: contains pickled Python objects, which could run code when opened, so it is refused; in the "
@@ -98,6 +104,16 @@ def _read_torch(file: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{file}: not a readable weights file ({first_line(error)})") from error
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Tell the format by the content, because weights are often renamed; by the name if the content is neither."""
+    with file.open("rb") as stream:
+        start = stream.read(9)
+    header_bytes = int.from_bytes(start[:8], "little")
+    if start[8:] == b"{" and header_bytes < file.stat().st_size:
+        return True
+    return file.suffix == ".safetensors" and not start.startswith(TORCH_SIGNATURES)
 
 
 def _find_state_dict(loaded: Any, depth: int = 3) -> dict[str, Tensor] | None:

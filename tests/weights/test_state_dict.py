@@ -137,3 +137,17 @@ def test_bad_arguments(tmp_path):
         weights.write(tmp_path / "w.pt", {})
     with pytest.raises(WeightsError, match=r"absent\.pt"):
         weights.sha256(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize(("written", "renamed"), [("w.safetensors", "w.pt"), ("w.pt", "w.safetensors")])
+def test_a_renamed_file_is_read_by_its_content(tmp_path, written, renamed):
+    weights.write(tmp_path / written, {"a": torch.arange(3.0), "b": torch.ones(2, 2)})
+    (tmp_path / written).rename(tmp_path / renamed)
+    found = weights.read(tmp_path / renamed)
+    assert torch.equal(found["a"], torch.arange(3.0))
+    assert torch.equal(found["b"], torch.ones(2, 2))
+
+
+def test_a_folder_is_named_as_such(tmp_path):
+    with pytest.raises(WeightsError, match=rf"{tmp_path}.*folder"):
+        weights.read(tmp_path)

@@ -168,12 +168,13 @@ def _check_value(name: str, key: str, value: Any, text: str, config: Mapping[str
     if is_valid is None:
         valid, is_valid = _rule_of_type(entry)
     if value is None:
-        raise OptionError(f"option --{name}: MONAI ignores None; give {valid or 'a value'}, or '$None' for none")
+        remedy = f"must be {valid}" if valid else "write '$None' for no value"
+        raise OptionError(f"option --{name}: {remedy}; found None, which MONAI ignores")
     if not is_valid(value):
         raise OptionError(f"option --{name}: must be {valid}; found {text}{_as_path(value, text, entry)}")
     if "#" in text:  # Fire already takes what follows for a comment if the rest is a word
         raise OptionError(
-            f"option --{name}: a value with # is changed on its way, to :: or to nothing; found {text}; use a name without #"
+            f"option --{name}: MONAI changes # to ::, or drops what follows it; found {text}; use a name without #"
         )
 
 

@@ -20,7 +20,6 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, RandomizableTrait, Transform
 from monai.utils import ensure_tuple
 
-import medseg
 from medseg.datasets import Manifest, read_case, read_manifest, replace_values
 from medseg.errors import PlanError, first_line
 from medseg.inference.scan import Scan
@@ -125,7 +124,7 @@ def _sources(steps: Sequence[Any]) -> Iterator[Path]:
     for name, folder in modules.items():
         package = name.partition(".")[0]
         if package == "medseg":  # the transforms read files with the whole package
-            yield from Path(medseg.__file__).parent.rglob("*.py")
+            yield from Path(__file__).parents[1].rglob("*.py")
         elif package not in ("monai", "torch", "__main__"):
             yield from folder.glob("*.py")
 

@@ -20,8 +20,8 @@ from medseg.datasets.folds import split_by_presence
 from medseg.datasets.manifest import FilePatterns, Manifest
 from medseg.datasets.nnunet import DATASET_FILE
 from medseg.datasets.phantoms import generate_phantoms
-from medseg.errors import ManifestError, one_line
-from medseg.volumes import check_out_folder, replacing
+from medseg.errors import ManifestError, MedsegError, one_line
+from medseg.volumes import check_out_folder, read_volume, replacing
 
 Method = Literal["downloaded", "adopted", "linked", "generated", "verified"]
 _DOWNLOADS = ".download"
@@ -177,9 +177,27 @@ def _obtain(
     if num_present:
         return root, manifest.files, "verified"
     page = f" (see {manifest.source.page})" if manifest.source.page else ""
+    lacking = "" if page else _lacking_file(manifest, root)
     raise ManifestError(
-        f"{manifest.name}: cannot be downloaded{page}; give a folder that contains the files with --from"
+        f"{manifest.name}: {lacking or f'cannot be downloaded{page}'}; give a folder that contains the files with "
+        "--from, or correct the names of the files"
     )
+
+
+def _lacking_file(manifest: Manifest, root: Path) -> str:
+    """Describe the first file that a dataset without a download lacks; empty if all files of its first case do."""
+    files = [path for paths in manifest.files.paths(root, manifest.case_ids[0]).values() for path in paths]
+    missing = [path for path in files if not path.is_file()]
+    if len(missing) == len(files):
+        return ""
+    line = f"no case is complete; there is no {missing[0]}"
+    first = files[0]
+    if len(manifest.channels) > 1 and first.is_file():
+        try:
+            read_volume(first)
+        except MedsegError as error:  # most often a colour picture where one file per channel is expected
+            return f"{line}, and {one_line(error)}"
+    return line
 
 
 def _find_layout(manifest: Manifest, folder: Path) -> tuple[Path, FilePatterns]:

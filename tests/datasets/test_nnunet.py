@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets.manifests import AFFINE
+from PIL import Image
 
 from medseg.datasets import case_files, fold_cases, prepare, read_manifest
 from medseg.datasets.nnunet import default_folds
@@ -204,3 +205,24 @@ def test_one_file_for_several_channels_is_refused(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "D", V1 | {"modality": {"0": "T1", "1": "FLAIR"}}, [""])
     with pytest.raises(ManifestError, match=r"c0\.nii\.gz.*2 channels"):
         read_manifest(root)
+
+
+def test_a_colour_picture_in_place_of_one_file_per_channel_is_explained(tmp_path: Path) -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    picture = np.zeros((6, 7, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "imagesTr" / "s0_0000.png")
+    Image.fromarray(picture[..., 0]).save(tmp_path / "labelsTr" / "s0.png")
+    content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "cell": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"numTraining": 1, "file_ending": ".png"}))
+    with pytest.raises(ManifestError) as raised:
+        prepare(tmp_path)
+    assert all(fact in str(raised.value) for fact in ("s0_0001.png", "s0_0000.png", "3 components"))
+    assert "downloaded" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_dataset_whose_cases_all_lack_a_channel_names_the_first_missing_file(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, V2, ["_0000"])
+    with pytest.raises(ManifestError, match=r"c0_0001\.nii\.gz"):
+        prepare(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from monai.utils import MetaKeys, ensure_tuple
 from medseg.errors import VolumeError
 from medseg.inference.cases import find_cases
 from medseg.inference.scan import Scan, on_one_grid
+from medseg.transforms.intensity import contrast_offset
 from medseg.volumes import Grid, Volume, check_input, read_header, read_volume, write_volume
 
 
@@ -39,6 +41,12 @@ class ScanReader(ImageReader):
             GeometryError: the channels lie on different grids.
         """
         volumes = on_one_grid([read_volume(path) for path in img])
+        for volume in volumes:
+            if offset := contrast_offset(volume.array, {"scheme": "percentile"}, volume.name):
+                warnings.warn(
+                    f"{volume.name}: float32 cannot hold its contrast above {offset:g}; subtract that from the image",
+                    stacklevel=2,
+                )
         image = Scan(tuple(volumes)).to_tensor()
         return image.numpy(), {**image.meta, "affine": image.affine.numpy(), "original_channel_dim": 0}
 

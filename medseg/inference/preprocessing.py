@@ -16,6 +16,7 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.inference.scan import Scan
 from medseg.plan import Plan
 from medseg.transforms import NormalizeIntensityByModality
+from medseg.transforms.intensity import contrast_offset
 from medseg.transforms.restore.grid_map import AxisMap, GridMap, composed_affine, map_grids
 from medseg.transforms.restore.resample import SeparableResampler
 from medseg.volumes import Grid
@@ -115,6 +116,8 @@ def _sizes(spacing: Sequence[float]) -> str:
 def model_image(scan: Scan, plan: Plan) -> MetaTensor | None:
     """Return the scan on the model grid (C, *model grid) in float32, with the intensities of the file.
 
+    A large offset is removed if the plan's normalisation does not depend on it; see `contrast_offset`.
+
     Returns:
         None if the grids are related by a shear (gantry tilt), for which MONAI's own transforms must be used.
 
@@ -127,8 +130,10 @@ def model_image(scan: Scan, plan: Plan) -> MetaTensor | None:
         return None
     resampler = SeparableResampler(exact_map(native, grid))
     image = torch.empty(len(scan.channels), *grid.shape)
-    for channel, volume in zip(image, scan.channels, strict=True):
-        _resample(volume.array, resampler, channel)
+    for channel, volume, entry in zip(image, scan.channels, plan.normalization, strict=True):
+        # Air is recognised by the intensities of the file.
+        offset = 0.0 if plan.air_below is not None else contrast_offset(volume.array, entry, volume.name)
+        _resample(volume.array, resampler, channel, offset)
         if volume.array.dtype.itemsize > image.itemsize and not all(map(isfinite, torch.stack(channel.aminmax()))):
             raise VolumeError(f"{volume.name}: holds values beyond the range of float32; rescale them first")
     return MetaTensor(image, affine=torch.from_numpy(grid.affine.copy()), meta={"filename_or_obj": scan.name})
@@ -148,7 +153,7 @@ def normalize_in_place(image: MetaTensor, plan: Plan) -> MetaTensor:
         scaling = NormalizeIntensityByModality([entry]).scalings(channel[None], case=case)[0]
         if isfinite(scaling.lower) or isfinite(scaling.upper):
             channel.clamp_(scaling.lower, scaling.upper)
-        channel.sub_(scaling.shift).div_(scaling.scale)
+        scaling.apply(channel, out=channel)
     return image
 
 
@@ -224,14 +229,17 @@ def _is_whole(resampler: SeparableResampler) -> bool:
     return all(axis.is_whole for axis in resampler.axes)
 
 
-def _resample(array: np.ndarray, resampler: SeparableResampler, out: torch.Tensor) -> None:
-    """Interpolate one channel from the scan's array onto the model grid, slab by slab."""
+def _resample(array: np.ndarray, resampler: SeparableResampler, out: torch.Tensor, offset: float = 0.0) -> None:
+    """Interpolate one channel from the scan's array, less an offset, onto the model grid, slab by slab."""
     source = array.transpose(resampler.axis_order)
     target = out.permute(*resampler.native_axes)
     rest: Sequence[slice] = tuple(slice(0, n) for n in target.shape[1:])
     for part, need in _slabs(resampler):
         with np.errstate(over="ignore"):
-            slab = source[need].astype(np.float32 if _is_whole(resampler) else np.float64, order="K")
+            dtype = np.float32 if _is_whole(resampler) else np.float64
+            slab = source[need].astype(dtype if not offset else np.float64, order="K")
+            if offset:
+                slab = np.subtract(slab, offset, out=slab).astype(dtype, order="K", copy=False)
         region = (part, *rest)
         planes = resampler.across(torch.from_numpy(slab)[None], (need.start, *([0] * len(rest))), region)
         target[part] = resampler.along(planes, region, part)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from monai.data.meta_obj import get_track_meta
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys, convert_to_tensor
 
-from medseg.errors import PlanError, ShapeError
+from medseg.errors import PlanError, ShapeError, VolumeError
 from medseg.transforms.meta_tensor import case_name, without_meta
 
 Normalization = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -34,6 +34,14 @@ _SCHEMES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 _RECORDED = ("shift", "scale")  # what `inverse` needs
+
+# Float32 keeps 16 of its 24 bits for contrast if values are at most so many times larger than their contrast.
+SAFE_RATIO = 256
+SAFE_SCALES = (1e-30, 1e30)
+EXACT_IN_FLOAT32 = 2**24
+# Among fewer voxels than this, one that differs is no surprise.
+FEW_VOXELS = 64
+CHUNK = 1 << 20
 
 # Without this, PersistentDataset(track_meta=True) could not read the keys of inverse traces from its own files.
 torch.serialization.add_safe_globals([TraceKeys])
@@ -56,7 +64,8 @@ class NormalizeIntensityByModality(InvertibleTransform):
 
     A constant channel becomes zero (with `percentile`: `out_min`). NaN and ±inf are left out of the statistics. NaN
     becomes the mean (`z_score`), the lower bound (`ct`, `percentile`, `window`) or 0 (`none`). ±inf becomes the largest
-    or smallest finite voxel. Each of these cases warns and names the file.
+    or smallest finite voxel. Each of these cases warns and names the file, and so does one voxel that makes most of the
+    scale, such as an error of 3·10³⁸.
 
     `inverse` undoes the affine map; clipped voxels become the bounds.
 
@@ -68,6 +77,7 @@ class NormalizeIntensityByModality(InvertibleTransform):
     Raises:
         PlanError: a scheme or parameter is unknown, a parameter is missing, or a value is outside its range.
         ShapeError: (call) the number of channels is not the number of dictionaries, or a mask is missing.
+        VolumeError: (call) the scale of a channel is 0 or infinite.
     """
 
     def __init__(self, normalization: Normalization, spatial_dims: int | None = None) -> None:
@@ -93,7 +103,7 @@ class NormalizeIntensityByModality(InvertibleTransform):
             img: (C, …) array, tensor or MetaTensor.
             mask: (1, …), non-zero inside, for schemes whose foreground is `mask`.
         """
-        case, source = case_name(img), convert_to_tensor(without_meta(img)).to(torch.float32)
+        case, source = case_name(img), convert_to_tensor(without_meta(img))
         inside = None if mask is None else convert_to_tensor(without_meta(mask))[0]
         if self.spatial_dims is None or source.ndim - 2 != self.spatial_dims:
             out, scalings = self._normalised(source, inside, case)
@@ -108,14 +118,25 @@ class NormalizeIntensityByModality(InvertibleTransform):
     def _normalised(
         self, source: torch.Tensor, inside: torch.Tensor | None, case: str
     ) -> tuple[torch.Tensor, list[ChannelScaling]]:
-        scalings = self.scalings(source, inside, case)
+        entries = self.normalization * len(source) if self.is_shared else self.normalization
+        offsets = [
+            contrast_offset(channel.numpy(force=True), entry, f"{case or 'image'} channel {c}")
+            for c, (channel, entry) in enumerate(zip(source, entries, strict=False))
+        ]
+        image = torch.stack(
+            [channel.to(torch.float32) if not offset else (channel.to(torch.float64) - offset).to(torch.float32)
+             for channel, offset in zip(source, offsets, strict=False)]
+        ) if len(offsets) == len(source) else source.to(torch.float32)  # fmt: skip
+        scalings = self.scalings(image, inside, case)
         channels = []
         for c, scaling in enumerate(scalings):
-            x = _finite(source[c], scaling.fill, f"{case or 'image'} channel {c}")
+            x = _finite(image[c], scaling.fill, f"{case or 'image'} channel {c}")
             if math.isfinite(scaling.lower) or math.isfinite(scaling.upper):
                 x = x.clamp(scaling.lower, scaling.upper)
-            channels.append((x - scaling.shift) / scaling.scale)
-        return torch.stack(channels), scalings
+            channels.append(scaling.apply(x, out=None))
+        # `inverse` returns the intensities that were given.
+        recorded = [replace(s, shift=s.shift + offset) for s, offset in zip(scalings, offsets, strict=True)]
+        return torch.stack(channels), recorded
 
     def _recorded(self, out: torch.Tensor, img: Any, extra: Mapping[str, Any]) -> torch.Tensor:
         """Return the result with the image's metadata and the values that `inverse` needs."""
@@ -183,6 +204,20 @@ class ChannelScaling:
     upper: float = math.inf
     fill: float = 0.0
 
+    def apply(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        """Return (x − shift) / scale of a float32 tensor; without the clip.
+
+        Args:
+            x: the voxels.
+            out: receives the result, which may be x itself; None allocates it.
+        """
+        if abs(self.shift) <= SAFE_RATIO * self.scale and SAFE_SCALES[0] < self.scale < SAFE_SCALES[1]:
+            return torch.sub(x, self.shift, out=out).div_(self.scale)
+        out = torch.empty_like(x) if out is None else out
+        for source, target in zip(x.split(1), out.split(1), strict=True):
+            target.copy_((source.to(torch.float64) - self.shift) / self.scale)
+        return out
+
 
 def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
     """Return a scheme with its defaults.
@@ -237,8 +272,12 @@ def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | N
         out = entry.get("out_min", 0.0)
         return ChannelScaling(lowest - out, 1.0, lowest, lowest, fill=lowest)
     if scheme == "z_score":
-        variance, mean = torch.var_mean(considered, correction=0)
-        return ChannelScaling(float(mean), math.sqrt(float(variance)), fill=float(mean))
+        mean, std = _mean_and_std(considered)
+        _check_scale(std, lowest, highest, where)
+        count = considered.numel()
+        if count >= FEW_VOXELS and max(highest - mean, mean - lowest) ** 2 > count * std**2 / 2:
+            _warn_of_one_voxel(where, lowest, highest)
+        return ChannelScaling(mean, std, fill=mean)
     levels = np.percentile(considered.cpu().numpy(), [entry["lower"], entry["upper"]])
     lower, upper = (float(level) for level in levels)
     if lower == upper:
@@ -247,7 +286,72 @@ def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | N
             "scaled by its extremes"
         )
         lower, upper = lowest, highest
+    _check_scale(upper - lower, lowest, highest, where)
+    if considered.numel() >= FEW_VOXELS and _has_one_outlier(considered, lower, upper):
+        _warn_of_one_voxel(where, lowest, highest)
     return _rescaling(lower, upper, entry)
+
+
+def contrast_offset(array: np.ndarray, entry: Mapping[str, Any], where: str) -> float:
+    """Return what to subtract from a channel before it becomes float32, so that its contrast survives.
+
+    Float32 has 24 bits. Values of 4·10⁹ with a contrast of some hundreds would become equal.
+
+    Args:
+        array: the voxels as stored.
+        entry: the scheme, which must not depend on absolute intensities; for the others the offset is 0.
+        where: image and channel, for messages.
+
+    Raises:
+        VolumeError: the voxels differ by less than float32 can tell.
+    """
+    is_relative = entry["scheme"] == "percentile" or (entry["scheme"] == "z_score" and entry.get("mean") is None)
+    if not is_relative or entry.get("foreground") == "nonzero" or array.dtype.kind not in "uif" or not array.size:
+        return 0.0
+    if array.dtype.itemsize <= (4 if array.dtype.kind == "f" else 2):
+        return 0.0
+    lowest, highest = float(array.min()), float(array.max())
+    largest, contrast = max(abs(lowest), abs(highest)), highest - lowest
+    if contrast == 0 or not math.isfinite(contrast) or (array.dtype.kind != "f" and largest <= EXACT_IN_FLOAT32):
+        return 0.0
+    if contrast < np.finfo(np.float32).tiny:
+        raise VolumeError(
+            f"{where}: intensities from {lowest!r} to {highest!r} are too close for float32; rescale them"
+        )
+    return lowest if largest > SAFE_RATIO * contrast else 0.0
+
+
+def _mean_and_std(x: torch.Tensor) -> tuple[float, float]:
+    """Compute mean and population standard deviation, in float64 where float32 cannot hold squares or contrast."""
+    variance, mean = (float(value) for value in torch.var_mean(x, correction=0))
+    std = math.sqrt(variance)
+    if SAFE_SCALES[0] ** 0.5 < std < SAFE_SCALES[1] ** 0.5 and abs(mean) <= SAFE_RATIO * std:
+        return mean, std
+    parts = x.reshape(-1).split(CHUNK)
+    mean = sum(float(part.sum(dtype=torch.float64)) for part in parts) / x.numel()
+    variance = sum(float((part.to(torch.float64) - mean).square().sum()) for part in parts) / x.numel()
+    return mean, math.sqrt(variance)
+
+
+def _check_scale(scale: float, lowest: float, highest: float, where: str) -> None:
+    if not 0 < scale <= torch.finfo(torch.float32).max:
+        raise VolumeError(
+            f"{where}: intensities from {lowest:g} to {highest:g} cannot be normalised, their scale is {scale:g}; "
+            "rescale them, or replace voxels that are errors"
+        )
+
+
+def _has_one_outlier(x: torch.Tensor, lower: float, upper: float) -> bool:
+    """Return True if one voxel makes more than half of the distance between two percentiles."""
+    ordered = torch.cat([x.reshape(-1).topk(2, largest=False).values, x.reshape(-1).topk(2).values.flip(0)]).tolist()
+    return max(ordered[1] - lower, upper - ordered[2]) > (upper - lower) / 2
+
+
+def _warn_of_one_voxel(where: str, lowest: float, highest: float) -> None:
+    _warn(
+        f"{where}: one voxel rules the scale of the intensities, from {lowest:g} to {highest:g}; replace it "
+        "if it is an error"
+    )
 
 
 def _rescaling(lower: float, upper: float, entry: Mapping[str, Any]) -> ChannelScaling:

@@ -168,3 +168,27 @@ def test_voxels_of_micrometres_read_as_mm_are_a_warning() -> None:
     for size, is_noted in ((0.002, True), (1.0, False), (3.0, False), (0.3, False)):
         warnings = predictor.predict((array, np.diag([size, size, size, 1]))).provenance["warnings"]
         assert any(f"{size}×{size}×{size} mm" in line for line in warnings) == is_noted
+
+
+@pytest.mark.parametrize("scheme", ["z_score", "percentile"])
+@pytest.mark.parametrize("spacing", [None, [1.3, 0.8, 2.1]])
+@pytest.mark.parametrize(
+    ("dtype", "factor", "offset"),
+    [
+        ("uint32", 1, 4 * 10**9),
+        ("int64", 1, 2**50),
+        ("float64", 1, -(10**12)),
+        ("float32", 1e21, 0),
+        ("float64", 1e30, 0),
+    ],
+)
+def test_neither_offset_nor_unit_of_the_intensities_changes_the_input(
+    scheme: str, spacing: list[float] | None, dtype: str, factor: float, offset: int
+) -> None:
+    plan = small_plan(spacing=spacing, normalization=[{"scheme": scheme}])
+    array = np.random.default_rng(0).integers(0, 1000, (13, 12, 11))
+    affine = np.diag([0.9, 1.1, 2.5, 1])
+    changed = (array * factor).astype(dtype) if factor != 1 else (array + offset).astype(dtype)
+    expected = model_input(load_scan((array.astype(np.int16), affine), plan), plan)
+    found = model_input(load_scan((changed, affine), plan), plan)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)

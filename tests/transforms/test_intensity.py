@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, NormalizeIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
 
-from medseg.errors import PlanError, ShapeError
+from medseg.errors import PlanError, ShapeError, VolumeError
 from medseg.transforms import (
     NormalizeIntensityByModality,
     NormalizeIntensityByModalityD,
@@ -124,7 +124,7 @@ def test_a_constant_image_becomes_zero_with_a_warning(scheme, value):
 
 def test_nearly_constant_image_keeps_its_contrast():
     x = torch.full((1, 10, 10), 1e6)
-    x[0, 0, 0] += 1
+    x[0, 0, ::2] += 1
     close(NormalizeIntensityByModality([{"scheme": "z_score"}])(x).std(correction=0), 1.0, rtol=1e-3, atol=0)
 
 
@@ -278,3 +278,70 @@ def test_aliases():
 def test_invalid_parameters_raise(scheme, message):
     with pytest.raises(PlanError, match=message):
         NormalizeIntensityByModality([scheme])
+
+
+RELATIVE = [{"scheme": "z_score"}, {"scheme": "percentile"}, {"scheme": "percentile", "clip": False}]
+
+
+@pytest.mark.parametrize("entry", RELATIVE)
+@pytest.mark.parametrize("factor", [1e21, 1e30, 1e35, 1e-21, 1e-30, 1e-36])
+def test_the_result_does_not_depend_on_the_unit_of_the_intensities(entry, factor):
+    x = np.random.default_rng(0).normal(300, 70, (1, 12, 13, 14))
+    transform = NormalizeIntensityByModality([entry])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = transform(torch.from_numpy((x * factor).astype(np.float32)))
+    close(found, transform(torch.from_numpy(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("entry", RELATIVE)
+@pytest.mark.parametrize(
+    ("dtype", "offset"), [("uint32", 4e9), ("int32", -2e9), ("int64", 2**50), ("float64", 1e12), ("float64", -1e15)]
+)
+def test_the_result_does_not_depend_on_an_offset(entry, dtype, offset):
+    x = np.random.default_rng(0).integers(0, 1000, (1, 12, 13, 14))
+    shifted = (x + int(offset)).astype(dtype)
+    transform = NormalizeIntensityByModality([entry])
+    found = transform(shifted)
+    close(found, transform(x.astype(np.int16)), rtol=1e-5, atol=1e-5)
+    if entry["scheme"] != "percentile" or not entry.get("clip", True):
+        back = transform.inverse(found).numpy().astype(np.float64)
+        np.testing.assert_allclose(back, shifted.astype(np.float64), rtol=1e-6)
+
+
+def test_an_offset_in_float32_biases_neither_mean_nor_scale():
+    x = (4e9 + 256 * np.random.default_rng(0).integers(0, 9, (1, 12, 13, 14))).astype(np.float32)
+    found = NormalizeIntensityByModality([{"scheme": "z_score"}])(torch.from_numpy(x)).numpy()
+    values = x.astype(np.float64)
+    np.testing.assert_allclose(found, (values - values.mean()) / values.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"scheme": "z_score"}, {"scheme": "percentile", "lower": 0, "upper": 100, "clip": False}]
+)
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e12])
+def test_one_voxel_that_rules_the_scale_is_a_warning(entry, value):
+    x = image()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NormalizeIntensityByModality([entry])(x)
+    x[0, 3, 4, 5] = value
+    with pytest.warns(UserWarning, match=r"scan_07\.nii\.gz channel 0: one voxel"):
+        found = NormalizeIntensityByModality([entry])(x)
+    assert np.isfinite(found.numpy()).all()
+    if entry["scheme"] == "z_score":
+        values = x.numpy().astype(np.float64)
+        close(found, (values - values.mean()) / values.std(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("entry", RELATIVE)
+def test_a_scale_that_float32_cannot_hold_is_an_error(entry):
+    x = np.random.default_rng(0).normal(0, 1, (1, 8, 9, 10))
+    with pytest.raises(VolumeError, match="channel 0"):
+        NormalizeIntensityByModality([entry])(x * 1e-50)
+    extremes = torch.from_numpy(np.where(x > 0, 3.4e38, -3.4e38).astype(np.float32))
+    if entry["scheme"] == "percentile":
+        with pytest.raises(VolumeError, match="channel 0"):
+            NormalizeIntensityByModality([entry])(extremes)
+    else:  # its standard deviation is still a number
+        close(NormalizeIntensityByModality([entry])(extremes).abs().mean(), 1.0, rtol=0.05, atol=0)

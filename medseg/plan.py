@@ -181,7 +181,7 @@ def read_plan(path: str | Path) -> Plan:
     path = Path(path)
     from medseg.volumes.files import read_json  # brings NumPy and nibabel along, which `import medseg` does not need
 
-    if not path.is_file():
+    if not path.exists():
         raise PlanError(f"{path}: no such file; run in the bundle's folder or give --bundle_root BUNDLE")
     values = read_json(path, PlanError)
     if not isinstance(values, dict):

@@ -44,7 +44,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("a.nii.gz", b"hello" * 100, "not gzip compressed"),
         ("b.nii.gz", gzip.compress(b"hello" * 100), "not a NIfTI file"),
         ("c.nii.gz", b"\x1f\x8b" + b"\xff" * 50, "damaged"),
-        ("c.nii", gzip.compress(b"hello" * 100), "rename it to c\.nii\.gz"),
+        ("c.nii", gzip.compress(b"hello" * 100), r"rename it to c\.nii\.gz"),
     ]:
         (tmp_path / name).write_bytes(content)
         fails(tmp_path / name, match)

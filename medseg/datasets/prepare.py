@@ -55,7 +55,7 @@ class PreparationReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether at least one case is present and no case has a problem."""
+        """Return whether at least one case is present and no case has a problem."""
         return bool(self.present) and not self.problems
 
     def to_dict(self) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a predictor does to every scan, as far as memory is concerned.
+    """Describe the settings of a predictor that decide how much memory a scan needs.
 
     Args:
         plan: channels, orientation, spacing and normalisation.

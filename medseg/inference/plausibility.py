@@ -72,7 +72,7 @@ class LabelStatistics:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the training cases of a network were like.
+    """Describe the training cases of a network by ranges that later scans are compared with.
 
     Args:
         cases: their number.

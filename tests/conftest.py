@@ -1,5 +1,7 @@
+import locale
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,11 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"{root}: the shared data is not on this machine")
     return root
+
+
+@pytest.fixture(autouse=True)
+def kept_locale() -> Iterator[None]:
+    """Restore the locale, which ITK sets to ASCII when a test writes a DICOM file."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)

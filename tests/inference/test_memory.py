@@ -203,17 +203,19 @@ def step():
 
 for keep in {settings}:
     assert keep_freed_memory(keep)
-step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults = []
+for _ in range(5):  # small blocks between the large ones settle in the first steps
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[1:]))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 @pytest.mark.parametrize(("settings", "is_kept"), [([], False), ([True], True), ([True, False], False)])
 def test_freed_memory_is_kept_or_returned(settings: list[bool], is_kept: bool) -> None:
-    """A second step asks the system for no memory if that of the first was kept."""
+    """A later step asks the system for no memory if that of the earlier ones was kept."""
     code = PAGE_FAULTS.format(settings=settings)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (int(done.stdout) < 100) is is_kept

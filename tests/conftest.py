@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Compiled models are stored in the user's cache, which the tests must not change.
 os.environ.setdefault("MEDSEG_CACHE_DIR", tempfile.mkdtemp(prefix="medseg-cache-"))
+LOCALE = locale.setlocale(locale.LC_ALL)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,6 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def kept_locale() -> Iterator[None]:
     """Restore the locale, which ITK sets to ASCII when a test writes a DICOM file."""
-    before = locale.setlocale(locale.LC_ALL)
+    locale.setlocale(locale.LC_ALL, LOCALE)
     yield
-    locale.setlocale(locale.LC_ALL, before)
+    locale.setlocale(locale.LC_ALL, LOCALE)

@@ -15,7 +15,7 @@ PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wr
 	nnunetv2 acvl_utils dynamic-network-architectures threadpoolctl blosc2 numexpr msgpack ndindex httpx idna scikit-image \
 	lazy_loader tifffile
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-native test-forking test-others test-slow lint docs bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/medseg demo --out demo
@@ -24,10 +24,21 @@ demo: $(VENV)/.demo
 NATIVE = tests/inference tests/networks
 FORKING = tests/training tests/bundle
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(NATIVE) $(FORKING))
+# `make -j2 test` runs two of them at once; give each one thread with OMP_NUM_THREADS=1.
+test: test-native test-forking test-others
+
+test-native: $(VENV)/.test
 	$(BIN)/python -m pytest $(NATIVE)
+
+test-forking: $(VENV)/.test
 	$(BIN)/python -m pytest $(FORKING)
+
+test-others: $(VENV)/.test
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(NATIVE) $(FORKING))
+
+# Minutes to hours: thousands of mutated files, every exporter, the papers' sizes, kill -9 by the dozen.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

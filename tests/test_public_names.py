@@ -63,7 +63,6 @@ def test_signatures_are_explicit(name: str) -> None:
         assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
 
 
-@pytest.mark.slow
 def test_type_checkers_know_the_type_of_every_name(tmp_path: Path) -> None:
     names = [f"medseg.{name}" for name in static_imports() if name not in SUBPACKAGES]
     names += [f"medseg.{package}.{name}" for package in SUBPACKAGES for name in public_names(package)]

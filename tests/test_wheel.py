@@ -45,7 +45,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "site"
 
 
-@pytest.mark.slow
 def test_the_installed_package_finds_its_data(installed: Path, tmp_path: Path) -> None:
     probe = f"import sys; sys.path.insert(0, {str(installed)!r})\n{PROBE}"
     done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -56,7 +55,6 @@ def test_the_installed_package_finds_its_data(installed: Path, tmp_path: Path) -
     assert (found["num_cases"], found["plan"]) == (26, "phantom_cells_segmentation")
 
 
-@pytest.mark.slow
 def test_data_files_of_the_package_are_in_the_wheel(installed: Path) -> None:
     package = REPOSITORY / "medseg"
     files = [path.relative_to(package) for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"]

@@ -43,7 +43,6 @@ def test_centres_are_refused_by_a_bundle_without_regions():
         medseg.load(FLAGSHIP, device="cpu", region_centers_mm={"left": (0, 0, 0)})
 
 
-@pytest.mark.slow
 @pytest.mark.data
 def test_dice_against_freesurfer_and_places_of_the_sides(model, shared_data):
     found = model.predict(shared_data / "brain_t1" / "t1_brain.mgz")
@@ -56,7 +55,6 @@ def test_dice_against_freesurfer_and_places_of_the_sides(model, shared_data):
         assert position[0][1] > position[1][1], "anterior lies in front of posterior"
 
 
-@pytest.mark.slow
 @pytest.mark.data
 def test_monais_runner_gives_the_same_labels(model, shared_data, run_inference, tmp_path):
     scans = tmp_path / "scans"
@@ -103,7 +101,6 @@ def test_a_whole_head_is_refused_by_the_bundle_of_crops(shared_data):
         assert fact in str(caught.value)
 
 
-@pytest.mark.slow
 @pytest.mark.data
 def test_normal_crops_raise_no_alarm(shared_data):
     crops = medseg.load(FLAGSHIP, device="cpu")

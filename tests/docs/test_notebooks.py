@@ -22,7 +22,6 @@ def code_cells(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "docs" / "notebooks"

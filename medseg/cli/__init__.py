@@ -8,7 +8,7 @@ import typer
 
 from medseg import __version__
 from medseg.cli.bundle import export, fingerprint, promote, verify
-from medseg.cli.data import demo, list_data, prepare
+from medseg.cli.data import demo, describe, list_data, prepare
 from medseg.cli.evaluate import evaluate
 from medseg.cli.predict import predict
 from medseg.cli.running import run
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **_SETTINGS,
 )
-data = typer.Typer(help="Get a dataset and verify it.", **_SETTINGS)
+data = typer.Typer(help="Describe a dataset, get it and verify it.", **_SETTINGS)
 bundle = typer.Typer(help="Put weights into a bundle, verify it, export its network.", **_SETTINGS)
 
 app.command(epilog=f"Example: medseg predict {_BUNDLE} scans/ --out predictions")(predict)
@@ -36,6 +36,7 @@ app.command(epilog="Example: medseg demo --out demo")(demo)
 app.add_typer(data, name="data")
 app.add_typer(bundle, name="bundle")
 data.command("prepare", epilog="Example: medseg data prepare hippocampus --root data/hippocampus")(prepare)
+data.command("describe", epilog="Example: medseg data describe my_scans --out manifest.yaml")(describe)
 data.command("list", epilog="Example: medseg data list")(list_data)
 bundle.command("promote", epilog=f"Example: medseg bundle promote {_BUNDLE} --from runs/a")(promote)
 bundle.command("verify", epilog=f"Example: medseg bundle verify {_BUNDLE}")(verify)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli.running import Json, check_out_dir, errors_as_json
+from medseg.cli.running import Json, check_out_dir, check_out_file, errors_as_json
 from medseg.errors import MedsegError
 
 
@@ -36,6 +36,27 @@ def prepare(
     if not report.is_usable:
         reason = f"{len(report.problems)} problems" if report.problems else "no case is present"
         raise MedsegError(f"{name}: {reason}; {len(report.present)} cases are verified under {report.root}")
+
+
+def describe(
+    path: Annotated[Path, typer.Argument(help="Folder of the dataset, a manifest, or a dataset.json.", metavar="PATH")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the manifest to this new file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recognise the layout of a dataset and print or write its manifest."""
+    if out is not None:
+        check_out_file("--out", out)
+    with errors_as_json(as_json):
+        from medseg.datasets import describe_dataset, write_manifest
+        from medseg.datasets.manifest_content import manifest_content, to_yaml
+
+        manifest = describe_dataset(path)
+        if out is not None:
+            write_manifest(manifest, out)
+    if as_json:
+        print(json.dumps(manifest_content(manifest), indent=2))
+    else:
+        print(f"{manifest.name}: {len(manifest.cases)} cases, manifest written to {out}" if out else to_yaml(manifest))
 
 
 def list_data(as_json: Json = False) -> None:

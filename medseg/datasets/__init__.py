@@ -1,9 +1,10 @@
 """Datasets: manifests, folds, preparation, checks, and generated phantoms."""
 
-from medseg.datasets.catalogue import list_manifests, manifest_folder, read_manifest
+from medseg.datasets.catalogue import describe_dataset, list_manifests, manifest_folder, read_manifest
 from medseg.datasets.checks import case_problems, check_case, read_case, replace_values
 from medseg.datasets.folds import case_files, fold_cases, split_by_presence
 from medseg.datasets.manifest import Case, Channel, FilePatterns, Manifest, Source, Split
+from medseg.datasets.manifest_content import write_manifest
 from medseg.datasets.phantoms import PhantomCase, generate_phantoms, make_phantom_case, phantom_case, phantom_id
 from medseg.datasets.prepare import PreparationReport, prepare
 
@@ -19,6 +20,7 @@ __all__ = [
     "case_files",
     "case_problems",
     "check_case",
+    "describe_dataset",
     "fold_cases",
     "generate_phantoms",
     "list_manifests",
@@ -31,4 +33,5 @@ __all__ = [
     "read_manifest",
     "replace_values",
     "split_by_presence",
+    "write_manifest",
 ]

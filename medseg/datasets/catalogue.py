@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from medseg.datasets.manifest import Manifest, parse_manifest
+from medseg.datasets.layouts.describe import describe_layout
+from medseg.datasets.manifest import Manifest
+from medseg.datasets.manifest_content import parse_manifest
 from medseg.datasets.nnunet import DATASET_FILE, is_dataset_json, parse_dataset_json
 from medseg.errors import ManifestError, did_you_mean, one_line
 
+MANIFEST_FILE = "manifest.yaml"
 # A checkout keeps the manifests at the top, where people look for them. A wheel carries them inside the package.
 _IN_CHECKOUT = Path(__file__).parents[2] / "data_manifests"
 _IN_WHEEL = Path(__file__).parent / "manifests"
@@ -35,19 +39,50 @@ def list_manifests() -> list[str]:
 
 
 def read_manifest(name_or_path: Path | str, folds: str | None = None) -> Manifest:
-    """Read a shipped manifest, a manifest file, or a raw nnU-Net dataset.
+    """Read a shipped manifest, a manifest file, or the layout of a folder.
 
     Args:
-        name_or_path: name of a shipped manifest such as "hippocampus"; path of a manifest file; or path of the
-            `dataset.json` of an nnU-Net or Decathlon dataset, or of the folder that contains it.
+        name_or_path: name of a shipped manifest such as "hippocampus"; path of a manifest file; path of the
+            `dataset.json` of an nnU-Net or Decathlon dataset; or a folder in any layout of ``describe_dataset``.
         folds: name of one of the manifest's `fold_sets`; None for its own folds.
 
     Raises:
         ManifestError: there is no such manifest, or its content breaks a rule. The message is one line that names the
             file and the key.
     """
-    manifest = _read(_find(name_or_path))
+    path = _find(name_or_path)
+    manifest = describe_dataset(path) if path.is_dir() else _read(path)
     return manifest if folds is None else manifest.with_folds(folds)
+
+
+def describe_dataset(path: Path | str, problems: list[str] | None = None) -> Manifest:
+    """Describe a data set in any usual layout.
+
+    The layouts are: a folder of images beside a folder of label maps; nnU-Net's raw data sets (version 1 and 2) and
+    tasks of the Medical Segmentation Decathlon; a folder per case; BIDS; and a manifest file, or a folder with a
+    `manifest.yaml`. Without a file that names the labels, every label map is read for its values.
+
+    Args:
+        path: the folder, or a manifest or `dataset.json`.
+        problems: takes one line per file or case that does not fit, which is then left out of the manifest. None
+            raises the first of them.
+
+    Returns:
+        The manifest. Its ``folder`` is the folder that its files lie in.
+
+    Raises:
+        ManifestError: there is no such folder, its layout is unknown or ambiguous, it holds no case, or a problem of a
+            case and ``problems`` is None.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ManifestError(f"{path}: no such folder or manifest; check the path")
+    if path.is_file():
+        return replace(_read(path), folder=path.parent)
+    for name in (MANIFEST_FILE, DATASET_FILE):
+        if (path / name).is_file():
+            return replace(_read(path / name), folder=path)
+    return describe_layout(path, problems)
 
 
 def _read(path: Path) -> Manifest:
@@ -72,11 +107,7 @@ def _find(name_or_path: Path | str) -> Path:
     if isinstance(name_or_path, str) and name_or_path in names:
         return manifest_folder() / f"{name_or_path}.yaml"
     if path.is_dir():
-        if not (path / DATASET_FILE).is_file():
-            raise ManifestError(
-                f"{path}: the folder contains no {DATASET_FILE}; give a manifest file or a raw nnU-Net dataset"
-            )
-        return path / DATASET_FILE
+        return path
     if isinstance(name_or_path, Path) or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         if not path.is_file():
             raise ManifestError(f"{path}: no such manifest file; shipped manifests are {', '.join(names)}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from medseg.datasets.manifest import Manifest
 from medseg.errors import GeometryError, ManifestError, VolumeError
-from medseg.volumes import Volume, read_label_map, read_volume
+from medseg.volumes import Volume, read_channels, read_colored_label_map, read_label_map, read_volume
 
 
 def check_case(manifest: Manifest, root: Path | str, case_id: str) -> None:
@@ -99,24 +99,34 @@ def _volumes(
     first: Volume | None = None
     for role, path in ((role, path) for role, paths in files.items() for path in paths):
         try:
-            volume = _read(manifest, role, path)
-            if first is None:
-                first = volume
-            else:
-                volume = volume.on_grid(first.grid, first.name)
+            volumes = _read(manifest, role, path)
+            first = first or volumes[0]
+            volumes = [volume.on_grid(first.grid, first.name) for volume in volumes]
         except (VolumeError, GeometryError, ManifestError) as error:
             problems.append(f"case {case_id}: {error}")
         else:
-            yield role, volume
+            yield from ((role, volume) for volume in volumes)
 
 
-def _read(manifest: Manifest, role: str, path: Path) -> Volume:
+def _read(manifest: Manifest, role: str, path: Path) -> list[Volume]:
     if role == "image":
-        return read_volume(path, spatial_dims=manifest.spatial_dims)
-    label_map = read_label_map(path, spatial_dims=manifest.spatial_dims)
+        if not manifest.has_channels_in_one_file:
+            return [read_volume(path, spatial_dims=manifest.spatial_dims)]
+        channels = read_channels(path, spatial_dims=manifest.spatial_dims)
+        if len(channels) != len(manifest.channels):
+            names = ", ".join(manifest.channel_names)
+            raise ManifestError(
+                f"{path}: holds {len(channels)} channels where {len(manifest.channels)} ({names}) are expected; "
+                "correct channels in the manifest or the file"
+            )
+        return channels
+    if role == "label" and manifest.has_colored_labels:
+        label_map = read_colored_label_map(path, spatial_dims=manifest.spatial_dims)
+    else:
+        label_map = read_label_map(path, spatial_dims=manifest.spatial_dims)
     if role == "label":
         _check_values(manifest, label_map)
-    return label_map
+    return [label_map]
 
 
 def _check_values(manifest: Manifest, label: Volume) -> None:
@@ -124,8 +134,9 @@ def _check_values(manifest: Manifest, label: Volume) -> None:
     unknown = sorted({int(value) for value in np.unique(label.array)} - set(allowed))
     if unknown:
         count = int(np.isin(label.array, unknown).sum())
-        shown = ", ".join(map(str, unknown[:8])) + (", …" if len(unknown) > 8 else "")
+        name = "#{:06x}".format if manifest.has_colored_labels else str
+        shown = ", ".join(map(name, unknown[:8])) + (", …" if len(unknown) > 8 else "")
         raise ManifestError(
             f"{label.name}: label values that are not in the manifest; found {shown} ({count} voxels), expected "
-            f"{', '.join(map(str, allowed))}; correct the label map, add the values to labels, or set ignore_label"
+            f"{', '.join(map(name, allowed))}; correct the label map, add the values to labels, or set ignore_label"
         )

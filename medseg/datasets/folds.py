@@ -120,11 +120,11 @@ def _fold_number(manifest: Manifest, fold: int | str, open_folds: list[int]) -> 
 
 
 def _all_paths(manifest: Manifest, root: Path | str, case_id: str) -> list[Path]:
-    return [path for paths in manifest.files.paths(Path(root), case_id).values() for path in paths]
+    return [path for paths in manifest.paths(root, case_id).values() for path in paths]
 
 
 def _record(manifest: Manifest, root: Path | str, case_id: str) -> dict[str, Any]:
-    files = manifest.files.paths(Path(root), case_id)
+    files = manifest.paths(root, case_id)
     record: dict[str, Any] = {role: str(paths[0]) for role, paths in files.items()}
     if len(files["image"]) > 1:
         record["image"] = [str(path) for path in files["image"]]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medseg.datasets.manifest import SCHEMA_VERSION, Manifest, parse_manifest
+from medseg.datasets.layouts.label_values import dimensions
+from medseg.datasets.layouts.modality import modality_of_name
+from medseg.datasets.manifest import Manifest
+from medseg.datasets.manifest_content import SCHEMA_VERSION, parse_manifest
 from medseg.errors import ManifestError, one_line
-from medseg.volumes import read_grid, stem_of, suffix_of
+from medseg.volumes import stem_of, suffix_of
 
 DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
-_MODALITIES = {"mri": "MR", "mr": "MR", "ct": "CT", "pet": "PET"}
 
 
 def is_dataset_json(content: Any) -> bool:
@@ -37,7 +40,7 @@ def parse_dataset_json(content: Mapping[str, Any], path: Path) -> Manifest:
         ManifestError: a key is missing, the labels are regions, or the folders do not contain what the file says.
     """
     try:
-        return parse_manifest(_manifest_content(content, path.parent), path)
+        return replace(parse_manifest(_manifest_content(content, path.parent), path), folder=path.parent)
     except ManifestError as error:
         line = str(error).removeprefix(f"{path}: ")
         file = path.with_name(SPLITS_FILE) if line.startswith(("folds", "splits")) else path
@@ -61,45 +64,85 @@ def _manifest_content(content: Mapping[str, Any], folder: Path) -> dict[str, Any
     names = content.get("channel_names", content.get("modality"))
     if not isinstance(names, Mapping) or sorted(names) != sorted(str(number) for number in range(len(names))):
         raise ManifestError(f'channel_names must be numbered from 0, as in {{"0": "CT"}}; found {names!r}')
-    if "dataset" in content:
-        raise ManifestError("dataset lists the files one by one, which medseg does not read; write a manifest instead")
     channels = [str(names[str(number)]) for number in range(len(names))]
-    files = _label_files(folder, content)
-    case_ids = [stem_of(file) for file in files]
-    labels = _labels(content.get("labels"))
+    files = _listed_files(content["dataset"]) if "dataset" in content else _found_files(folder, content, len(channels))
+    cases = files["cases"]
+    case_ids = [case if isinstance(case, str) else case["id"] for case in cases]
+    first = files["files"]["label"].replace("{case}", cases[0]) if "files" in files else cases[0]["label"]
+    labels, regions = _labels(content.get("labels"), content.get("regions_class_order"))
     ignored = labels.pop("ignore", None)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": str(content.get("name") or folder.resolve().name),
         "description": str(content.get("description") or ""),
-        "spatial_dims": read_grid(files[0]).spatial_dims,
-        "channels": [{"name": name, "modality": _MODALITIES.get(name.lower(), name)} for name in channels],
+        "spatial_dims": dimensions(folder / first)[0],
+        "channels": [{"name": name, "modality": modality_of_name(name) or name} for name in channels],
         "labels": labels,
         "ignore_label": ignored,
-        "files": _patterns(folder, case_ids, len(channels), suffix_of(files[0])),
-        "cases": case_ids,
+        **regions,
+        **files,
         **_folds_or_splits(folder / SPLITS_FILE, case_ids),
         "licence": str(content.get("licence") or content.get("license") or ""),
         "citations": [str(content["reference"])] if content.get("reference") else [],
     }
 
 
-def _labels(item: Any) -> dict[str, int]:
-    """Return the value of each name. Version 1 and the Decathlon write them the other way round."""
+def _labels(item: Any, class_order: Any) -> tuple[dict[str, int], dict[str, Any]]:
+    """Return the value of each name, and the keys `regions` and `regions_class_order` if labels are regions.
+
+    Version 1 and the Decathlon write values and names the other way round. With regions, a value that is no region of
+    its own has no name in nnU-Net, and is called after its number.
+    """
     if not isinstance(item, Mapping):
         raise ManifestError(f'labels must be like {{"background": 0, "tumour": 1}}; found {item!r}')
     if all(isinstance(value, str) for value in item.values()):
         try:
-            return {name: int(value) for value, name in item.items()}
+            return {name: int(value) for value, name in item.items()}, {}
         except ValueError:
             raise ManifestError(f"labels must map names to whole numbers; found {dict(item)}") from None
-    regions = [str(name) for name, value in item.items() if isinstance(value, list)]
-    if regions:
-        raise ManifestError(
-            f"labels: {', '.join(regions)} are regions of several values, which a manifest cannot describe; give each "
-            "value its own name"
-        )
-    return {str(name): value for name, value in item.items()}
+    members: dict[str, list[Any]] = {
+        str(name): value if isinstance(value, list) else [value] for name, value in item.items()
+    }
+    if not any(len(values) > 1 for values in members.values()):
+        return {name: values[0] if values else -1 for name, values in members.items()}, {}
+    ignored = members.pop("ignore", None)
+    background = next((name for name, values in members.items() if values == [0]), None)
+    if background is None:
+        raise ManifestError("labels: no name has the value 0; add `background: 0`")
+    del members[background]
+    name_of = {values[0]: name for name, values in members.items() if len(values) == 1}
+    labels = {background: 0}
+    for value in sorted({value for values in members.values() for value in values}):
+        labels[name_of.get(value, f"label {value}")] = value
+    return labels | ({"ignore": ignored[0]} if ignored else {}), {
+        "regions": members,
+        "regions_class_order": class_order,
+    }
+
+
+def _listed_files(item: Any) -> dict[str, Any]:
+    """Return the files that the key `dataset` lists one by one."""
+    try:
+        cases = [
+            {
+                "id": str(case),
+                "image": files["images"] if len(files["images"]) > 1 else files["images"][0],
+                "label": files["label"],
+            }
+            for case, files in item.items()
+        ]
+    except (AttributeError, KeyError, TypeError, IndexError):
+        raise ManifestError('dataset must map each case to {"images": [...], "label": ...}; correct it') from None
+    if not cases:
+        raise ManifestError("dataset lists no case; add one, or remove the key")
+    return {"cases": sorted(cases, key=lambda case: case["id"])}
+
+
+def _found_files(folder: Path, content: Mapping[str, Any], num_channels: int) -> dict[str, Any]:
+    """Return patterns and cases of the label maps in `labelsTr` and the images in `imagesTr`."""
+    files = _label_files(folder, content)
+    case_ids = [stem_of(file) for file in files]
+    return {"files": _patterns(folder, case_ids, num_channels, suffix_of(files[0])), "cases": case_ids}
 
 
 def _label_files(folder: Path, content: Mapping[str, Any]) -> list[Path]:
@@ -126,18 +169,20 @@ def _label_files(folder: Path, content: Mapping[str, Any]) -> list[Path]:
 
 
 def _patterns(folder: Path, case_ids: list[str], num_channels: int, suffix: str) -> dict[str, Any]:
+    label = f"labelsTr/{{case}}{suffix}"
     plain = f"imagesTr/{{case}}{suffix}"
     numbered = [f"imagesTr/{{case}}_{channel:04d}{suffix}" for channel in range(num_channels)]
-    has_plain = any((folder / plain.format(case=case)).is_file() for case in case_ids)
-    has_numbered = any((folder / numbered[0].format(case=case)).is_file() for case in case_ids)
-    if has_plain and not has_numbered:
-        if num_channels > 1:
-            raise ManifestError(
-                f"{folder / plain.format(case=case_ids[0])} is one file for {num_channels} channels; split it into "
-                "_0000, _0001, … with nnUNetv2_convert_MSD_dataset"
-            )
-        return {"image": plain, "label": f"labelsTr/{{case}}{suffix}"}
-    return {"image": numbered, "label": f"labelsTr/{{case}}{suffix}"}
+    is_found = {
+        pattern: any((folder / pattern.format(case=case)).is_file() for case in case_ids)
+        for pattern in (plain, *numbered[:2])
+    }
+    if is_found[plain] and not is_found[numbered[0]]:
+        return {"image": plain, "label": label}
+    if num_channels > 1 and is_found[numbered[0]] and not is_found[numbered[1]]:
+        first = next(path for case in case_ids if (path := folder / numbered[0].format(case=case)).is_file())
+        if dimensions(first)[1] == num_channels:  # colours in one file
+            return {"image": numbered[0], "label": label}
+    return {"image": numbered, "label": label}
 
 
 def _folds_or_splits(file: Path, case_ids: list[str]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from medseg.datasets.catalogue import read_manifest
 from medseg.datasets.checks import case_problems
 from medseg.datasets.folds import split_by_presence
 from medseg.datasets.manifest import FilePatterns, Manifest
-from medseg.datasets.nnunet import DATASET_FILE
 from medseg.datasets.phantoms import generate_phantoms
 from medseg.errors import ManifestError, MedsegError, one_line
 from medseg.volumes import check_out_folder, read_volume, replacing
@@ -92,8 +91,8 @@ def prepare(
     Args:
         name_or_path: name of a shipped manifest, path of a manifest file, or a raw nnU-Net dataset (see
             ``read_manifest``).
-        root: the folder to fill. If it equals ``source``, the files are verified in place. A raw nnU-Net dataset needs
-            no ``root``, because its files are beside its `dataset.json`.
+        root: the folder to fill. If it equals ``source``, the files are verified in place. A folder as ``name_or_path``
+            needs no ``root``.
         source: folder to take the files from, with the layout of the manifest or of the original archive. It may
             contain only some of the cases.
         link: create symbolic links to the files of ``source`` instead of copies. Copies remain valid if ``source`` is
@@ -120,8 +119,8 @@ def prepare(
     for number, case_id in enumerate(manifest.case_ids):
         if on_case is not None:
             on_case(case_id, number, len(manifest.case_ids))
-        targets = manifest.files.paths(root, case_id)
-        files = _complete_case(patterns.paths(folder, case_id), targets)
+        targets = manifest.paths(root, case_id)
+        files = _complete_case(_paths(manifest, patterns, folder, case_id), targets)
         if files is None:
             absent.append(case_id)
             continue
@@ -147,25 +146,25 @@ def prepare(
 
 
 def _own_folder(manifest: Manifest) -> Path:
-    """Return the folder of a raw nnU-Net dataset, which is the folder of its `dataset.json`."""
-    if manifest.path is None or manifest.path.name != DATASET_FILE:
+    """Return the folder that a manifest was made from."""
+    if manifest.folder is None:
         raise ManifestError(f"{manifest.name}: no folder for the dataset; give one with --root")
-    return manifest.path.parent
+    return manifest.folder
 
 
 def _obtain(
     manifest: Manifest, root: Path, source: Path | None, link: bool, progress: bool
-) -> tuple[Path, FilePatterns, Method]:
-    """Get the files; return the folder and the patterns to read them with, and their origin."""
+) -> tuple[Path, FilePatterns | None, Method]:
+    """Get the files; return their folder, the patterns to find them with (None: the manifest's), and their origin."""
     if source is not None:
         folder, patterns = _find_layout(manifest, source)
         return folder, patterns, "linked" if link else "adopted"
     absent = split_by_presence(manifest, root, manifest.case_ids)[1]
     if not absent:
-        return root, manifest.files, "verified"
+        return root, None, "verified"
     if manifest.source.generator is not None:
         _generate(manifest, root)
-        return root, manifest.files, "generated"
+        return root, None, "generated"
     num_present = len(manifest.case_ids) - len(absent)
     if manifest.source.url is not None:
         try:
@@ -175,7 +174,7 @@ def _obtain(
             raise ManifestError(f"{error}{hint}") from error
         return folder, patterns, "downloaded"
     if num_present:
-        return root, manifest.files, "verified"
+        return root, None, "verified"
     page = f" (see {manifest.source.page})" if manifest.source.page else ""
     lacking = "" if page else _lacking_file(manifest, root)
     raise ManifestError(
@@ -186,7 +185,7 @@ def _obtain(
 
 def _lacking_file(manifest: Manifest, root: Path) -> str:
     """Describe the first file that a dataset without a download lacks; empty if all files of its first case do."""
-    files = [path for paths in manifest.files.paths(root, manifest.case_ids[0]).values() for path in paths]
+    files = [path for paths in manifest.paths(root, manifest.case_ids[0]).values() for path in paths]
     missing = [path for path in files if not path.is_file()]
     if len(missing) == len(files):
         return ""
@@ -200,32 +199,39 @@ def _lacking_file(manifest: Manifest, root: Path) -> str:
     return line
 
 
-def _find_layout(manifest: Manifest, folder: Path) -> tuple[Path, FilePatterns]:
+def _find_layout(manifest: Manifest, folder: Path) -> tuple[Path, FilePatterns | None]:
     """Find the cases in a folder that has the layout of the manifest or of the original archive.
 
     Returns:
-        The folder and the patterns with which most cases are found.
+        The folder and the patterns with which most cases are found; None for the patterns of the manifest.
 
     Raises:
         ManifestError: the folder does not exist, or contains no case in either layout.
     """
     if not folder.is_dir():
         raise ManifestError(f"{folder}: no such folder to take {manifest.name} from; correct the path")
-    layouts = [(folder, manifest.files)]
+    layouts: list[tuple[Path, FilePatterns | None]] = [(folder, None)]
     source = manifest.source
     if source.archive_files is not None:
         inner = folder / (source.archive_folder or "")
-        layouts += [(folder, source.archive_files), (inner, source.archive_files), (inner, manifest.files)]
-    counts = [sum(_has_case(patterns, base, case) for case in manifest.case_ids) for base, patterns in layouts]
+        layouts += [(folder, source.archive_files), (inner, source.archive_files), (inner, None)]
+    counts = [
+        sum(_has_case(manifest, patterns, base, case) for case in manifest.case_ids) for base, patterns in layouts
+    ]
     if max(counts) == 0:
         first = manifest.case_ids[0]
-        examples = dict.fromkeys(str(patterns.paths(base, first)["image"][0]) for base, patterns in layouts)
+        examples = dict.fromkeys(str(_paths(manifest, patterns, base, first)["image"][0]) for base, patterns in layouts)
         raise ManifestError(f"{folder}: no case of {manifest.name} found; expected files such as {', '.join(examples)}")
     return layouts[counts.index(max(counts))]
 
 
-def _has_case(patterns: FilePatterns, folder: Path, case_id: str) -> bool:
-    return all(path.is_file() for paths in patterns.paths(folder, case_id).values() for path in paths)
+def _paths(manifest: Manifest, patterns: FilePatterns | None, folder: Path, case_id: str) -> dict[str, list[Path]]:
+    return manifest.paths(folder, case_id) if patterns is None else patterns.paths(folder, case_id)
+
+
+def _has_case(manifest: Manifest, patterns: FilePatterns | None, folder: Path, case_id: str) -> bool:
+    paths = _paths(manifest, patterns, folder, case_id)
+    return all(path.is_file() for of_role in paths.values() for path in of_role)
 
 
 def _complete_case(files: dict[str, list[Path]], targets: dict[str, list[Path]]) -> dict[str, list[Path]] | None:

@@ -173,7 +173,7 @@ def find_manifest_references(manifest: Manifest, folder: Path) -> dict[str, Path
     The label maps lie below the folder as the manifest's pattern says, or all in the folder itself.
     """
     ids = manifest.case_ids
-    below_root = {case: folder / manifest.files.label.format(case=case) for case in ids}
+    below_root = {case: manifest.paths(folder, case)["label"][0] for case in ids}
     in_one_folder = {case: folder / path.name for case, path in below_root.items()}
     for paths in (below_root, in_one_folder):
         found = {case: path for case, path in paths.items() if path.exists()}

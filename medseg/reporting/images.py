@@ -101,8 +101,8 @@ def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
 
 def _of_manifest(case: str, roots: Sequence[Path], names: Sequence[str], manifest: Manifest) -> dict[str, Path]:
     """Return the channels of a case in the first folder that holds its first channel."""
-    for root in roots:
-        paths = [root / pattern.format(case=case) for pattern in manifest.files.image]
+    for root in roots if case in manifest.case_ids else ():
+        paths = manifest.paths(root, case)["image"]
         if paths[0].is_file():
             return {name: path for name, path in zip(names, paths, strict=True) if path.is_file()}
     return {}
@@ -124,7 +124,9 @@ def _roots(references: Mapping[str, Path], manifest: Manifest) -> list[Path]:
     """Return the data set's folders: the references' paths without the part that the manifest's label pattern gives."""
     roots: list[Path] = []
     for case, path in references.items():
-        below = Path(manifest.files.label.format(case=case))
+        if case not in manifest.case_ids:
+            continue
+        below = manifest.paths(".", case)["label"][0]
         absolute = path.absolute()
         if absolute.parts[-len(below.parts) :] == below.parts:
             root = absolute.parents[len(below.parts) - 1]

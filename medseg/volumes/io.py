@@ -46,11 +46,7 @@ def read_volume(
     path = Path(path)
     with damage_as_volume_error(path):
         volume = _read(path)
-    if spatial_dims == 2 and volume.grid.shape[2:] == (1,):
-        grid = Grid(volume.grid.shape[:2], volume.grid.affine)
-        volume = replace(volume, array=volume.array[..., 0], grid=grid, file_grid=volume.grid)
-    if spatial_dims is not None and volume.grid.spatial_dims != spatial_dims:
-        raise VolumeError(f"{path}: has shape {volume.grid.shape} where {spatial_dims}D is expected")
+    volume = _with_dims(volume, spatial_dims)
     if not allow_non_finite:
         check_finite(volume)
     for note in () if is_quiet else volume.notes:
@@ -72,8 +68,90 @@ def read_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
         VolumeError: as `read_volume`, and for values that are not whole numbers. Values of integers that the header
             scales by a slope below 1 are rounded if each lies within half a step of a whole number.
     """
-    volume = read_volume(path, spatial_dims=spatial_dims)
+    path = Path(path)
+    if SUFFIXES.get(suffix_of(path)) in ("png", "tiff", "jpeg"):
+        from medseg.volumes import png_tiff
+
+        check_readable(path)
+        with damage_as_volume_error(path):
+            volume = png_tiff.read_labels(path)
+        volume = _with_dims(volume, spatial_dims)
+        check_finite(volume)
+    else:
+        volume = read_volume(path, spatial_dims=spatial_dims)
     return replace(volume, array=as_integers(volume.array, volume.name, _step(volume)))
+
+
+def read_colored_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
+    """Read a picture in which each colour is a label.
+
+    Args:
+        path: a PNG or TIFF file.
+        spatial_dims: as in `read_volume`.
+
+    Returns:
+        The volume, with the value 65536·red + 256·green + blue in each pixel, int32.
+
+    Raises:
+        VolumeError: as `read_channels`; or not a PNG or TIFF file, which alone keep colours exactly.
+    """
+    path = Path(path)
+    if SUFFIXES.get(suffix_of(path)) not in ("png", "tiff"):
+        raise VolumeError(f"{path}: label maps of colours must be PNG or TIFF files; convert it")
+    from medseg.volumes import png_tiff
+
+    check_readable(path)
+    with damage_as_volume_error(path):
+        return _with_dims(png_tiff.read_colored_labels(path), spatial_dims)
+
+
+def read_channels(path: Path | str, spatial_dims: int | None = None, is_quiet: bool = False) -> list[Volume]:
+    """Read every channel of one image: the colours of a picture, the components of a voxel, or a fourth axis.
+
+    Args:
+        path: as in `read_volume`.
+        spatial_dims: as in `read_volume`, of one channel.
+        is_quiet: do not issue the volume's notes as warnings.
+
+    Returns:
+        One volume per channel, all with the same grid, as `read_volume` returns them.
+
+    Raises:
+        VolumeError: as `read_volume`, but several channels are accepted.
+        GeometryError: as `read_volume`.
+    """
+    path = Path(path)
+    if is_dicom(path):
+        return [read_volume(path, spatial_dims=spatial_dims, is_quiet=is_quiet)]
+    check_readable(path)
+    with damage_as_volume_error(path):
+        volumes = _format_module(format_of(path)).read_channels(path)
+    volumes = [_with_dims(volume, spatial_dims) for volume in volumes]
+    for volume in volumes:
+        check_finite(volume)
+    for note in () if is_quiet else volumes[0].notes:
+        warnings.warn(note, stacklevel=2)
+    return volumes
+
+
+def read_channel_grid(path: Path | str) -> tuple[Grid, int]:
+    """Read the grid and the number of channels of an image file, as `read_grid`; raises as `read_channels`."""
+    path = Path(path)
+    if is_dicom(path):
+        return read_grid(path), 1
+    check_readable(path)
+    with damage_as_volume_error(path):
+        return _format_module(format_of(path)).read_channel_grid(path)
+
+
+def _with_dims(volume: Volume, spatial_dims: int | None) -> Volume:
+    """Return an image with that number of axes; one slice of three axes becomes an image of two."""
+    if spatial_dims == 2 and volume.grid.shape[2:] == (1,):
+        grid = Grid(volume.grid.shape[:2], volume.grid.affine)
+        volume = replace(volume, array=volume.array[..., 0], grid=grid, file_grid=volume.grid)
+    if spatial_dims is not None and volume.grid.spatial_dims != spatial_dims:
+        raise VolumeError(f"{volume.path}: has shape {volume.grid.shape} where {spatial_dims}D is expected")
+    return volume
 
 
 def read_grid(path: Path | str) -> Grid:

@@ -15,7 +15,7 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.files import replacing
 from medseg.volumes.formats import format_of, suffix_of
 from medseg.volumes.grid import Grid
-from medseg.volumes.streams import MAX_COMPRESSION, spatial_shape
+from medseg.volumes.streams import MAX_COMPRESSION, channel_shape, spatial_shape
 from medseg.volumes.text_headers import check_metaimage, check_nrrd
 from medseg.volumes.volume import Volume
 
@@ -31,6 +31,18 @@ UNITS = {"nrrd": rb"(?im)^(?:space )?units:\s*(.*?)\s*$", "mha": rb"(?m)^Distanc
 END_OF_HEADER = {"nrrd": rb"\r?\n\r?\n", "mha": rb"(?m)^ElementDataFile"}
 MILLIMETRES = {"", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?"}
 DATA_FILE = rb"ElementDataFile\s*=\s*(.+?)"
+PIXEL_TYPES: dict[str, type] = {
+    "UInt8": np.uint8,
+    "Int8": np.int8,
+    "UInt16": np.uint16,
+    "Int16": np.int16,
+    "UInt32": np.uint32,
+    "Int32": np.int32,
+    "UInt64": np.uint64,
+    "Int64": np.int64,
+    "Float32": np.float32,
+    "Float64": np.float64,
+}
 METAIMAGE_TYPES = {
     f"MET_{name}{array}".encode()
     for name in ("ASCII_CHAR", "CHAR", "UCHAR", "SHORT", "USHORT", "INT", "UINT", "LONG", "ULONG", "LONG_LONG",
@@ -51,22 +63,43 @@ def read(path: Path) -> Volume:
         GeometryError: an affine that is not finite or is singular.
     """
     reader = _reader(path)
-    shape = _shape(reader, path)
-    _check_voxels_on_disk(path, shape, numpy_type(reader, path).itemsize)
-    grid = _grid(reader, shape, path)
+    grid = _grid(reader, _shape(reader, path), path)
+    array, header = _voxels(reader, path, grid.shape, numpy_type(reader, path))
+    return Volume(array=array, grid=grid, path=path, format=format_of(path), header=header)
+
+
+def read_channels(path: Path) -> list[Volume]:
+    """Read the components per voxel, or the images along a fourth axis, as channels; raises as `read`."""
+    reader = _reader(path)
+    grid, num_channels = _channel_grid(reader, path)
+    array, header = _voxels(reader, path, (*grid.shape, num_channels), numpy_type(reader, path, has_components=True))
+    return [Volume(channel, grid, path, format_of(path), header) for channel in np.moveaxis(array, -1, 0)]
+
+
+def _voxels(
+    reader: sitk.ImageFileReader, path: Path, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read voxels (*spatial shape[, channels]) and the file's own metadata."""
+    _check_voxels_on_disk(path, shape, dtype.itemsize)
     try:
         image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
         raise itk_error(path, error) from error
-    array = sitk.GetArrayFromImage(image).T.reshape(shape, order="F")
-    header: dict[str, Any] = {**_metadata(image), "notes": _unit_notes(path)}
-    return Volume(array=array, grid=grid, path=path, format=format_of(path), header=header)
+    array = sitk.GetArrayFromImage(image).T
+    has_components = image.GetNumberOfComponentsPerPixel() > 1
+    array = np.moveaxis(array, 0, -1).reshape(shape) if has_components else array.reshape(shape, order="F")
+    return array, {**_metadata(image), "notes": _unit_notes(path)}
 
 
 def read_grid(path: Path) -> Grid:
     """Read the grid from the header alone; raises as `read`."""
     reader = _reader(path)
     return _grid(reader, _shape(reader, path), path)
+
+
+def read_channel_grid(path: Path) -> tuple[Grid, int]:
+    """Read the grid and the number of channels from the header alone; raises as `read_channels`."""
+    return _channel_grid(_reader(path), path)
 
 
 def write(path: Path, array: np.ndarray, like: Volume) -> None:
@@ -157,24 +190,14 @@ def itk_error(path: Path, error: Exception) -> VolumeError:
     return VolumeError(f"{path}: damaged, truncated or not what its name says ({_reason(error)}); export it again")
 
 
-def numpy_type(reader: sitk.ImageFileReader, path: Path) -> np.dtype:
-    """Return the voxel type that a reader's header announces.
+def numpy_type(reader: sitk.ImageFileReader, path: Path, has_components: bool = False) -> np.dtype:
+    """Return the type of a voxel, or of each of its components, that a reader's header announces.
 
     Raises:
         VolumeError: RGB, complex, or another type that is not one real number.
     """
-    types: dict[int, type] = {
-        sitk.sitkUInt8: np.uint8,
-        sitk.sitkInt8: np.int8,
-        sitk.sitkUInt16: np.uint16,
-        sitk.sitkInt16: np.int16,
-        sitk.sitkUInt32: np.uint32,
-        sitk.sitkInt32: np.int32,
-        sitk.sitkUInt64: np.uint64,
-        sitk.sitkInt64: np.int64,
-        sitk.sitkFloat32: np.float32,
-        sitk.sitkFloat64: np.float64,
-    }
+    prefixes = ("sitk", "sitkVector") if has_components else ("sitk",)
+    types = {getattr(sitk, f"{prefix}{name}"): dtype for prefix in prefixes for name, dtype in PIXEL_TYPES.items()}
     kind = reader.GetPixelID()
     if kind not in types:
         name = sitk.GetPixelIDValueAsString(kind)
@@ -212,6 +235,16 @@ def _grid(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path) -> G
         return Grid(shape, affine_of(reader))
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
+
+
+def _channel_grid(reader: sitk.ImageFileReader, path: Path) -> tuple[Grid, int]:
+    shape, num_images = channel_shape(tuple(int(size) for size in reader.GetSize()), path)
+    num_components = reader.GetNumberOfComponents()
+    if min(num_images, num_components) > 1:
+        raise VolumeError(
+            f"{path}: has {num_images} images of {num_components} components per voxel; save one file per image"
+        )
+    return _grid(reader, shape, path), max(num_images, num_components)
 
 
 def _unit_notes(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.files import replacing
 from medseg.volumes.formats import suffix_of
 from medseg.volumes.grid import Grid
-from medseg.volumes.streams import damage_as_volume_error, open_stream, read_voxels, spatial_shape
+from medseg.volumes.streams import channel_shape, damage_as_volume_error, open_stream, read_voxels, spatial_shape
 from medseg.volumes.volume import Volume
 
 # uint16 is a late addition to the format that older FreeSurfer versions do not read.
@@ -30,9 +30,22 @@ def read(path: Path) -> Volume:
     with damage_as_volume_error(path), _open(path) as stream:
         header = _read_header(stream, path)
         grid = _grid(header, path)
-        stored = tuple(int(size) for size in header["dims"])
-        array = read_voxels(stream, path, stored, header.get_data_dtype().newbyteorder(">"), DATA_OFFSET)
+        array = _voxels(stream, header, path)
     return Volume(array=array.reshape(grid.shape), grid=grid, path=path, format="mgz", header=header)
+
+
+def read_channels(path: Path) -> list[Volume]:
+    """Read the frames of an MGH or MGZ image as channels; raises as `read`."""
+    with damage_as_volume_error(path), _open(path) as stream:
+        header = _read_header(stream, path)
+        grid, num_channels = _channel_grid(header, path)
+        array = _voxels(stream, header, path).reshape((*grid.shape, num_channels), order="F")
+    return [Volume(channel, grid, path, "mgz", header) for channel in np.moveaxis(array, -1, 0)]
+
+
+def _voxels(stream: IO[bytes], header: MGHHeader, path: Path) -> np.ndarray:
+    stored = tuple(int(size) for size in header["dims"])
+    return read_voxels(stream, path, stored, header.get_data_dtype().newbyteorder(">"), DATA_OFFSET)
 
 
 def read_header(path: Path) -> MGHHeader:
@@ -44,6 +57,11 @@ def read_header(path: Path) -> MGHHeader:
 def read_grid(path: Path) -> Grid:
     """Read the grid from the header alone; raises as `read`."""
     return _grid(read_header(path), path)
+
+
+def read_channel_grid(path: Path) -> tuple[Grid, int]:
+    """Read the grid and the number of frames from the header alone; raises as `read_channels`."""
+    return _channel_grid(read_header(path), path)
 
 
 def write(path: Path, array: np.ndarray, like: Volume) -> None:
@@ -109,7 +127,15 @@ def _grid(header: MGHHeader, path: Path) -> Grid:
     stored = tuple(int(size) for size in header["dims"])
     if stored[3:] == (1,):
         stored = stored[:3]
-    shape = spatial_shape(stored, path)
+    return _grid_of(spatial_shape(stored, path), header, path)
+
+
+def _channel_grid(header: MGHHeader, path: Path) -> tuple[Grid, int]:
+    shape, num_channels = channel_shape(tuple(int(size) for size in header["dims"]), path)
+    return _grid_of(shape, header, path), num_channels
+
+
+def _grid_of(shape: tuple[int, ...], header: MGHHeader, path: Path) -> Grid:
     try:
         return Grid(shape, header.get_affine())
     except GeometryError as error:

@@ -17,7 +17,7 @@ from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.files import replacing
 from medseg.volumes.formats import PAIR_SUFFIX, check_readable, suffix_of, voxel_file
 from medseg.volumes.grid import Grid
-from medseg.volumes.streams import damage_as_volume_error, open_stream, read_voxels, spatial_shape
+from medseg.volumes.streams import channel_shape, damage_as_volume_error, open_stream, read_voxels, spatial_shape
 from medseg.volumes.volume import Volume
 
 # nibabel logs every oddity that it repairs. What matters to a user is raised as an error or a warning here.
@@ -38,11 +38,33 @@ def read(path: Path) -> Volume:
         VolumeError: damaged, truncated, RGB or complex voxels, or a size below 1.
         GeometryError: an affine that is not finite or is singular.
     """
+    array, grid, header = _read(path, has_channels=False)
+    return Volume(array[..., 0], grid, path, _format(header), header)
+
+
+def read_channels(path: Path) -> list[Volume]:
+    """Read the channels along the fourth axis of an image, or the colours of an RGB image; raises as `read`."""
+    array, grid, header = _read(path, has_channels=True)
+    if isinstance(header, nib.Nifti1Header):
+        header = single_file_header(header)
+        header.set_data_shape(grid.shape)  # a segmentation has no channels
+    return [Volume(channel, grid, path, _format(header), header) for channel in np.moveaxis(array, -1, 0)]
+
+
+def _format(header: Any) -> str:
+    return "nifti" if isinstance(header, nib.Nifti1Header) else "analyze"
+
+
+def _read(path: Path, has_channels: bool) -> tuple[np.ndarray, Grid, Any]:
+    """Read voxels (*spatial shape, channels), the grid and the header."""
     suffix = suffix_of(path)
     with damage_as_volume_error(path), open_stream(path, suffix.endswith(".gz")) as stream:
         header, affine, offset = _read_header(stream, path)
-        grid = _grid(header, affine, path)
-        stored, dtype = tuple(int(size) for size in header.get_data_shape()), _real_dtype(header, path)
+        grid, num_channels = _channel_grid(header, affine, path) if has_channels else (_grid(header, affine, path), 1)
+        dtype = header.get_data_dtype()
+        if not (has_channels and dtype.fields is not None):
+            _check_real(dtype, path)
+        stored = tuple(int(size) for size in header.get_data_shape())
         if suffix in PAIR_SUFFIX:
             voxels = _existing_voxel_file(path)
             with open_stream(voxels, suffix.endswith(".gz")) as voxel_stream:
@@ -54,9 +76,10 @@ def read(path: Path) -> Volume:
             )
         else:
             raw = read_voxels(stream, path, stored, dtype, offset)
-        array = _scaled(raw, *_scale(header, path)).reshape(grid.shape)
-    format = "nifti" if isinstance(header, nib.Nifti1Header) else "analyze"
-    return Volume(array=array, grid=grid, path=path, format=format, header=header)
+        if dtype.fields is not None:
+            return np.stack([raw[name].reshape(grid.shape, order="F") for name in dtype.names], axis=-1), grid, header
+        array = _scaled(raw, *_scale(header, path)).reshape((*grid.shape, num_channels), order="F")
+    return array, grid, header
 
 
 def read_header(path: Path) -> nib.analyze.AnalyzeHeader:
@@ -70,6 +93,13 @@ def read_grid(path: Path) -> Grid:
     with damage_as_volume_error(path), open_stream(path, suffix_of(path).endswith(".gz")) as stream:
         header, affine, _ = _read_header(stream, path)
         return _grid(header, affine, path)
+
+
+def read_channel_grid(path: Path) -> tuple[Grid, int]:
+    """Read the grid and the number of channels from the header alone; raises as `read_channels`."""
+    with damage_as_volume_error(path), open_stream(path, suffix_of(path).endswith(".gz")) as stream:
+        header, affine, _ = _read_header(stream, path)
+        return _channel_grid(header, affine, path)
 
 
 def write(path: Path, array: np.ndarray, like: Volume) -> None:
@@ -153,19 +183,28 @@ def _existing_voxel_file(path: Path) -> Path:
 
 
 def _grid(header: Any, affine: np.ndarray, path: Path) -> Grid:
-    shape = spatial_shape(tuple(int(size) for size in header.get_data_shape()), path)
+    return _grid_of(spatial_shape(tuple(int(size) for size in header.get_data_shape()), path), affine, path)
+
+
+def _channel_grid(header: Any, affine: np.ndarray, path: Path) -> tuple[Grid, int]:
+    shape, num_channels = channel_shape(tuple(int(size) for size in header.get_data_shape()), path)
+    names = header.get_data_dtype().names
+    if names is not None and num_channels > 1:
+        raise VolumeError(f"{path}: has {num_channels} RGB images; save one file per image")
+    return _grid_of(shape, affine, path), len(names) if names else num_channels
+
+
+def _grid_of(shape: tuple[int, ...], affine: np.ndarray, path: Path) -> Grid:
     try:
         return Grid(shape, affine)
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from error
 
 
-def _real_dtype(header: Any, path: Path) -> np.dtype:
-    dtype = header.get_data_dtype()
+def _check_real(dtype: np.dtype, path: Path) -> None:
     if dtype.fields is not None or dtype.kind not in "uif":
         kind = "RGB" if dtype.fields is not None else f"{dtype}"
         raise VolumeError(f"{path}: has {kind} voxels where one real number per voxel is expected; convert it first")
-    return dtype
 
 
 def _scale(header: Any, path: Path) -> tuple[float, float]:

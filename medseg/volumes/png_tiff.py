@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +37,7 @@ PLUGINS: dict[str, type[Any]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
     "jpeg": JpegImagePlugin.JpegImageFile,
 }
+PNG_BIT_DEPTH = 24  # byte of the header
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # Programs may append data behind the end of a PNG file; its end is looked for in this many bytes.
 MAX_TAIL_BYTES = 1 << 20
@@ -76,11 +77,50 @@ def read(path: Path) -> Volume:
     Raises:
         VolumeError: damaged, truncated, colour, transparent, a hyperstack, or pages of different sizes.
     """
+    return _volume(_pages(path, _grey), path)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map: as `read`, but a palette of colours stands for its indices; raises as `read`."""
+    return _volume(_pages(path, _indices), path)
+
+
+def read_colored_labels(path: Path) -> Volume:
+    """Read a label map in which each colour is a label.
+
+    Returns:
+        The volume with 65536·red + 256·green + blue in each pixel, int32.
+
+    Raises:
+        VolumeError: as `read_channels`.
+    """
+    pages = [page.astype(np.int32) for page in _pages(path, _colors)]
+    if any(page.shape[-1] != 3 for page in pages):
+        pages = [np.repeat(page[..., :1], 3, axis=-1) for page in pages]
+    return _volume([page @ np.array([65536, 256, 1], np.int32) for page in pages], path)
+
+
+def read_channels(path: Path) -> list[Volume]:
+    """Read the colours of a picture as channels: red, green and blue, or one of grey levels.
+
+    Raises:
+        VolumeError: damaged, truncated, transparent, in colours other than RGB, a hyperstack, or pages of different
+            sizes.
+    """
+    pages = _pages(path, _colors)
+    return [_volume([page[..., channel] for page in pages], path) for channel in range(pages[0].shape[-1])]
+
+
+def _pages(path: Path, convert: Callable[[Any, Path, Any], np.ndarray]) -> list[np.ndarray]:
     with _opened(path) as picture:
-        pages = [_page(picture, path, number) for number in range(getattr(picture, "n_frames", 1))]
+        pages = [_page(picture, path, number, convert) for number in range(getattr(picture, "n_frames", 1))]
     shapes = {page.shape for page in pages}
     if len(shapes) > 1:
         raise VolumeError(f"{path}: has pages of different sizes {sorted(shapes)}; save one file per page")
+    return pages
+
+
+def _volume(pages: list[np.ndarray], path: Path) -> Volume:
     array = pages[0].T if len(pages) == 1 else np.stack([page.T for page in pages], axis=-1)
     return Volume(array, Grid(array.shape, np.eye(4)), path, format_of(path), {})
 
@@ -90,6 +130,15 @@ def read_grid(path: Path) -> Grid:
     with _opened(path) as picture:
         num_pages = getattr(picture, "n_frames", 1)
         return Grid((*picture.size, num_pages) if num_pages > 1 else picture.size, np.eye(4))
+
+
+def read_channel_grid(path: Path) -> tuple[Grid, int]:
+    """Read the size of a picture and its number of channels: 3 for colours, 1 for grey levels; raises as `read`."""
+    grid = read_grid(path)
+    with _opened(path) as picture:
+        if picture.mode == "P":
+            return grid, 1 if _is_grey(np.asarray(picture.convert("RGB"))) else 3
+        return grid, 1 if picture.mode in GREY_MODES else 3
 
 
 def write(path: Path, array: np.ndarray, like: Volume) -> None:
@@ -179,8 +228,8 @@ def _check_size(picture: Any, path: Path) -> None:
         )
 
 
-def _page(picture: Any, path: Path, number: int) -> np.ndarray:
-    """Read one page as (rows, columns) of numbers."""
+def _page(picture: Any, path: Path, number: int, convert: Callable[[Any, Path, Any], np.ndarray]) -> np.ndarray:
+    """Read one page as (rows, columns[, channels]) of numbers."""
     if number:
         picture.seek(number)
         _check_size(picture, path)
@@ -194,31 +243,91 @@ def _page(picture: Any, path: Path, number: int) -> np.ndarray:
         raise VolumeError(
             f"{path}: truncated: {missing} strips or tiles of its pixels are absent; copy or export it again"
         )
-    if picture.mode not in GREY_MODES:
-        raise VolumeError(
-            f"{path}: has {len(picture.getbands())} components per pixel (mode {picture.mode}) where one is expected; "
-            "convert it to grey, or save one file per channel"
-        )
     axes = dict(HYPERSTACK.findall(str(tags.get(DESCRIPTION, ""))))
     several = [f"{count} {axis}" for axis, count in axes.items() if int(count) > 1]
     if several:
         raise VolumeError(f"{path}: a hyperstack of {' and '.join(several)}; save one file per channel and frame")
     with _silent_libtiff() if tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED else nullcontext():
         picture.load()
+    return convert(picture, path, tags)
+
+
+def _grey(picture: Any, path: Path, tags: Any) -> np.ndarray:
+    """Return the grey levels of a page, (rows, columns)."""
+    if picture.mode not in GREY_MODES:
+        raise VolumeError(
+            f"{path}: has {len(picture.getbands())} components per pixel (mode {picture.mode}) where one is expected; "
+            "convert it to grey, or save one file per channel"
+        )
     if picture.mode == "LA":
-        grey, alpha = (np.asarray(band) for band in picture.split())
-        if alpha.min() < 255:
-            raise VolumeError(f"{path}: has transparent pixels; save it without an alpha channel")
-        return grey
+        return _opaque(picture, path)[..., 0]
     if picture.mode == "P":
         colors = np.asarray(picture.convert("RGB"))
-        if (colors != colors[..., :1]).any():
+        if not _is_grey(colors):
             raise VolumeError(f"{path}: has a palette of colours where grey is expected; convert it to grey")
         return np.ascontiguousarray(colors[..., 0])
     array = np.array(picture)
     if array.dtype == bool:
         return array.astype(np.uint8)
     return _typed(array, tags) if tags else array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _indices(picture: Any, path: Path, tags: Any) -> np.ndarray:
+    """Return the indices of a palette of colours, otherwise grey levels, (rows, columns)."""
+    if picture.mode == "P" and not _is_grey(np.asarray(picture.convert("RGB"))):
+        return np.array(picture)
+    return _grey(picture, path, tags)
+
+
+def _colors(picture: Any, path: Path, tags: Any) -> np.ndarray:
+    """Return red, green and blue, or one grey level, of each pixel of a page, (rows, columns, 3 or 1)."""
+    if picture.mode == "P" and not _is_grey(colors := np.asarray(picture.convert("RGB"))):
+        return colors
+    if picture.mode in GREY_MODES:
+        return _grey(picture, path, tags)[..., np.newaxis]
+    if picture.mode not in ("RGB", "RGBA", "RGBX", "YCbCr"):
+        raise VolumeError(f"{path}: has colours of mode {picture.mode} where RGB is expected; convert it to RGB")
+    if _bits_per_sample(picture, path, tags) > 8:
+        return _wide_colors(path)
+    if picture.mode == "RGBA":
+        return _opaque(picture, path)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _opaque(picture: Any, path: Path) -> np.ndarray:
+    """Return a page without its alpha channel, which must be opaque everywhere."""
+    array = np.asarray(picture)
+    if array[..., -1].min() < 255:
+        raise VolumeError(f"{path}: has transparent pixels; save it without an alpha channel")
+    return array[..., :-1]
+
+
+def _is_grey(colors: np.ndarray) -> bool:
+    return bool((colors == colors[..., :1]).all())
+
+
+def _bits_per_sample(picture: Any, path: Path, tags: Any) -> int:
+    if tags:
+        return max(map(int, tags.get(BITS_PER_SAMPLE, (8,))))
+    if format_of(path) != "png":
+        return 8
+    with path.open("rb") as stream:
+        return stream.read(PNG_BIT_DEPTH + 1)[PNG_BIT_DEPTH]
+
+
+def _wide_colors(path: Path) -> np.ndarray:
+    """Read colours of 16 bits per sample, of which Pillow keeps 8, with SimpleITK."""
+    import SimpleITK as sitk  # noqa: N813 (the field's spelling)
+
+    from medseg.volumes.itk import itk_error, itk_name
+
+    try:
+        array = sitk.GetArrayFromImage(sitk.ReadImage(itk_name(path)))
+    except (RuntimeError, MemoryError) as error:
+        raise itk_error(path, error) from error
+    if array.ndim != 3 or array.shape[-1] != 3:
+        raise VolumeError(f"{path}: has shape {array.shape} where one RGB picture is expected; save one file per page")
+    return array
 
 
 def _num_missing_parts(size: tuple[int, int], tags: Any) -> int:

@@ -137,13 +137,33 @@ def spatial_shape(stored: tuple[int, ...], path: Path | str) -> tuple[int, ...]:
     """
     if not stored or min(stored) < 1:
         raise VolumeError(f"{path}: has shape {stored}; every size must be at least 1")
-    shape = stored
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
+    shape = _without_trailing_ones(stored)
     if len(shape) > 3:
         raise VolumeError(
             f"{path}: has shape {stored} ({len(shape)}D) where 3D is expected; save one file per channel or time point"
         )
     if len(shape) < 2:
         raise VolumeError(f"{path}: has shape {stored}; an image needs 2 or 3 axes")
+    return shape
+
+
+def channel_shape(stored: tuple[int, ...], path: Path | str) -> tuple[tuple[int, ...], int]:
+    """Return the spatial sizes of a stored shape, and the number of channels along its fourth or fifth axis.
+
+    NIfTI stores vectors along the fifth axis, with a fourth axis of one voxel.
+
+    Raises:
+        VolumeError: as `spatial_shape`, but for channels along one further axis.
+    """
+    if not stored or min(stored) < 1:
+        raise VolumeError(f"{path}: has shape {stored}; every size must be at least 1")
+    shape = _without_trailing_ones(stored)
+    if len(shape) == 4 or (len(shape) == 5 and shape[3] == 1):
+        return shape[:3], shape[-1]
+    return spatial_shape(stored, path), 1
+
+
+def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
     return shape

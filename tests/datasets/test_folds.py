@@ -49,9 +49,9 @@ def test_wrong_fold_or_part(tmp_path: Path, fold: int | str, part: str, facts: s
 
 
 def test_a_fold_set_chooses_other_cases(tmp_path: Path) -> None:
-    manifest = read_manifest("hippocampus", folds="by_patient")
-    for case_id in read_manifest("hippocampus").case_ids:
-        for paths in manifest.files.paths(tmp_path, case_id).values():
+    manifest, whole = read_manifest("hippocampus", folds="by_patient"), read_manifest("hippocampus")
+    for case_id in whole.case_ids:
+        for paths in whole.paths(tmp_path, case_id).values():
             for path in paths:
                 path.parent.mkdir(exist_ok=True)
                 path.touch()

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from datasets.manifests import AFFINE
 from PIL import Image
 
-from medseg.datasets import case_files, fold_cases, prepare, read_manifest
+from medseg.datasets import case_files, fold_cases, prepare, read_case, read_manifest
 from medseg.datasets.nnunet import default_folds
 from medseg.errors import ManifestError
 from medseg.evaluation import evaluate
@@ -170,7 +171,10 @@ def test_other_manifests_need_a_folder() -> None:
 @pytest.mark.parametrize(
     ("changes", "facts"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "labels.*whole"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions_class_order.*1.*None"),
+        ({"labels": {"background": 0, "whole": [1, 2]}, "regions_class_order": [3]}, "regions_class_order.*3.*whole"),
+        ({"labels": {"background": 0, "whole": [1, 2]}, "regions_class_order": [1, 2]}, "regions_class_order.*1.*2"),
+        ({"labels": {"whole": [1, 2]}, "regions_class_order": [1]}, "labels.*background: 0"),
         ({"labels": {"tumour": 1, "organ": 2}}, "background: 0"),
         ({"labels": {"a": "x", "b": "y"}}, "labels.*'x'"),
         ({"labels": None}, "labels.*None"),
@@ -178,7 +182,7 @@ def test_other_manifests_need_a_folder() -> None:
         ({"channel_names": {"0": "CT"}, "numTraining": 7}, "numTraining.*labelsTr.*6 .*7"),
         ({"file_ending": ".b2nd"}, "'.b2nd'"),
         ({"file_ending": ".nrrd"}, "labelsTr.*.nrrd"),
-        ({"dataset": {"c0": {}}}, "dataset.*manifest"),
+        ({"dataset": {"c0": {}}}, "dataset.*images"),
     ],
 )
 def test_a_broken_rule_is_one_line_that_names_the_file(tmp_path: Path, changes: dict[str, Any], facts: str) -> None:
@@ -197,29 +201,68 @@ def test_folders_that_are_incomplete(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"dataset\.json.*JSON"):
         read_manifest(tmp_path)
     (tmp_path / "dataset.json").unlink()
-    with pytest.raises(ManifestError, match=r"dataset\.json"):
+    with pytest.raises(ManifestError, match=r"layout.*dataset\.json"):
         read_manifest(tmp_path)
 
 
-def test_one_file_for_several_channels_is_refused(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "D", V1 | {"modality": {"0": "T1", "1": "FLAIR"}}, [""])
-    with pytest.raises(ManifestError, match=r"c0\.nii\.gz.*2 channels"):
-        read_manifest(root)
+def test_channels_in_one_file_of_the_decathlon(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, V1 | {"modality": {"0": "T1", "1": "FLAIR"}}, [])
+    channels = np.random.default_rng(0).normal(size=(4, 5, 6, 2)).astype(np.float32)
+    for case in IDS:
+        nib.save(nib.Nifti1Image(channels, AFFINE), root / "imagesTr" / f"{case}.nii.gz")
+    manifest = read_manifest(root)
+    assert (manifest.has_channels_in_one_file, manifest.channel_names) == (True, ("T1", "FLAIR"))
+    assert prepare(root).present == tuple(IDS)
+    (record, *_) = case_files(manifest, root)
+    volumes = read_case(manifest, {"image": [Path(record["image"])], "label": [Path(record["label"])]}, "c0")
+    assert [np.array_equal(volumes["image"][c].array, channels[..., c]) for c in range(2)] == [True, True]
+    one = nib.Nifti1Image(channels[..., 0], AFFINE)
+    nib.save(one, root / "imagesTr" / "c3.nii.gz")
+    assert [all(fact in line for fact in ("c3.nii.gz", "1 channels", "2 (T1")) for line in prepare(root).problems] == [
+        True
+    ]
 
 
-def test_a_colour_picture_in_place_of_one_file_per_channel_is_explained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["list", "number"])
+def test_regions(tmp_path: Path, form: str) -> None:
+    core = [2] if form == "list" else 2
+    labels = {"background": 0, "whole": [1, 2], "core": core, "ignore": 3}
+    content = V2 | {"labels": labels, "regions_class_order": [1, 2]}
+    manifest = read_manifest(write_dataset(tmp_path / "D", content, ["_0000", "_0001"]))
+    assert dict(manifest.labels) == {"background": 0, "label 1": 1, "core": 2}
+    assert manifest.structures == {"whole": (1, 2), "core": (2,)}
+    assert (manifest.regions_class_order, manifest.ignore_label) == ((1, 2), 3)
+
+
+def test_files_that_are_listed_one_by_one(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "D", V2, ["_0000", "_0001"])
+    listed = {
+        f"p{number}": {
+            "images": [f"imagesTr/c{number}_000{channel}.nii.gz" for channel in range(2)],
+            "label": f"labelsTr/c{number}.nii.gz",
+        }
+        for number in range(6)
+    }
+    (root / "dataset.json").write_text(json.dumps(V2 | {"dataset": listed}))
+    manifest = read_manifest(root)
+    assert manifest.case_ids == tuple(listed)
+    assert case_files(manifest, root)[0]["image"] == [str(root / path) for path in listed["p0"]["images"]]
+    assert prepare(root).present == tuple(listed)
+
+
+def test_a_colour_picture_in_place_of_one_file_per_channel(tmp_path: Path) -> None:
     for folder in ("imagesTr", "labelsTr"):
         (tmp_path / folder).mkdir()
-    picture = np.zeros((6, 7, 3), np.uint8)
+    picture = np.arange(126, dtype=np.uint8).reshape(6, 7, 3)
     Image.fromarray(picture).save(tmp_path / "imagesTr" / "s0_0000.png")
-    Image.fromarray(picture[..., 0]).save(tmp_path / "labelsTr" / "s0.png")
+    Image.fromarray(picture[..., 0] % 2).save(tmp_path / "labelsTr" / "s0.png")
     content = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "cell": 1}}
     (tmp_path / "dataset.json").write_text(json.dumps(content | {"numTraining": 1, "file_ending": ".png"}))
-    with pytest.raises(ManifestError) as raised:
-        prepare(tmp_path)
-    assert all(fact in str(raised.value) for fact in ("s0_0001.png", "s0_0000.png", "3 components"))
-    assert "downloaded" not in str(raised.value)
-    assert "\n" not in str(raised.value)
+    manifest = read_manifest(tmp_path)
+    assert (manifest.spatial_dims, manifest.has_channels_in_one_file) == (2, True)
+    assert prepare(tmp_path).present == ("s0",)
+    volumes = read_case(manifest, manifest.paths(tmp_path, "s0"), "s0")["image"]
+    assert [np.array_equal(volumes[c].array, picture[..., c].T) for c in range(3)] == [True] * 3
 
 
 def test_a_dataset_whose_cases_all_lack_a_channel_names_the_first_missing_file(tmp_path: Path) -> None:

@@ -26,7 +26,13 @@ MAX_CHANNELS = 1024
 MAX_VOXELS = 2**27  # of a patch or tile: 512 × 512 × 512
 MAX_ARGUMENT_CHARACTERS = 20_000  # of all network arguments as JSON
 MAX_ERROR_CHARACTERS = 500
-_LATER_KEYS = ("slice_axis", "air_below", "regions")  # added after the first plans were published
+_LATER_KEYS = (
+    "slice_axis",
+    "air_below",
+    "regions",
+    "label_regions",
+    "regions_class_order",
+)  # added after the first plans were published
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class Plan:
             perpendicular to the slices; `orientation` then names the two axes of a slice. None expects 2D images.
         air_below: intensity of the first channel, as stored in the file, below which a voxel is always background.
             Prediction skips tiles with no voxel above it. None predicts every tile.
+        label_regions: structures that overlap, as values of `labels`, by name: the output channels of a network with
+            `sigmoid`. None makes each label but the background a structure.
+        regions_class_order: the label value that a predicted structure of `label_regions` gets in a label map, one per
+            structure. A later structure is drawn over an earlier one, as in nnU-Net.
         regions: parts of a scan to which a network that was trained on crops is applied; see `region_rules` for the
             keys. None applies the network to the whole scan.
         description: one sentence about the bundle.
@@ -79,13 +89,15 @@ class Plan:
     slice_axis: Literal["R", "A", "S"] | None = None
     air_below: float | None = None
     regions: Mapping[str, Any] | None = None
+    label_regions: Mapping[str, Sequence[int]] | None = None
+    regions_class_order: Sequence[int] | None = None
     description: str = ""
     schema_version: int = SCHEMA_VERSION
     source: str = field(default="<plan>", compare=False)
 
     def __post_init__(self) -> None:
         # Types are checked first, because the rules about values compare and count them.
-        for check in (_type_rules, _rules, region_rules):
+        for check in (_type_rules, _rules, region_rules, label_region_rules):
             for rule, holds in check(self):
                 if not holds:
                     raise PlanError(f"{self.source}: {_shortened(rule)}")
@@ -97,17 +109,21 @@ class Plan:
 
     @property
     def out_channels(self) -> int:
-        """Number of output channels of the network: one per label for softmax, one per foreground region for sigmoid.
+        """Number of output channels of the network: one per label for softmax, one per structure for sigmoid.
 
         A network that is applied to `regions` has one per entry of their `channels`.
         """
+        if self.label_regions is not None:
+            return len(self.label_regions)
         if self.regions is not None:
             return len(self.regions["channels"])
         return len(self.labels) - (self.activation == "sigmoid")
 
     @property
     def label_values(self) -> list[int]:
-        """Label values in the order of the output channels, beginning with the background."""
+        """Label values that the output channels are drawn with, in their order, beginning with the background."""
+        if self.regions_class_order is not None:
+            return [0, *self.regions_class_order]
         return sorted(self.labels.values())
 
     @property
@@ -122,8 +138,35 @@ class Plan:
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the output channels of a softmax network: the labels, or the `channels` of the regions."""
+        """Names of what the output channels stand for, beginning with the background, which sigmoid has no channel for.
+
+        They are the labels, the `label_regions`, or the `channels` of the `regions`.
+        """
+        if self.label_regions is not None:
+            return ["background", *self.label_regions]
         return self.label_names if self.regions is None else list(self.regions["channels"])
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Label values of each structure, by name: the `label_regions`, or every label but the background."""
+        if self.label_regions is not None:
+            return {name: tuple(values) for name, values in self.label_regions.items()}
+        return {name: (self.labels[name],) for name in self.label_names if self.labels[name] != 0}
+
+    @property
+    def classes_of_structures(self) -> dict[str, list[int]]:
+        """Numbers inside a training of the labels that each structure consists of, by name.
+
+        Inside a training, the labels sorted by value are 0, 1, 2, ….
+        """
+        number = {value: position for position, value in enumerate(sorted(self.labels.values()))}
+        return {name: [number[value] for value in values] for name, values in self.structures.items()}
+
+    @property
+    def drawn_classes(self) -> list[int]:
+        """As `label_values`, but with the numbers that labels have inside a training."""
+        order = sorted(self.labels.values())
+        return [order.index(value) for value in self.label_values]
 
     @property
     def axis_pairs(self) -> tuple[str, ...]:
@@ -215,6 +258,7 @@ def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
         return is_list_of(values, int | float) and all(is_number(v) for v in values)
 
     ratios, air, axis = plan.crop_ratios, plan.air_below, plan.slice_axis
+    overlapping, order = plan.label_regions, plan.regions_class_order
     types = {
         "name": ("text", isinstance(plan.name, str)),
         "spatial_dims": ("a whole number", isinstance(plan.spatial_dims, int)),
@@ -230,6 +274,12 @@ def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
         "overlap": ("a number", is_number(plan.overlap)),
         "crop_ratios": ("a list of finite numbers, or null", ratios is None or is_list_of_numbers(ratios)),
         "regions": ("an object, or null", plan.regions is None or isinstance(plan.regions, Mapping)),
+        "label_regions": (
+            "an object of name: [values], or null",
+            overlapping is None
+            or (isinstance(overlapping, Mapping) and all(is_list_of(values, int) for values in overlapping.values())),
+        ),
+        "regions_class_order": ("a list of whole numbers, or null", order is None or is_list_of(order, int)),
         "mirror_axes": ("a list of whole numbers", is_list_of(plan.mirror_axes, int)),
         "air_below": ("a finite number, or null", air is None or is_number(air)),
         "slice_axis": ("text such as S, or null", axis is None or isinstance(axis, str)),
@@ -351,6 +401,34 @@ def region_rules(plan: Plan) -> list[tuple[str, bool]]:
                 f"{where} labels needs one label of the plan per channel, background first; found {labels}",
                 _begins_with_background(labels) and len(labels) == len(channels) and set(labels) <= set(plan.labels),
             ),
+        ]
+    return rules
+
+
+def label_region_rules(plan: Plan) -> list[tuple[str, bool]]:
+    """Return the rules about structures that overlap, and whether they are met."""
+    regions, order = plan.label_regions, plan.regions_class_order
+    if regions is None:
+        return [("regions_class_order is given without label_regions; add them, or remove it", order is None)]
+    known = sorted(set(plan.labels.values()) - {0})
+    rules = [
+        (
+            "label_regions need the activation sigmoid, and no regions",
+            plan.activation == "sigmoid" and not plan.regions,
+        ),
+        (f"label_regions needs at least one structure; found {dict(regions)}", len(regions) > 0),
+        (
+            f"regions_class_order needs one label value per structure ({len(regions)}), each another; found {order}",
+            order is not None and len(order) == len(regions) == len(set(order)),
+        ),
+    ]
+    for (name, values), drawn in zip(regions.items(), order or (), strict=False):
+        rules += [
+            (
+                f"label_regions: {name!r} needs values of labels above 0 ({known}); found {list(values)}",
+                len(values) > 0 and set(values) <= set(known),
+            ),
+            (f"regions_class_order: {drawn} is no value of {name!r}; expected one of {list(values)}", drawn in values),
         ]
     return rules
 

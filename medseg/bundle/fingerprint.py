@@ -78,14 +78,14 @@ def compute_fingerprint(
     if plan.spatial_dims != 3:
         raise BundleError(f"{plan.name}: fingerprints are for 3D images, the plan has {plan.spatial_dims} dimensions")
     extents, spacings, levels = [], [], []
-    measured: dict[str, list[Measurement]] = {name: [] for name, value in plan.labels.items() if value}
+    measured: dict[str, list[Measurement]] = {name: [] for name in plan.structures}
     has_units = any(channel["modality"] == "CT" for channel in plan.channels)
     for case in case_files(manifest, data, fold, missing="skip"):
         label = read_label_map(case["label"])
         array = np.asarray(label.array)
         if manifest.file_values:
             array = _mapped(array, manifest.file_values)
-        for name, measurement in measure(array, plan.labels, label.grid).items():
+        for name, measurement in measure(array, plan.structures, label.grid).items():
             measured[name].append(measurement)
         extents.append(extent_mm(label.grid))
         spacings.append(label.grid.spacing)

@@ -114,7 +114,7 @@ def predict(
     if as_json:
         print(json.dumps([result.to_dict() for result in results], indent=2))
     if volumes is not None:
-        write_volumes(results, predictor.plan.label_names[1:] if has_volumes else [], volumes)
+        write_volumes(results, list(predictor.plan.structures) if has_volumes else [], volumes)
     failed = sum(result.status == "failed" for result in results)
     if failed:
         rest = f"; the others are in {out}" if failed < len(results) else ""

@@ -140,6 +140,13 @@ class Manifest:
             return dict(self.regions)
         return {name: (value,) for name, value in self.labels.items() if value != 0}
 
+    def annotated_structures(self, case: Case) -> list[str]:
+        """Return the structures of which a case shows every voxel: those whose labels were all annotated."""
+        if case.labels is None:
+            return list(self.structures)
+        values = {self.labels[name] for name in case.labels}
+        return [name for name, of_structure in self.structures.items() if values.issuperset(of_structure)]
+
     @property
     def has_channels_in_one_file(self) -> bool:
         """Return whether one image file holds all channels of a case."""

@@ -101,6 +101,7 @@ class Outcome(StrEnum):
     MISSED = "missed"
     SPURIOUS = "spurious"
     ABSENT = "absent"
+    UNKNOWN = "unknown"
 
 
 REASONS = {
@@ -109,6 +110,7 @@ REASONS = {
     Outcome.MISSED: "prediction empty, reference not",
     Outcome.SPURIOUS: "reference empty, prediction not",
     Outcome.ABSENT: "both empty: correct absence, not averaged",
+    Outcome.UNKNOWN: "not annotated in this case, not averaged",
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from medseg.datasets import Manifest, read_manifest, replace_values
 from medseg.errors import EvaluationError, reason_of_failure
 from medseg.evaluation.overlap import label_regions, present_values
-from medseg.volumes import Grid, read_label_map, reorder, stem_of, suffix_of
+from medseg.volumes import Grid, read_colored_label_map, read_label_map, reorder, stem_of, suffix_of
 
 Labels = Mapping[str, int | Sequence[int]]
 Source = str | Path | Mapping[str, str | Path] | Sequence[str | Path]
@@ -49,6 +49,8 @@ class Structures:
         patients: case id → patient id.
         file_values: value stored in a reference file → label value, if the two differ.
         ignored: label value whose voxels in the reference do not count.
+        has_colored_references: reference files are pictures in which each colour is a label.
+        annotated: case id → structures that its reference was annotated for, for cases that lack some.
     """
 
     regions: dict[str, tuple[int, ...]] | None = None
@@ -56,6 +58,8 @@ class Structures:
     patients: Mapping[str, str] = field(default_factory=dict)
     file_values: Mapping[int, int] | None = None
     ignored: int | None = None
+    has_colored_references: bool = False
+    annotated: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def to_labels(self, label_map: np.ndarray, role: str) -> tuple[np.ndarray, list[int]]:
         """Convert a label map to label values; also return the values in it that are unknown.
@@ -99,13 +103,14 @@ def structures_of(labels: Labels | Manifest | str | Path | None) -> Structures:
         return Structures()
     if isinstance(labels, str | Path):
         labels = read_manifest(labels)
-    named = labels.labels if isinstance(labels, Manifest) else labels
+    named: Labels = labels.structures if isinstance(labels, Manifest) else labels
     regions = {name: values for name, values in label_regions(named).items() if values != (0,)}
     if not regions:
         raise EvaluationError(f"no label above background 0 to evaluate, found {dict(named)}; add a label above 0")
     known = frozenset({0}.union(*regions.values()))
     if not isinstance(labels, Manifest):
         return Structures(regions, known)
+    known |= frozenset(labels.labels.values())
     ignored = labels.ignore_label
     return Structures(
         regions,
@@ -113,6 +118,8 @@ def structures_of(labels: Labels | Manifest | str | Path | None) -> Structures:
         {case.id: case.patient for case in labels.cases},
         labels.file_values,
         ignored,
+        labels.has_colored_labels,
+        {case.id: frozenset(labels.annotated_structures(case)) for case in labels.cases if case.labels is not None},
     )
 
 
@@ -228,7 +235,8 @@ def read_pair(
     grids: list[Grid] = []
     for role, path in (("prediction", prediction), ("reference", reference)):
         try:
-            volume = read_label_map(path)
+            is_colored = structures.has_colored_references and role == "reference"
+            volume = read_colored_label_map(path) if is_colored else read_label_map(path)
         except Exception as error:  # whatever is raised belongs to this file
             found, _, way_out = reason_of_failure(error).partition(";")
             found = found if str(path) in found else f"{path}: {found}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,8 @@ def score_cases(
                 instances=instances,
                 counts=counts,
             )
+            known = structures.annotated.get(case)
+            rows = [row if known is None or row.label in known else _without_values(row) for row in rows]
             digests = _file_digests(predictions[case], references[case])
         except MedsegError:  # of the settings, such as object metrics that do not exist in 3D
             raise
@@ -295,6 +297,14 @@ def _complete(
         given.get(name) or LabelScore(case, patient, name, Outcome.ABSENT, reason, 0, 0, 0.0, 0.0, values, raw)
         for name in names
     ]
+
+
+def _without_values(row: LabelScore) -> LabelScore:
+    """Return the row of a structure that was not annotated in this case."""
+    nothing = dict.fromkeys(row.values, math.nan)
+    return replace(
+        row, outcome=Outcome.UNKNOWN, reason=REASONS[Outcome.UNKNOWN], values=nothing, raw=nothing, objects=None
+    )
 
 
 def _file_digests(prediction: Path, reference: Path) -> dict[str, str]:

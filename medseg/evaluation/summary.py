@@ -65,9 +65,9 @@ def columns(rows: Sequence[LabelScore], metric: str) -> tuple[list[float], list[
 
 
 def outcome_counts(rows: Sequence[LabelScore]) -> dict[str, int]:
-    """Count how often each outcome occurred, zeros included."""
+    """Count how often each outcome occurred, zeros included except for structures that were not annotated."""
     counts = Counter(row.outcome for row in rows)
-    return {outcome.value: counts[outcome] for outcome in Outcome}
+    return {outcome.value: counts[outcome] for outcome in Outcome if outcome is not Outcome.UNKNOWN or counts[outcome]}
 
 
 def _label_summary(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
-from medseg.errors import VolumeError
-from medseg.volumes import holds_dicom, is_dicom, stem_of, suffix_of
+from medseg.errors import GeometryError, VolumeError
+from medseg.volumes import holds_dicom, is_dicom, read_channel_grid, stem_of, suffix_of
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 WEIGHTS = (".pt", ".safetensors")
@@ -125,15 +125,28 @@ def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
 
 
 def _cases(name: str, numbered: dict[int, Path], num_channels: int) -> list[Case]:
-    """Return the cases of one name: one with all channels, or one per file for a model with one channel."""
+    """Return the cases of one name: one with all channels, or one per file for a model with one channel.
+
+    Several channels may also be in one file.
+    """
     paths: Sequence[Path] = [numbered[number] for number in sorted(numbered)]
     if num_channels == 1 and list(numbered) != [0]:
         return [Case(stem_of(path), (path,)) for path in paths]
+    if num_channels > 1 and list(numbered) == [0] and _num_channels(numbered[0]) == num_channels:
+        return [Case(name, (numbered[0],))]
     if sorted(numbered) != list(range(num_channels)):
         found = ", ".join(f"{number:04d}" for number in sorted(numbered))
         problem = (
-            f"{paths[0]}: the model takes {num_channels} channels, named {name}_0000 to {name}_{num_channels - 1:04d}; "
-            f"found {found}; add or rename files"
+            f"{paths[0]}: the model takes {num_channels} channels, named {name}_0000 to {name}_{num_channels - 1:04d} "
+            f"or in one file; found {found}; add or rename files"
         )
         return [Case(name, tuple(paths), problem)]
     return [Case(name, tuple(paths))]
+
+
+def _num_channels(path: Path) -> int:
+    """Return the number of channels in a file; 0 if it cannot be read, which is reported when it is predicted."""
+    try:
+        return read_channel_grid(path)[1]
+    except (VolumeError, GeometryError):
+        return 0

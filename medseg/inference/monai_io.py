@@ -16,11 +16,22 @@ from medseg.errors import VolumeError
 from medseg.inference.cases import find_cases
 from medseg.inference.scan import Scan, on_one_grid
 from medseg.transforms.intensity import contrast_offset
-from medseg.volumes import Grid, Volume, check_input, read_header, read_volume, write_volume
+from medseg.volumes import (
+    Grid,
+    Volume,
+    check_input,
+    read_channel_grid,
+    read_channels,
+    read_header,
+    read_volume,
+    write_volume,
+)
 
 
 class ScanReader(ImageReader):
-    """A `reader` for `LoadImaged` with the formats and the checks of `medseg predict`, one file per channel.
+    """A `reader` for `LoadImaged` with the formats and the checks of `medseg predict`.
+
+    There is one file per channel, or one file with all channels.
 
     MONAI's own readers need another package for NRRD and MetaImage, and accept voxels that are not finite.
     """
@@ -40,7 +51,7 @@ class ScanReader(ImageReader):
             VolumeError: a file cannot be read, or holds voxels that are not finite.
             GeometryError: the channels lie on different grids.
         """
-        volumes = on_one_grid([read_volume(path) for path in img])
+        volumes = read_channels(img[0]) if len(img) == 1 else on_one_grid([read_volume(path) for path in img])
         for volume in volumes:
             if offset := contrast_offset(volume.array, {"scheme": "percentile"}, volume.name):
                 warnings.warn(
@@ -100,4 +111,7 @@ def scan_files(inputs: Iterable[str | Path], num_channels: int = 1) -> list[dict
             raise VolumeError(case.problem)
         for path in case.paths:
             check_input(path)
+        found = read_channel_grid(case.paths[0])[1] if len(case.paths) == 1 else num_channels
+        if found != num_channels:
+            raise VolumeError(f"{case.paths[0]}: holds {found} channels where {num_channels} are expected; convert it")
     return [{"image": [str(path) for path in case.paths], "case": case.name} for case in cases]

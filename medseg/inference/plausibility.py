@@ -127,24 +127,28 @@ def read_fingerprint(path: str | Path) -> Fingerprint:
     return fingerprint
 
 
-def measure(array: np.ndarray, labels: Mapping[str, int], grid: Grid) -> dict[str, Measurement]:
-    """Measure every label of a label map but the background.
+def measure(array: np.ndarray, structures: Mapping[str, Sequence[int]], grid: Grid) -> dict[str, Measurement]:
+    """Measure every structure of a label map.
 
     Args:
         array: integers on the grid.
-        labels: value by name.
+        structures: label values above 0 by name.
         grid: of the array.
     """
-    names = {value: name for name, value in labels.items() if value}
-    found = ndimage.find_objects(np.asarray(array).astype(np.intp), max(names, default=0))
+    largest = max((max(values) for values in structures.values()), default=0)
+    found = ndimage.find_objects(np.asarray(array).astype(np.intp), largest)
     measured: dict[str, Measurement] = {}
     neighbours = np.ones((3,) * array.ndim)
-    for value, name in names.items():
-        box = found[value - 1]
-        if box is None:
+    for name, values in structures.items():
+        boxes = [found[value - 1] for value in values if found[value - 1] is not None]
+        if not boxes:
             measured[name] = Measurement(0.0, 0, 0.0, 0.0)
             continue
-        is_label = array[box] == value
+        box = tuple(
+            slice(min(part.start for part in parts), max(part.stop for part in parts))
+            for parts in zip(*boxes, strict=True)
+        )
+        is_label = array[box] == values[0] if len(values) == 1 else np.isin(array[box], values)
         components, pieces = ndimage.label(is_label, neighbours)
         sizes = np.bincount(components.ravel())[1:]
         voxels = int(sizes.sum())

@@ -177,7 +177,7 @@ class Predictor:
         if not self.force:
             check_field_of_view(scan.name, grid, fingerprint)
         segmentation = self._segment_scan(scan, read_seconds)
-        found = suspicions(measure(segmentation.array, self.plan.labels, grid), fingerprint)
+        found = suspicions(measure(segmentation.array, self.plan.structures, grid), fingerprint)
         problem = field_of_view_problem(grid, fingerprint)
         return segmentation.with_suspicions([*([problem] if problem else []), *found])
 
@@ -216,6 +216,7 @@ class Predictor:
             entropy=None if uncertainty is None else uncertainty.entropy,
             probabilities=None if maps is None else dict(zip(names, maps.maps, strict=True)),
             intervals_ml=None if uncertainty is None else uncertainty.intervals_ml(names, grid.voxel_volume_mm3),
+            regions=dict(self.plan.label_regions or {}),
         )  # fmt: skip
 
     def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
@@ -253,7 +254,7 @@ class Predictor:
     @property
     def channel_names(self) -> list[str]:
         """Label or region of each channel of logits."""
-        return self.plan.label_names[len(self.plan.labels) - self.decision.num_channels :]
+        return self.plan.output_names[-self.decision.num_channels :]
 
     @property
     def map_names(self) -> list[str]:

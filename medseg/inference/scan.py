@@ -29,7 +29,7 @@ class Scan:
 
     Args:
         channels: one volume per channel, all on one grid.
-        input_sha256: digest of the file or folder of each channel; None for images in memory.
+        input_sha256: digest of each file or folder; None for images in memory.
         notes: warnings about the scan, one line each.
     """
 
@@ -41,6 +41,12 @@ class Scan:
     def reference(self) -> Volume:
         """Volume whose grid and header the segmentation gets."""
         return self.channels[0]
+
+    @property
+    def images(self) -> list[Volume]:
+        """The channels, but only the first channel of each file."""
+        paths = [volume.path for volume in self.channels]
+        return [v for n, v in enumerate(self.channels) if v.path is None or v.path not in paths[:n]]
 
     @property
     def name(self) -> str:
@@ -86,12 +92,12 @@ def load_scan(source: ScanSource, plan: Plan) -> Scan:
             slices of a 2D plan, or holds voxels that are not finite.
         GeometryError: the channels lie on different grids.
     """
-    volumes = as_channels(source, plan.spatial_dims)
+    volumes = as_channels(source, plan.spatial_dims, plan.in_channels)
     if len(volumes) != plan.in_channels:
         names = ", ".join(c.get("name", "?") for c in plan.channels)
         raise VolumeError(
             f"{volumes[0].name if volumes else 'scan'}: {plan.name} takes {plan.in_channels} channel(s) ({names}), "
-            f"found {len(volumes)}; give one file per channel in that order"
+            f"found {len(volumes)}; give one file per channel in that order, or one file with all of them"
         )
     for volume in volumes:
         if volume.grid.spatial_dims != plan.spatial_dims:
@@ -100,8 +106,9 @@ def load_scan(source: ScanSource, plan: Plan) -> Scan:
             )
     _check_plane(volumes[0], plan)
     volumes = on_one_grid(volumes)
-    digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in volumes)
-    notes = [note for volume in volumes for note in volume.notes]
+    images = Scan(tuple(volumes)).images
+    digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in images)
+    notes = [note for volume in images for note in volume.notes]
     return Scan(tuple(volumes), digests, (*notes, *_other_modalities(volumes, plan)))
 
 

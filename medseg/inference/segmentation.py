@@ -43,6 +43,7 @@ class Segmentation:
         entropy: (i, j, k) uint8 from 0 (sure) to 255 (undecided); None unless it was requested.
         probabilities: half-precision map by label; None unless requested.
         intervals_ml: smallest and largest likely volume by label; None unless requested.
+        regions: label values of each structure by name, if structures are unions of labels.
 
     Raises:
         GeometryError: the array does not have the shape of the scan.
@@ -55,6 +56,7 @@ class Segmentation:
     entropy: np.ndarray | None = field(default=None, repr=False)
     probabilities: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
     intervals_ml: Mapping[str, Sequence[float]] | None = None
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.scan.grid.shape:
@@ -69,7 +71,7 @@ class Segmentation:
             found = ", ".join(f"{name} {volume:.2f} ml" for name, volume in volumes.items())
             return f"Segmentation({self.scan.name}, {size} voxels: {found})"
         # An image without a thickness has no volume.
-        shares = {name: np.mean(self.array == self.labels[name]) for name in volumes}
+        shares = {name: np.isin(self.array, values).mean() for name, values in self._structures.items()}
         found = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
         return f"Segmentation({self.scan.name}, {size} pixels: {found})"
 
@@ -94,10 +96,18 @@ class Segmentation:
         return replace(self, provenance={**self.provenance, "status": status, "suspicions": list(suspicions)})
 
     def volumes_ml(self) -> dict[str, float]:
-        """Return the volume of each label except the background, in millilitres; 0 for absent labels."""
+        """Return the volume of each label except the background, or of each region, in millilitres.
+
+        The volume of an absent one is 0.
+        """
         counts = np.bincount(self.array.ravel(), minlength=max(self.labels.values()) + 1)
         voxel_ml = self.scan.grid.voxel_volume_mm3 / 1000
-        return {name: float(counts[value] * voxel_ml) for name, value in self.labels.items() if value != 0}
+        return {name: float(counts[list(values)].sum() * voxel_ml) for name, values in self._structures.items()}
+
+    @property
+    def _structures(self) -> dict[str, Sequence[int]]:
+        """Label values of each structure: the regions, or every label but the background."""
+        return dict(self.regions) or {name: [value] for name, value in self.labels.items() if value != 0}
 
     def save(self, path: str | Path) -> Path:
         """Write the segmentation with the scan's geometry, and a `.json` beside it that records how it was made.
@@ -316,9 +326,10 @@ def provenance_record(
         "weights_sha256": list(weights_sha256),
         "plan": plan.name,
         "plan_sha256": plan.digest,
-        "input": [volume.name for volume in scan.channels],
+        "input": [volume.name for volume in scan.images],
         "input_sha256": list(scan.input_sha256),
         "labels": dict(plan.labels),
+        **({"regions": json.loads(json.dumps(dict(plan.label_regions)))} if plan.label_regions else {}),
         **settings,
         "versions": software_versions(),
         "machine": platform.machine(),

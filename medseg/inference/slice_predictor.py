@@ -67,7 +67,7 @@ class SlicePredictor(Predictor):
         return Segmentation(
             arrays[""], dict(self.plan.labels), scan.reference,
             _merged_record(records, scan, self.plan, read_seconds), entropy=arrays.get("/entropy"),
-            probabilities=probabilities, intervals_ml=_summed(intervals),
+            probabilities=probabilities, intervals_ml=_summed(intervals), regions=dict(self.plan.label_regions or {}),
         )  # fmt: skip
 
 

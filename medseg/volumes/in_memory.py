@@ -13,7 +13,7 @@ from nibabel.freesurfer.mghformat import MGHHeader
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes.grid import Grid
-from medseg.volumes.io import check_finite, is_dicom, read_volume
+from medseg.volumes.io import check_finite, is_dicom, read_channels, read_volume
 from medseg.volumes.nifti import single_file_header
 from medseg.volumes.volume import Volume
 
@@ -41,13 +41,14 @@ def as_volume(source: Any) -> Volume:
     return volumes[0]
 
 
-def as_channels(source: Any, spatial_dims: int | None = None) -> list[Volume]:
+def as_channels(source: Any, spatial_dims: int | None = None, num_channels: int = 1) -> list[Volume]:
     """Return one volume per channel from whatever holds the channels of one case.
 
     Args:
         source: as in `as_volume`, or a sequence of such sources, one per channel. An array may have the channels first,
             a nibabel image may have them last, and a SimpleITK image may have several components per pixel.
         spatial_dims: 2 or 3; None accepts both and no array with channels. Files with another number are refused.
+        num_channels: expected number of channels. If there are several and one file is given, it may hold all of them.
 
     Raises:
         VolumeError: as `as_volume`.
@@ -56,11 +57,15 @@ def as_channels(source: Any, spatial_dims: int | None = None) -> list[Volume]:
     if isinstance(source, Volume):
         return [source]
     if isinstance(source, str | os.PathLike):
+        if num_channels > 1:
+            return read_channels(os.fspath(source), spatial_dims=spatial_dims, is_quiet=True)
         return [read_volume(os.fspath(source), spatial_dims=spatial_dims, is_quiet=True)]
     if _is_array_with_affine(source):
         return _from_array(source[0], source[1], spatial_dims)
     if isinstance(source, Sequence):
-        return [volume for part in _gathered(source) for volume in as_channels(part, spatial_dims)]
+        parts = _gathered(source)
+        in_one = num_channels if len(parts) == 1 else 1
+        return [volume for part in parts for volume in as_channels(part, spatial_dims, in_one)]
     if _is_nibabel(source):
         return _from_nibabel(source, spatial_dims)
     if _is_simpleitk(source):

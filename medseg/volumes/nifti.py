@@ -45,9 +45,6 @@ def read(path: Path) -> Volume:
 def read_channels(path: Path) -> list[Volume]:
     """Read the channels along the fourth axis of an image, or the colours of an RGB image; raises as `read`."""
     array, grid, header = _read(path, has_channels=True)
-    if isinstance(header, nib.Nifti1Header):
-        header = single_file_header(header)
-        header.set_data_shape(grid.shape)  # a segmentation has no channels
     return [Volume(channel, grid, path, _format(header), header) for channel in np.moveaxis(array, -1, 0)]
 
 
@@ -245,8 +242,9 @@ def _header_for(array: np.ndarray, like: Volume) -> nib.Nifti1Header:
         # Without extensions: they describe the image, not the result, and may contain the patient's DICOM header.
         header = single_file_header(like.header)
         stored = tuple(int(size) for size in header.get_data_shape())
-        # Trailing axes of one voxel stay, so that the output's shape equals the input's.
-        header.set_data_shape(array.shape + (1,) * (len(stored) - array.ndim))
+        # Trailing axes of one voxel stay, so that the output's shape equals the input's. An axis of channels does not.
+        trailing = stored[array.ndim :] if set(stored[array.ndim :]) == {1} else ()
+        header.set_data_shape(array.shape + trailing)
         if not np.array_equal(header.get_best_affine(), like.grid.affine):
             _set_affine(header, like.grid, code=int(header["sform_code"]) or int(header["qform_code"]) or 1)
     else:

@@ -24,7 +24,7 @@ from medseg.inference.plausibility import (
 )
 from medseg.volumes import Grid
 
-LABELS = {"background": 0, "a": 1, "b": 2}
+LABELS = {"a": (1,), "b": (2,)}
 
 
 def known(**changes) -> LabelStatistics:

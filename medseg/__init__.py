@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from medseg import (
         bundle,
         datasets,
+        doctor,
         errors,
         evaluation,
         figures,
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "bundle",
     "datasets",
+    "doctor",
     "errors",
     "evaluate",
     "evaluation",

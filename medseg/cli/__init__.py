@@ -9,6 +9,7 @@ import typer
 from medseg import __version__
 from medseg.cli.bundle import export, fingerprint, promote, verify
 from medseg.cli.data import demo, describe, list_data, prepare
+from medseg.cli.doctor import doctor
 from medseg.cli.evaluate import evaluate
 from medseg.cli.predict import predict
 from medseg.cli.running import run
@@ -32,6 +33,7 @@ bundle = typer.Typer(help="Put weights into a bundle, verify it, export its netw
 
 app.command(epilog=f"Example: medseg predict {_BUNDLE} scans/ --out predictions")(predict)
 app.command(epilog="Example: medseg evaluate predictions references --out evaluation --labels hippocampus")(evaluate)
+app.command(epilog="Example: medseg doctor data/hippocampus --manifest hippocampus --page doctor.html")(doctor)
 app.command(epilog="Example: medseg demo --out demo")(demo)
 app.add_typer(data, name="data")
 app.add_typer(bundle, name="bundle")

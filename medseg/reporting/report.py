@@ -17,7 +17,7 @@ from medseg.evaluation import Evaluation
 from medseg.evaluation.pairs import Labels, Source, structures_of
 from medseg.figures import viewer
 from medseg.figures.viewer.packing import pack_json
-from medseg.reporting import content
+from medseg.reporting import content, page_parts
 from medseg.reporting.calibration import REGION_MM, draw_diagram, measure_calibration, rank_correlation, risk_coverage
 from medseg.reporting.images import Images, find_images
 from medseg.reporting.pictures import Pictures, draw_pictures
@@ -176,7 +176,7 @@ def with_code(text: str) -> Markup:
 @cache
 def _environment() -> Environment:
     """Return the report's templates with its filters."""
-    environment = viewer.templates("medseg.reporting", "page")
+    environment = page_parts.environment()
     environment.filters |= {"fixed": fixed, "with_code": with_code, "thousands": "{:,}".format}
     return environment
 
@@ -185,15 +185,13 @@ def _render(title: str, summary: dict[str, Any] | None, sections: dict[str, str]
     environment = _environment()
     values = {"problems": [], "blocks": ""} | values
     has_remarks = bool(values["remarks"] or values["problems"] or values["failure"])
-    folder = Path(__file__).parent / "page"
-    styles = [viewer.style(), (folder / "report.css").read_text(encoding="utf-8")]
-    scripts = [viewer.script(), *((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)]
+    scripts = [viewer.script(), *(page_parts.part(name) for name in SCRIPTS), page_parts.part("theme.js")]
     return environment.get_template("report.html").render(
         title=title,
         version=installed_version("medseg"),
         summary=summary,
         navigation=({"left-out": "Left out"} if has_remarks else {}) | sections,
-        style=Markup("\n".join(styles)),
+        style=Markup(page_parts.style()),
         script=Markup("\n".join(scripts)),
         **values,
     )

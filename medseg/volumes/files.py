@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from medseg.errors import MedsegError, OptionError, VolumeError, one_line
 
 # File systems allow 255 bytes per name; the part taken from the final name has at most 40 characters of 4 bytes each.
@@ -175,6 +177,18 @@ def set_aside(paths: Sequence[Path], folder: Path | None = None) -> list[Path]:
     for path, target in zip(existing, targets, strict=True):
         path.rename(target)
     return targets
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of files that only save time: `MEDSEG_CACHE_DIR`, or medseg's folder in the user's cache.
+
+    Returns:
+        None for a user without a home folder, as in some containers. The folder may not exist or not be writable.
+    """
+    if chosen := os.environ.get("MEDSEG_CACHE_DIR"):
+        return Path(chosen)
+    folder = platformdirs.user_cache_path("medseg", appauthor=False)
+    return folder if folder.is_absolute() else None  # "~" stays in the path if there is no home
 
 
 def file_sha256(path: str | Path) -> str:

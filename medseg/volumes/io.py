@@ -79,7 +79,7 @@ def read_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
         check_finite(volume)
     else:
         volume = read_volume(path, spatial_dims=spatial_dims)
-    return replace(volume, array=as_integers(volume.array, volume.name, _step(volume)))
+    return replace(volume, array=as_integers(volume.array, volume.name, label_step(volume)))
 
 
 def read_colored_label_map(path: Path | str, spatial_dims: int | None = None) -> Volume:
@@ -282,7 +282,7 @@ def as_integers(array: np.ndarray, name: str, step: float = 0.0) -> np.ndarray:
     raise VolumeError(f"{name}: label values from {low:g} to {high:g} do not fit 64-bit integers")
 
 
-def _step(volume: Volume) -> float:
+def label_step(volume: Volume) -> float:
     """Return the slope of a NIfTI file of integers, which is the distance between the values it can hold; else 0."""
     if volume.format != "nifti" or volume.array.dtype.kind != "f" or volume.header.get_data_dtype().kind not in "ui":
         return 0.0

@@ -17,11 +17,12 @@ from inference.thin_network import thin_network
 from medseg.errors import BackendError, OptionError
 from medseg.inference import Predictor
 from medseg.inference.backends.choice import choose_backend, tile_flops
-from medseg.inference.backends.openvino_backend import cache_folder, model_digest
+from medseg.inference.backends.openvino_backend import model_digest
 from medseg.inference.backends.torch_backend import EnsembleBackend, TorchBackend, choose_device
 from medseg.inference.memory import forward_bytes
 from medseg.networks.stages import JoiningStage
 from medseg.networks.unet import UNet3D
+from medseg.volumes.files import cache_folder
 
 
 @pytest.fixture(autouse=True)

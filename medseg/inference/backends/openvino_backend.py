@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -30,7 +28,7 @@ from medseg.networks.precision import Precision
 from medseg.networks.stages import compose_stages
 from medseg.versions import installed_version
 from medseg.volumes import replacing
-from medseg.volumes.files import is_writable
+from medseg.volumes.files import cache_folder, is_writable
 
 logger = logging.getLogger(__name__)
 
@@ -167,18 +165,6 @@ def _convert(module: nn.Module, shape: tuple[int, ...]) -> Any:
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise BackendError(f"openvino cannot convert the network ({last}); use --backend torch") from error
     return model
-
-
-def cache_folder() -> Path | None:
-    """Return the folder of compiled models: `MEDSEG_CACHE_DIR`, or medseg's folder in the user's cache.
-
-    Returns:
-        None for a user without a home folder, as in some containers. The folder may not exist or not be writable.
-    """
-    if chosen := os.environ.get("MEDSEG_CACHE_DIR"):
-        return Path(chosen)
-    folder = platformdirs.user_cache_path("medseg", appauthor=False)
-    return folder if folder.is_absolute() else None  # "~" stays in the path if there is no home
 
 
 def model_digest(network: nn.Module, shape: Sequence[int], *details: str) -> str:

@@ -6,14 +6,6 @@
 
   medseg.showError = (text) => { byId("broken").textContent = text; byId("broken").hidden = false; };
 
-  const themes = ["", "light", "dark"];
-  byId("theme").addEventListener("click", (event) => {
-    const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "") + 1) % 3];
-    if (next) document.documentElement.dataset.theme = next; else delete document.documentElement.dataset.theme;
-    event.currentTarget.textContent = `◐ ${next || "auto"}`;
-    event.currentTarget.setAttribute("aria-label", `Colours: ${next || "as the system"}`);
-  });
-
   for (const button of document.querySelectorAll("[data-copy]")) {
     button.addEventListener("click", async () => {
       const area = byId(button.dataset.copy);

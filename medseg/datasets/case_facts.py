@@ -1,0 +1,486 @@
+"""Measure the files of one case: grids, intensities, label values. Checks and plans are computed from these facts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from scipy import ndimage
+
+from medseg.datasets.manifest import Manifest
+from medseg.errors import MedsegError, one_line, reason_of_failure
+from medseg.volumes import Grid, Volume, read_grid, read_header, read_volume, reorder
+from medseg.volumes.io import SLOPE_ROUNDING, as_integers, label_step
+
+PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
+# Percentiles come from at most about so many evenly spaced voxels, all other numbers from every voxel.
+MAX_SAMPLES = 1 << 20
+# Voxels that are converted to float64 at once.
+SLAB_VOXELS = 1 << 21
+# Edge of the thumbnail that images are compared by.
+THUMBNAIL_EDGE = 8
+# Header fields of NIfTI files that may tell which scan a file comes from.
+NIFTI_TEXTS = ("descrip", "db_name", "aux_file", "intent_name")
+DICOM_IDENTIFIERS = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Distribution of the finite voxels of an image, or of its labelled part.
+
+    Args:
+        count: number of voxels.
+        minimum, maximum, mean, std: of all of them.
+        percentiles: the `PERCENTILES`, from at most about a million evenly spaced voxels.
+    """
+
+    count: int
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    percentiles: tuple[float, ...]
+
+    def percentile(self, percent: float) -> float:
+        """Return one of the `PERCENTILES`."""
+        return self.percentiles[PERCENTILES.index(percent)]
+
+
+@dataclass(frozen=True)
+class ValueFacts:
+    """Voxels of one value in a label map.
+
+    Args:
+        voxels: their number.
+        pieces: number of connected pieces (neighbours share a face, an edge or a corner).
+        smallest: number of voxels of the smallest piece.
+        largest: number of voxels of the largest piece.
+        at: one voxel of the smallest piece.
+    """
+
+    voxels: int
+    pieces: int
+    smallest: int
+    largest: int
+    at: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Facts about one image or label map; all fields behind `problem` have their defaults if it could not be read.
+
+    Args:
+        role: "image", "label" or "instances".
+        channel: number of the image channel; 0 for label maps.
+        path: the file, relative to the data set's folder if it lies below it.
+        problem: why it could not be read, in one line; empty if it could.
+        is_missing: True if there is no file.
+        stored_shape: all sizes in the header, also of a file that could not be read; empty if unknown.
+        shape: sizes in voxels.
+        affine: 4×4, voxel index to mm (RAS+).
+        dtype: type of the stored numbers.
+        format: as in `Volume`.
+        header: texts and codes of the header; identifiers of DICOM are hashed.
+        digest: SHA-256 of the values in patient orientation, whatever their type, storage order and compression.
+        non_finite: number of voxels that are NaN or infinite.
+        non_finite_at: one of them.
+        intensities: of the finite voxels of an image.
+        foreground: of the labelled voxels of an image; None without a label map on its grid or without labels.
+        thumbnail: block means along 8 parts per axis with mean 0 and standard deviation 1, as base64 of float16; empty
+            for a label map, a constant image or one with voxels that are not finite.
+        fractional: number of voxels of a label map that are not whole numbers.
+        fraction: one of these values.
+        values: what is known about each value of a label map but 0, by value.
+        zeros: number of voxels of a label map that are 0.
+    """
+
+    role: str
+    channel: int
+    path: str
+    problem: str = ""
+    is_missing: bool = False
+    stored_shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    affine: tuple[tuple[float, ...], ...] = ()
+    dtype: str = ""
+    format: str = ""
+    header: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+    non_finite: int = 0
+    non_finite_at: tuple[int, ...] = ()
+    intensities: Intensities | None = None
+    foreground: Intensities | None = None
+    thumbnail: str = ""
+    fractional: int = 0
+    fraction: float = 0.0
+    values: Mapping[int, ValueFacts] = field(default_factory=dict)
+    zeros: int = 0
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of a file that could be read."""
+        return Grid(self.shape, np.array(self.affine))
+
+    @property
+    def is_readable(self) -> bool:
+        """True if the file could be read."""
+        return not self.problem
+
+    def thumbnail_vector(self) -> np.ndarray | None:
+        """Return the thumbnail as float32, shape (8, 8[, 8]), or None if there is none."""
+        if not self.thumbnail:
+            return None
+        values = np.frombuffer(base64.b64decode(self.thumbnail), dtype="<f2").astype(np.float32)
+        return values.reshape((THUMBNAIL_EDGE,) * len(self.shape))
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """Facts about the files of one case, in the order of the manifest's channels, then the label map.
+
+    Args:
+        case: the case id.
+        files: the facts.
+    """
+
+    case: str
+    files: tuple[FileFacts, ...]
+
+    @property
+    def images(self) -> tuple[FileFacts, ...]:
+        """The image files, one per channel."""
+        return tuple(file for file in self.files if file.role == "image")
+
+    @property
+    def label(self) -> FileFacts | None:
+        """The label map, or None if the case has none."""
+        return next((file for file in self.files if file.role == "label"), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CaseFacts:
+        """Restore the record from `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: the content is something else.
+        """
+        return cls(content["case"], tuple(_file_from_json(item) for item in content["files"]))
+
+
+def measure_case(manifest: Manifest, root: Path, case_id: str) -> CaseFacts:
+    """Measure the files of one case. A file that cannot be read becomes a fact, not an error.
+
+    One image and the label map are in memory at a time.
+
+    Args:
+        manifest: the data set.
+        root: its folder.
+        case_id: the case.
+    """
+    files = manifest.paths(root, case_id)
+    outside = {value for value, label in manifest.label_of_value.items() if label in (0, manifest.ignore_label)}
+    label: Volume | None = None
+    maps: list[FileFacts] = []
+    for role in ("label", "instances"):
+        for path in files.get(role, []):
+            facts, volume = _measure_label_map(path, root, role, manifest.spatial_dims)
+            maps.append(facts)
+            label = volume if role == "label" else label
+            del volume
+    images = [
+        facts
+        for number, path in enumerate(files["image"])
+        for facts in _measure_image(path, root, number, manifest.spatial_dims, label, outside)
+    ]
+    return CaseFacts(case_id, (*images, *maps))
+
+
+def _measure_image(
+    path: Path, root: Path, channel: int, spatial_dims: int, label: Volume | None, outside: set[int]
+) -> Iterator[FileFacts]:
+    volume, unread = _read(path, root, "image", channel, spatial_dims)
+    if volume is None:
+        yield unread
+        return
+    array = volume.array
+    foreground = None
+    if label is not None:
+        with suppress(MedsegError):  # a label map elsewhere is a finding, and marks no voxel of this image
+            mask = _is_foreground(label.on_grid(volume.grid).array, outside)
+            foreground = measure_intensities(array[mask])[0]
+    intensities, non_finite, at = measure_intensities(array)
+    yield FileFacts(
+        **_common(volume, root, "image", channel),
+        non_finite=non_finite,
+        non_finite_at=at,
+        intensities=intensities,
+        foreground=foreground,
+        thumbnail="" if non_finite else _thumbnail(_turned(volume)),
+    )
+
+
+def _measure_label_map(path: Path, root: Path, role: str, spatial_dims: int) -> tuple[FileFacts, Volume | None]:
+    """Return the facts and the map; no map if it cannot be read or does not hold whole numbers."""
+    volume, unread = _read(path, root, role, 0, spatial_dims)
+    if volume is None:
+        return unread, None
+    common = _common(volume, root, role, 0)
+    array = volume.array
+    if array.dtype.kind == "f":
+        bad = ~np.isfinite(array)
+        if bad.any():
+            at = tuple(int(axis[0]) for axis in np.nonzero(bad))
+            return FileFacts(**common, non_finite=int(bad.sum()), non_finite_at=at), None
+        step = label_step(volume)
+        tolerance = step * (0.5 + SLOPE_ROUNDING) if step < 1 else 0.0
+        is_fraction = np.abs(array - np.rint(array)) > tolerance
+        if is_fraction.any():
+            return FileFacts(
+                **common, fractional=int(is_fraction.sum()), fraction=float(array[is_fraction].flat[0])
+            ), None
+        try:
+            array = as_integers(array, volume.name, step)
+        except MedsegError as error:
+            return FileFacts(role, 0, common["path"], problem=one_line(error)), None
+    values, zeros = measure_values(array, count_pieces=role == "label")
+    integers = Volume(array, volume.grid, volume.path, volume.format, volume.header, volume.file_grid)
+    return FileFacts(**common, values=values, zeros=zeros), integers
+
+
+def measure_intensities(array: np.ndarray) -> tuple[Intensities | None, int, tuple[int, ...]]:
+    """Measure the distribution of an array in slabs.
+
+    Args:
+        array: real numbers of any shape.
+
+    Returns:
+        The distribution of the finite values (None if there are none), the number of the others, and the index of one
+        of them (empty if all are finite).
+    """
+    flat = array.ravel(order="K")  # no copy of an array that is contiguous in either order
+    count, non_finite, total, squares, low, high = 0, 0, 0.0, 0.0, np.inf, -np.inf
+    pivot: float | None = None
+    for start in range(0, flat.size, SLAB_VOXELS):
+        slab = flat[start : start + SLAB_VOXELS].astype(np.float64)
+        finite = slab[np.isfinite(slab)] if array.dtype.kind == "f" else slab
+        non_finite += slab.size - finite.size
+        if not finite.size:
+            continue
+        pivot = float(finite[0]) if pivot is None else pivot
+        low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+        finite = finite - pivot  # keeps the variance of small contrast above a large offset
+        count += finite.size
+        total += float(finite.sum())
+        squares += float(np.square(finite).sum())
+    at = () if not non_finite else tuple(int(axis[0]) for axis in np.nonzero(~np.isfinite(array)))
+    if pivot is None:
+        return None, non_finite, at
+    mean = total / count
+    sample = flat[:: max(1, flat.size // MAX_SAMPLES)]
+    sample = sample[np.isfinite(sample)] if non_finite else sample
+    percentiles = np.percentile(sample, PERCENTILES) if sample.size else np.full(len(PERCENTILES), pivot)
+    std = float(np.sqrt(max(squares / count - mean**2, 0.0))) if high > low else 0.0
+    return (
+        Intensities(count, low, high, pivot + mean, std, tuple(float(value) for value in percentiles)),
+        non_finite,
+        at,
+    )
+
+
+def measure_values(array: np.ndarray, count_pieces: bool = True) -> tuple[dict[int, ValueFacts], int]:
+    """Count the voxels and the connected pieces of each value of a label map.
+
+    Args:
+        array: integers, (i, j) or (i, j, k).
+        count_pieces: False skips the pieces; each value then counts as one.
+
+    Returns:
+        The facts by value without 0, and the number of voxels that are 0.
+    """
+    counts = _counts(array)
+    zeros = counts.pop(0, 0)
+    present = sorted(counts)
+    if not present:
+        return {}, zeros
+    values = np.array(present, dtype=np.int64)
+    compact = np.zeros(array.shape, dtype=np.uint8 if len(present) < 256 else np.int32, order="F")
+    for plane, target in zip(np.moveaxis(array, -1, 0), np.moveaxis(compact, -1, 0), strict=True):
+        position = np.minimum(np.searchsorted(values, plane), len(values) - 1)
+        target[...] = np.where(values[position] == plane, position + 1, 0)
+    facts = {}
+    for number, (value, box) in enumerate(zip(present, ndimage.find_objects(compact), strict=True), start=1):
+        start = [side.start for side in box]
+        mask = compact[box] == number
+        if not count_pieces:
+            at = tuple(int(axis[0]) + begin for axis, begin in zip(np.nonzero(mask), start, strict=True))
+            facts[value] = ValueFacts(counts[value], 1, counts[value], counts[value], at)
+            continue
+        pieces, num_pieces = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, bool))
+        sizes = np.bincount(pieces.ravel())[1:]
+        smallest = int(sizes.argmin())
+        where = np.nonzero(pieces == smallest + 1)
+        middle = len(where[0]) // 2
+        at = tuple(int(axis[middle]) + begin for axis, begin in zip(where, start, strict=True))
+        facts[value] = ValueFacts(counts[value], int(num_pieces), int(sizes[smallest]), int(sizes.max()), at)
+    return facts, zeros
+
+
+def same_voxels_on(facts: FileFacts, reference: FileFacts) -> Grid | None:
+    """Return the grid of a file in the axis order of another that holds the same voxels, or None if they lie elsewhere.
+
+    Args:
+        facts: the file, such as a label map.
+        reference: the file to compare with, such as its image. Half its smallest spacing is the tolerance.
+    """
+    grid, target = facts.grid, reference.grid
+    if grid.spatial_dims != target.spatial_dims:
+        return None
+    if grid.spatial_dims == 3 and grid.difference(target):
+        _, grid = reorder(np.broadcast_to(np.zeros((), np.uint8), grid.shape), grid, target)
+    return None if grid.difference(target) else grid
+
+
+def _counts(array: np.ndarray) -> dict[int, int]:
+    """Count each value, plane by plane."""
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        length = np.iinfo(array.dtype).max + 1
+        total = np.zeros(length, dtype=np.int64)
+        for plane in np.moveaxis(array, -1, 0):
+            total += np.bincount(plane.ravel(order="K"), minlength=length)
+        return {int(value): int(total[value]) for value in np.flatnonzero(total)}
+    counts: dict[int, int] = {}
+    for plane in np.moveaxis(array, -1, 0):
+        values, numbers = np.unique(plane, return_counts=True)
+        for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+            counts[value] = counts.get(value, 0) + number
+    return counts
+
+
+def _is_foreground(labels: np.ndarray, outside: set[int]) -> np.ndarray:
+    """Return True where a label map holds a structure, which is any value but the background and the ignored one."""
+    mask = np.ones(labels.shape, dtype=bool, order="F")
+    for value in outside | {0}:
+        mask &= labels != value
+    return mask
+
+
+def _read(path: Path, root: Path, role: str, channel: int, spatial_dims: int) -> tuple[Volume | None, FileFacts]:
+    """Read a file; return it, or None and the facts that are known without its voxels."""
+    problem, name = "", _shown(path, root)
+    try:
+        # A volume of one slice is a 2D image of a 2D data set. Other numbers of axes are read as they are.
+        is_slice = spatial_dims == 2 and (_stored_shape(path) + (1,))[2] == 1
+        volume = read_volume(path, 2 if is_slice else None, allow_non_finite=True, is_quiet=True)
+        return volume, FileFacts(role, channel, name)
+    except (MedsegError, OSError) as error:
+        problem = one_line(error)
+    except Exception as error:  # one damaged file must not hide the problems of the others
+        problem = reason_of_failure(error)
+    is_missing = not path.exists() and not path.is_symlink()
+    return None, FileFacts(
+        role, channel, name, problem=problem, is_missing=is_missing, stored_shape=_stored_shape(path)
+    )
+
+
+def _stored_shape(path: Path) -> tuple[int, ...]:
+    try:
+        header = read_header(path)
+        return tuple(int(size) for size in header.get_data_shape()) if header is not None else read_grid(path).shape
+    except Exception:  # whatever is wrong with the header was reported by the reader
+        return ()
+
+
+def _common(volume: Volume, root: Path, role: str, channel: int) -> dict[str, Any]:
+    assert volume.path is not None
+    return {
+        "role": role,
+        "channel": channel,
+        "path": _shown(volume.path, root),
+        "stored_shape": _stored_shape(volume.path) or volume.grid.shape,
+        "shape": volume.grid.shape,
+        "affine": tuple(tuple(float(value) for value in row) for row in volume.grid.affine),
+        "dtype": _stored_dtype(volume),
+        "format": volume.format,
+        "header": _header_texts(volume),
+        "digest": _digest(_turned(volume)),
+    }
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _stored_dtype(volume: Volume) -> str:
+    if volume.format in ("nifti", "analyze", "mgz") and volume.header is not None:
+        return str(volume.header.get_data_dtype().newbyteorder("="))
+    return str(volume.array.dtype)
+
+
+def _header_texts(volume: Volume) -> dict[str, str]:
+    """Return what a header says about the origin of a file. Identifiers of patients are hashed."""
+    if volume.format == "nifti" and volume.header is not None:
+        texts = {name: volume.header[name].item().decode("latin-1").strip("\0 ") for name in NIFTI_TEXTS}
+        codes = {name: str(int(volume.header[name])) for name in ("qform_code", "sform_code")}
+        return {name: text for name, text in texts.items() if text} | codes
+    if volume.format == "dicom":
+        from pydicom import dcmread
+
+        first = dcmread(volume.header["files"][0], stop_before_pixels=True, force=True)
+        return {
+            name: hashlib.sha256(str(first.get(name)).encode()).hexdigest()[:16]
+            for name in DICOM_IDENTIFIERS
+            if first.get(name)
+        }
+    return {}
+
+
+def _turned(volume: Volume) -> np.ndarray:
+    """Return the array in the axis order and directions of the patient (RAS), as a view."""
+    if volume.grid.spatial_dims != 3:
+        return volume.array
+    return apply_orientation(volume.array, io_orientation(volume.grid.affine))
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for plane in np.moveaxis(array, -1, 0):
+        digest.update(np.ascontiguousarray(plane, dtype="<f8").tobytes())
+    return digest.hexdigest()
+
+
+def _thumbnail(array: np.ndarray) -> str:
+    means = array
+    for axis in reversed(range(array.ndim)):
+        size = array.shape[axis]
+        edges = np.arange(THUMBNAIL_EDGE) * size // THUMBNAIL_EDGE
+        lengths = np.maximum(np.diff(np.append(edges, size)), 1)
+        shape = [-1 if number == axis else 1 for number in range(array.ndim)]
+        means = np.add.reduceat(means, edges, axis=axis, dtype=np.float64) / lengths.reshape(shape)
+    deviation = float(means.std())
+    if not deviation > 0 or not np.isfinite(deviation):
+        return ""
+    return base64.b64encode(((means - means.mean()) / deviation).astype("<f2").tobytes()).decode("ascii")
+
+
+def _file_from_json(item: Mapping[str, Any]) -> FileFacts:
+    fields = dict(item)
+    for name in ("stored_shape", "shape", "non_finite_at"):
+        fields[name] = tuple(fields[name])
+    fields["affine"] = tuple(tuple(row) for row in fields["affine"])
+    for name in ("intensities", "foreground"):
+        if fields[name] is not None:
+            fields[name] = Intensities(**fields[name] | {"percentiles": tuple(fields[name]["percentiles"])})
+    fields["values"] = {
+        int(value): ValueFacts(**facts | {"at": tuple(facts["at"])}) for value, facts in fields["values"].items()
+    }
+    return FileFacts(**fields)

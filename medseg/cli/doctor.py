@@ -14,7 +14,7 @@ from medseg.errors import MedsegError
 
 def doctor(
     data: Annotated[
-        str, typer.Argument(help="Folder of the data set, a manifest file, or a shipped manifest.", metavar="DATA")
+        str, typer.Argument(help="Folder of the data set in any usual layout, or a manifest.", metavar="DATA")
     ],
     manifest: Annotated[
         str | None, typer.Option(help="Read the folder DATA as this manifest says: a file or a shipped manifest.")

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from scipy import ndimage
 
 from medseg.datasets.manifest import Manifest
-from medseg.errors import MedsegError, one_line, reason_of_failure
-from medseg.volumes import Grid, Volume, read_grid, read_header, read_volume, reorder
+from medseg.errors import MedsegError, VolumeError, one_line, reason_of_failure
+from medseg.volumes import (
+    Grid,
+    Volume,
+    format_of,
+    read_channel_grid,
+    read_channels,
+    read_colored_label_map,
+    read_header,
+    read_label_map,
+    read_volume,
+    reorder,
+    suffix_of,
+)
 from medseg.volumes.io import SLOPE_ROUNDING, as_integers, label_step
 
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
@@ -28,6 +40,7 @@ SLAB_VOXELS = 1 << 21
 THUMBNAIL_EDGE = 8
 # Header fields of NIfTI files that may tell which scan a file comes from.
 NIFTI_TEXTS = ("descrip", "db_name", "aux_file", "intent_name")
+Read = TypeVar("Read")
 DICOM_IDENTIFIERS = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 
 
@@ -193,47 +206,86 @@ def measure_case(manifest: Manifest, root: Path, case_id: str) -> CaseFacts:
     maps: list[FileFacts] = []
     for role in ("label", "instances"):
         for path in files.get(role, []):
-            facts, volume = _measure_label_map(path, root, role, manifest.spatial_dims)
+            facts, volume = _measure_label_map(manifest, path, root, role)
             maps.append(facts)
             label = volume if role == "label" else label
             del volume
     images = [
         facts
         for number, path in enumerate(files["image"])
-        for facts in _measure_image(path, root, number, manifest.spatial_dims, label, outside)
+        for facts in _measure_image(manifest, path, root, number, label, outside)
     ]
     return CaseFacts(case_id, (*images, *maps))
 
 
+def read_image_file(manifest: Manifest, path: Path) -> list[Volume]:
+    """Read the channels of an image file: one, or all of the data set if each file holds all of them.
+
+    Voxels may be not finite, and the number of axes may be wrong.
+
+    Raises:
+        MedsegError: as `read_volume`; or the file holds another number of channels than the data set.
+    """
+    if not manifest.has_channels_in_one_file:
+        return [read_volume(path, _dims(manifest, path), allow_non_finite=True, is_quiet=True)]
+    volumes = read_channels(path, allow_non_finite=True, is_quiet=True)
+    if len(volumes) != len(manifest.channels):
+        raise VolumeError(
+            f"{path}: holds {len(volumes)} channels where {len(manifest.channels)} are expected; correct the channels "
+            "in the manifest, or the file"
+        )
+    return volumes
+
+
+def read_label_file(manifest: Manifest, path: Path, role: str) -> Volume:
+    """Read a label map or an instance map as it is stored; colours become the numbers that the manifest gives them.
+
+    Values may be not finite or not whole numbers.
+
+    Raises:
+        MedsegError: as `read_label_map`.
+    """
+    if role == "label" and manifest.has_colored_labels:
+        return read_colored_label_map(path)
+    if suffix_of(path) and format_of(path) in ("png", "tiff", "jpeg"):
+        return read_label_map(path)  # a palette stands for its indices
+    return read_volume(path, _dims(manifest, path), allow_non_finite=True, is_quiet=True)
+
+
+def _dims(manifest: Manifest, path: Path) -> int | None:
+    """Return 2 for one slice of a 2D data set; other numbers of axes are read as they are."""
+    return 2 if manifest.spatial_dims == 2 and (*_stored_shape(path), 1, 1, 1)[2] == 1 else None
+
+
 def _measure_image(
-    path: Path, root: Path, channel: int, spatial_dims: int, label: Volume | None, outside: set[int]
+    manifest: Manifest, path: Path, root: Path, channel: int, label: Volume | None, outside: set[int]
 ) -> Iterator[FileFacts]:
-    volume, unread = _read(path, root, "image", channel, spatial_dims)
-    if volume is None:
-        yield unread
+    volumes = _read(lambda: read_image_file(manifest, path), path, root, "image", channel)
+    if isinstance(volumes, FileFacts):
+        yield volumes
         return
-    array = volume.array
-    foreground = None
-    if label is not None:
-        with suppress(MedsegError):  # a label map elsewhere is a finding, and marks no voxel of this image
-            mask = _is_foreground(label.on_grid(volume.grid).array, outside)
-            foreground = measure_intensities(array[mask])[0]
-    intensities, non_finite, at = measure_intensities(array)
-    yield FileFacts(
-        **_common(volume, root, "image", channel),
-        non_finite=non_finite,
-        non_finite_at=at,
-        intensities=intensities,
-        foreground=foreground,
-        thumbnail="" if non_finite else _thumbnail(_turned(volume)),
-    )
+    for number, volume in enumerate(volumes):
+        array, foreground = volume.array, None
+        if label is not None:
+            with suppress(MedsegError):  # a label map elsewhere is a finding, and marks no voxel of this image
+                mask = _is_foreground(label.on_grid(volume.grid).array, outside)
+                foreground = measure_intensities(array[mask])[0]
+        intensities, non_finite, at = measure_intensities(array)
+        yield FileFacts(
+            **_common(volume, root, "image", channel + number),
+            non_finite=non_finite,
+            non_finite_at=at,
+            intensities=intensities,
+            foreground=foreground,
+            thumbnail="" if non_finite else _thumbnail(_turned(volume)),
+        )
 
 
-def _measure_label_map(path: Path, root: Path, role: str, spatial_dims: int) -> tuple[FileFacts, Volume | None]:
+def _measure_label_map(manifest: Manifest, path: Path, root: Path, role: str) -> tuple[FileFacts, Volume | None]:
     """Return the facts and the map; no map if it cannot be read or does not hold whole numbers."""
-    volume, unread = _read(path, root, role, 0, spatial_dims)
-    if volume is None:
-        return unread, None
+    volume = _read(lambda: read_label_file(manifest, path, role), path, root, role, 0)
+    if isinstance(volume, FileFacts):
+        return volume, None
     common = _common(volume, root, role, 0)
     array = volume.array
     if array.dtype.kind == "f":
@@ -374,28 +426,26 @@ def _is_foreground(labels: np.ndarray, outside: set[int]) -> np.ndarray:
     return mask
 
 
-def _read(path: Path, root: Path, role: str, channel: int, spatial_dims: int) -> tuple[Volume | None, FileFacts]:
-    """Read a file; return it, or None and the facts that are known without its voxels."""
-    problem, name = "", _shown(path, root)
+def _read(read: Callable[[], Read], path: Path, root: Path, role: str, channel: int) -> Read | FileFacts:
+    """Return what a function reads, or the facts that are known without the voxels."""
     try:
-        # A volume of one slice is a 2D image of a 2D data set. Other numbers of axes are read as they are.
-        is_slice = spatial_dims == 2 and (_stored_shape(path) + (1,))[2] == 1
-        volume = read_volume(path, 2 if is_slice else None, allow_non_finite=True, is_quiet=True)
-        return volume, FileFacts(role, channel, name)
+        return read()
     except (MedsegError, OSError) as error:
         problem = one_line(error)
     except Exception as error:  # one damaged file must not hide the problems of the others
         problem = reason_of_failure(error)
     is_missing = not path.exists() and not path.is_symlink()
-    return None, FileFacts(
-        role, channel, name, problem=problem, is_missing=is_missing, stored_shape=_stored_shape(path)
+    return FileFacts(
+        role, channel, _shown(path, root), problem=problem, is_missing=is_missing, stored_shape=_stored_shape(path)
     )
 
 
 def _stored_shape(path: Path) -> tuple[int, ...]:
     try:
         header = read_header(path)
-        return tuple(int(size) for size in header.get_data_shape()) if header is not None else read_grid(path).shape
+        if header is not None:
+            return tuple(int(size) for size in header.get_data_shape())
+        return read_channel_grid(path)[0].shape
     except Exception:  # whatever is wrong with the header was reported by the reader
         return ()
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from medseg.datasets import replace_values
-from medseg.datasets.case_facts import CaseFacts, FileFacts
+from medseg.datasets import Manifest, replace_values
+from medseg.datasets.case_facts import CaseFacts, FileFacts, read_image_file, read_label_file
 from medseg.doctor.examine import Examination
 from medseg.doctor.findings import Finding
 from medseg.errors import MedsegError, OptionError, VolumeError
-from medseg.volumes import Volume, check_out_folder, read_volume, replacing, write_volume
+from medseg.volumes import Volume, check_out_folder, replacing, write_volume
 from medseg.volumes.files import file_sha256
 from medseg.volumes.formats import WRITTEN_SUFFIX, files_of, suffix_of
 from medseg.volumes.io import as_integers, label_step
@@ -100,13 +100,12 @@ def write_corrected_copy(
     with replacing(folder) as temporary:
         temporary.mkdir()
         for number, (case, facts) in enumerate(dataset.cases.items(), start=1):
-            for file in facts.files:
-                if file.is_missing:
-                    continue
+            for path in dict.fromkeys(file.path for file in facts.files if not file.is_missing):
+                file = next(file for file in facts.files if file.path == path)
                 source = Path(dataset.root, file.path)
                 done, written = _write_file(
-                    source, temporary / file.path, file, facts, dataset.root, fixes[file.path], relabel or {},
-                    fill_non_finite,
+                    source, temporary / file.path, file, facts, dataset.manifest, dataset.root, fixes[file.path],
+                    relabel or {}, fill_non_finite,
                 )  # fmt: skip
                 copied += written
                 if done:
@@ -181,6 +180,7 @@ def _write_file(
     target: Path,
     file: FileFacts,
     facts: CaseFacts,
+    manifest: Manifest,
     root: Path,
     fixes: set[str],
     relabel: Mapping[int, int],
@@ -191,9 +191,12 @@ def _write_file(
     is_relabelled = file.role == "label" and any(
         value in relabel for value in (*file.values, *([0] if file.zeros else []))
     )
-    if (fixes or is_relabelled) and file.is_readable and _can_write(source):
+    has_one_channel = sum(other.path == file.path for other in facts.files) == 1 and not manifest.has_colored_labels
+    if (fixes or is_relabelled) and file.is_readable and has_one_channel and _can_write(source):
         try:
-            volume, done = _corrected(source, file, facts, root, fixes, relabel if is_relabelled else {}, fill)
+            volume, done = _corrected(
+                source, file, facts, manifest, root, fixes, relabel if is_relabelled else {}, fill
+            )
             write_volume(target, volume.array, volume)
             return done, [file.path]
         except MedsegError:
@@ -205,13 +208,17 @@ def _corrected(
     source: Path,
     file: FileFacts,
     facts: CaseFacts,
+    manifest: Manifest,
     root: Path,
     fixes: set[str],
     relabel: Mapping[int, int],
     fill: float | None,
 ) -> tuple[Volume, list[str]]:
     """Return a file with its corrections, and what they are."""
-    volume = read_volume(source, 2 if len(file.shape) == 2 else None, allow_non_finite=True, is_quiet=True)
+    if file.role == "image":
+        volume = read_image_file(manifest, source)[0]
+    else:
+        volume = read_label_file(manifest, source, file.role)
     done = []
     if "fill" in fixes and fill is not None and file.non_finite:
         filled = np.where(np.isfinite(volume.array), volume.array, np.asarray(fill, volume.array.dtype))
@@ -229,9 +236,7 @@ def _corrected(
         done += [f"value {value} replaced by {relabel[value]}" for value in present]
     if "grid" in fixes:
         reference = next(image for image in facts.images if image.is_readable)
-        image = read_volume(
-            Path(root, reference.path), 2 if len(reference.shape) == 2 else None, allow_non_finite=True, is_quiet=True
-        )
+        image = read_image_file(manifest, Path(root, reference.path))[0]
         turned = volume.on_grid(image.grid, image.name)
         if turned.grid.orientation == volume.grid.orientation:
             done.append(

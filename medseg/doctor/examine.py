@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.datasets import Manifest, read_manifest
+from medseg.datasets import Manifest, describe_dataset, list_manifests, read_manifest
 from medseg.datasets.case_facts import CaseFacts
 from medseg.datasets.collect_facts import collect_facts
 from medseg.doctor.findings import RULES, SEVERITIES, DatasetFacts, Finding, check_dataset
@@ -99,7 +99,7 @@ def examine(
     """Check a data set and report every problem at once. Its files are only read.
 
     Args:
-        data: the data set: a folder, a manifest, or the name of a shipped one.
+        data: the data set: a folder in any layout of `describe_dataset`, a manifest, or the name of a shipped one.
         root: folder with the files, if `data` does not tell.
         num_processes: as in `collect_facts`; None uses every core.
         use_cache: False reads every case again; True only those that changed since an earlier examination.
@@ -108,33 +108,47 @@ def examine(
     Raises:
         ManifestError: there is no such data set, or its folder is unknown.
     """
-    manifest = data if isinstance(data, Manifest) else read_manifest(data)
+    problems: list[str] = []
+    if isinstance(data, Manifest):
+        manifest = data
+    elif str(data) in list_manifests():
+        manifest = read_manifest(str(data))
+    else:
+        manifest = describe_dataset(data, problems)
     root = _root(manifest) if root is None else Path(root)
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder with the files of {manifest.name}; correct the path")
     collected = collect_facts(manifest, root, num_processes=num_processes, use_cache=use_cache, on_case=on_case)
-    dataset = dataset_facts(manifest, root, collected.cases.values())
+    dataset = dataset_facts(manifest, root, collected.cases.values(), problems)
     return Examination(dataset, tuple(check_dataset(dataset)), collected.num_measured)
 
 
-def dataset_facts(manifest: Manifest, root: Path, cases: Any) -> DatasetFacts:
+def dataset_facts(
+    manifest: Manifest, root: Path, cases: Iterable[CaseFacts], problems: Iterable[str] = ()
+) -> DatasetFacts:
     """Put the facts of the cases together; cases without any file are only counted.
 
     Args:
         manifest: the data set.
         root: its folder.
         cases: facts of its cases.
+        problems: lines of `describe_dataset` about what it left out.
     """
-    facts: list[CaseFacts] = list(cases)
+    facts = list(cases)
     present = {one.case: one for one in facts if not all(file.is_missing for file in one.files)}
     absent = tuple(one.case for one in facts if one.case not in present)
-    return DatasetFacts(manifest, root, present, absent, tuple(_unlisted(manifest, root)))
+    # A manifest that was made from the folder lists every case, and its problems name the other files.
+    is_from_folder = manifest.path is not None and manifest.path.is_dir()
+    unlisted = () if is_from_folder else tuple(_unlisted(manifest, root))
+    return DatasetFacts(manifest, root, present, absent, unlisted, tuple(problems))
 
 
 def _root(manifest: Manifest) -> Path:
-    if manifest.path is None or manifest.path.suffix != ".json":
-        raise ManifestError(f"{manifest.name}: the folder with its files is unknown; give the folder and --manifest")
-    return manifest.path.parent
+    if manifest.folder is None:
+        raise ManifestError(
+            f"{manifest.name}: the folder with its files is unknown; give the folder, and this manifest with --manifest"
+        )
+    return manifest.folder
 
 
 def _unlisted(manifest: Manifest, root: Path) -> Iterator[str]:

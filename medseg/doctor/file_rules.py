@@ -26,6 +26,24 @@ def no_files(dataset: DatasetFacts) -> Iterator[Finding]:
         )
 
 
+@rule("left-out", "a file or case was left out")
+def left_out(dataset: DatasetFacts) -> Iterator[Finding]:
+    """Find what does not fit the layout of a folder without a manifest: lines of `describe_dataset`."""
+    for line in dataset.problems:
+        subject, _, message = line.removeprefix("case ").partition(": ")
+        found, _, advice = message.rpartition("; ")
+        is_case = line.startswith("case ")
+        yield Finding(
+            rule="left-out",
+            severity="error",
+            cases=(subject,) if is_case else (),
+            found=(found or message).replace(f"{dataset.root}/", ""),
+            expected="an image and a label map per case, which can be read",
+            advice=advice if found else "correct it, or move it to another folder",
+            file="" if is_case else subject.removeprefix(f"{dataset.root}/"),
+        )
+
+
 @rule("missing-file", "a file of the case is missing")
 def missing_file(dataset: DatasetFacts) -> Iterator[Finding]:
     """Find cases that lack an image or their label map."""
@@ -73,7 +91,7 @@ def dimensions(dataset: DatasetFacts) -> Iterator[Finding]:
     """Find files with more or fewer axes than the data set has."""
     wanted = dataset.manifest.spatial_dims
     for case, file in _files(dataset):
-        if not _has_wrong_dimensions(file, wanted):
+        if not _has_wrong_dimensions(dataset, file):
             continue
         yield Finding(
             rule="dimensions",
@@ -90,7 +108,7 @@ def dimensions(dataset: DatasetFacts) -> Iterator[Finding]:
 def unreadable(dataset: DatasetFacts) -> Iterator[Finding]:
     """Find files that are empty, truncated, damaged, or not an image."""
     for case, file in _files(dataset):
-        if file.is_readable or file.is_missing or _has_wrong_dimensions(file, dataset.manifest.spatial_dims):
+        if file.is_readable or file.is_missing or _has_wrong_dimensions(dataset, file):
             continue
         _, _, message = file.problem.rpartition(f"{file.path}: ")
         found, _, advice = message.rpartition("; ")
@@ -177,6 +195,7 @@ def float_label(dataset: DatasetFacts) -> Iterator[Finding]:
 def label_values(dataset: DatasetFacts) -> Iterator[Finding]:
     """Find values that the manifest does not know."""
     allowed = dataset.manifest.values_in_files
+    name = "#{:06x}".format if dataset.manifest.has_colored_labels else str
     for case, file in dataset.labels.items():
         unknown = {value: facts for value, facts in file.values.items() if value not in allowed}
         if not unknown:
@@ -186,8 +205,8 @@ def label_values(dataset: DatasetFacts) -> Iterator[Finding]:
             rule="label-values",
             severity="error",
             cases=(case,),
-            found=listed(f"{value} ({facts.voxels:,} voxels)" for value, facts in unknown.items()),
-            expected=listed(allowed),
+            found=listed(f"{name(value)} ({facts.voxels:,} voxels)" for value, facts in unknown.items()),
+            expected=listed(map(name, allowed)),
             advice=f"correct it (`--fix DIR --relabel {first}=0`), or add the values to the labels of the manifest",
             file=file.path,
             at=unknown[first].at,
@@ -306,10 +325,13 @@ def _reference(facts: CaseFacts) -> FileFacts | None:
     return next((file for file in facts.images if file.is_readable), None)
 
 
-def _has_wrong_dimensions(file: FileFacts, wanted: int) -> bool:
-    shape = file.stored_shape or file.shape
+def _has_wrong_dimensions(dataset: DatasetFacts, file: FileFacts) -> bool:
+    wanted = dataset.manifest.spatial_dims
+    shape = file.shape or file.stored_shape
     if not shape or file.is_missing:
         return False
+    if file.role == "image" and dataset.manifest.has_channels_in_one_file and not file.is_readable:
+        return False  # the reader says how many channels there are
     while len(shape) > wanted and shape[-1] == 1:
         shape = shape[:-1]
     return len(shape) != wanted

@@ -83,6 +83,7 @@ class DatasetFacts:
         cases: facts of the cases that have at least one file, by id.
         absent: ids of the cases of the manifest that have no file at all.
         unlisted: files in the folders of the data set that belong to no case, relative to `root`.
+        problems: one line per file or case that was left out, because it does not fit the layout of the folder.
     """
 
     manifest: Manifest
@@ -90,6 +91,7 @@ class DatasetFacts:
     cases: Mapping[str, CaseFacts]
     absent: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @cached_property
     def patients(self) -> dict[str, str]:
@@ -135,10 +137,13 @@ class DatasetFacts:
 
     @cached_property
     def volumes(self) -> dict[str, dict[str, int]]:
-        """Number of voxels of each structure in each label map: structure → case → voxels, 0 where it is absent."""
+        """Voxels of each structure in each label map in which it was annotated: structure → case → number, may be 0."""
         counted: dict[str, dict[str, int]] = {name: {} for name in self.name_of_value.values()}
+        annotated = {case.id: case.labels for case in self.manifest.cases}
         for case, label in self.labels.items():
             for value, name in self.name_of_value.items():
+                if (names := annotated[case]) is not None and name not in names:
+                    continue
                 facts = label.values.get(value)
                 counted[name][case] = counted[name].get(case, 0) + (facts.voxels if facts else 0)
         return counted

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medseg.datasets.case_facts import CaseFacts, FileFacts, same_voxels_on
+from medseg.datasets.case_facts import CaseFacts, FileFacts, read_image_file, read_label_file, same_voxels_on
 from medseg.doctor.findings import DatasetFacts, Finding
 from medseg.errors import MedsegError
 from medseg.figures.canvas import OKABE_ITO, rgb
 from medseg.figures.grey_levels import grey_levels
 from medseg.figures.planes import Panel, PatientFrame, labelled_center
 from medseg.reporting.pictures import outline
-from medseg.volumes import Volume, read_volume
+from medseg.volumes import Volume
 
 # Height of a plane in pixels; wide planes become lower, so that three of them fit into a card.
 HEIGHT, MAX_WIDTH, GAP = 150, 190, 6
@@ -104,15 +104,14 @@ class PictureBook:
     def _label(self, facts: CaseFacts) -> tuple[Volume | None, FileFacts | None]:
         if facts.label is None or not facts.label.is_readable:
             return None, None
-        volume = self._read(facts.label)
+        volume = read_label_file(self._dataset.manifest, Path(self._dataset.root, facts.label.path), "label")
         array = np.nan_to_num(volume.array) if volume.array.dtype.kind == "f" else volume.array
         return replace(volume, array=np.ceil(array).astype(np.int64)), facts.label
 
     def _read(self, file: FileFacts) -> Volume:
-        is_slice = len(file.shape) == 2
-        return read_volume(
-            Path(self._dataset.root, file.path), 2 if is_slice else None, allow_non_finite=True, is_quiet=True
-        )
+        manifest = self._dataset.manifest
+        volumes = read_image_file(manifest, Path(self._dataset.root, file.path))
+        return volumes[file.channel if manifest.has_channels_in_one_file else 0]
 
     def _position(self, finding: Finding, facts: CaseFacts, image: Volume, label: Volume | None) -> tuple[float, ...]:
         """Return the voxel of the image that the planes go through."""

@@ -105,12 +105,15 @@ def read_colored_label_map(path: Path | str, spatial_dims: int | None = None) ->
         return _with_dims(png_tiff.read_colored_labels(path), spatial_dims)
 
 
-def read_channels(path: Path | str, spatial_dims: int | None = None, is_quiet: bool = False) -> list[Volume]:
+def read_channels(
+    path: Path | str, spatial_dims: int | None = None, allow_non_finite: bool = False, is_quiet: bool = False
+) -> list[Volume]:
     """Read every channel of one image: the colours of a picture, the components of a voxel, or a fourth axis.
 
     Args:
         path: as in `read_volume`.
         spatial_dims: as in `read_volume`, of one channel.
+        allow_non_finite: as in `read_volume`.
         is_quiet: do not issue the volume's notes as warnings.
 
     Returns:
@@ -122,12 +125,12 @@ def read_channels(path: Path | str, spatial_dims: int | None = None, is_quiet: b
     """
     path = Path(path)
     if is_dicom(path):
-        return [read_volume(path, spatial_dims=spatial_dims, is_quiet=is_quiet)]
+        return [read_volume(path, spatial_dims, allow_non_finite, is_quiet)]
     check_readable(path)
     with damage_as_volume_error(path):
         volumes = _format_module(format_of(path)).read_channels(path)
     volumes = [_with_dims(volume, spatial_dims) for volume in volumes]
-    for volume in volumes:
+    for volume in () if allow_non_finite else volumes:
         check_finite(volume)
     for note in () if is_quiet else volumes[0].notes:
         warnings.warn(note, stacklevel=2)

@@ -2,15 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
-from doctor.data_sets import SPOILT, image_file, label_file, names, save, write_data_set
+from doctor.data_sets import SPOILT, change, image_file, label_file, names, save, write_data_set
+from PIL import Image
+from scipy import ndimage
 
 from medseg.datasets import read_manifest
 from medseg.doctor import examine
 from medseg.doctor.findings import RULES, check_dataset
 from medseg.doctor.outlier_rules import outliers
+from medseg.errors import ManifestError
 
 
 @pytest.mark.parametrize("problem", SPOILT, ids=lambda problem: problem.rule)
@@ -31,7 +36,7 @@ def test_the_line_names_the_case_the_rule_the_value_and_what_to_do(tmp_path, pro
 
 def test_every_rule_is_tested():
     check_dataset  # noqa: B018  importing it is not enough: the rules register themselves with the first check
-    assert {problem.rule for problem in SPOILT} | {"no-files"} == {*RULES}
+    assert {problem.rule for problem in SPOILT} | {"no-files", "left-out"} == {*RULES}
 
 
 @pytest.mark.parametrize("channels", [("mri",), ("t1", "t2")])
@@ -92,16 +97,12 @@ def test_a_single_class_has_no_finding(tmp_path):
     folder = write_data_set(tmp_path / "one", labels={"background": 0, "liver": 1})
     for case in names():
         image = label_file(folder, case)
-        import nibabel as nib
-
         save(image, np.minimum(np.asarray(nib.load(image).dataobj), 1))
     assert examine(folder, use_cache=False).findings == ()
 
 
 def test_many_outliers_are_one_note_about_two_groups(tmp_path):
     folder = write_data_set(tmp_path / "livers", names(12))
-    import nibabel as nib
-
     for case in names(12)[:4]:
         save(image_file(folder, case), 1000 * np.asarray(nib.load(image_file(folder, case)).dataobj))
     (finding,) = examine(folder, use_cache=False).findings
@@ -140,3 +141,94 @@ def test_the_table_fits_eighty_columns(tmp_path):
     lines = examine(manifest, use_cache=False).lines()
     assert max(map(len, lines)) <= 80
     assert any("label-values" in line for line in lines)
+
+
+def two_folders(tmp_path, count):
+    """Return a data set of two folders, without a file that describes it."""
+    folder = write_data_set(tmp_path / "plain", names(count))
+    (folder / "dataset.json").unlink()
+    (folder / "imagesTr").rename(folder / "images")
+    (folder / "labelsTr").rename(folder / "labels")
+    for file in (folder / "images").iterdir():
+        file.rename(file.with_name(file.name.replace("_0000", "")))
+    return folder
+
+
+def test_a_folder_without_a_manifest(tmp_path):
+    folder = two_folders(tmp_path, 8)
+    assert examine(folder, use_cache=False).findings == ()
+    (folder / "labels" / "scan_003.nii.gz").unlink()
+    (folder / "images" / "scan_004.nii.gz").unlink()
+    (folder / "labels" / "scan_005.nii.gz").write_bytes(b"")
+    result = examine(folder, use_cache=False)
+    assert len(result.dataset.cases) == 5
+    lines = [finding.line() for finding in result.findings]
+    assert len(lines) == 3
+    assert any("images/scan_003.nii.gz" in line and "has no label map" in line for line in lines)
+    assert any("labels/scan_004.nii.gz" in line and "has no image" in line for line in lines)
+    assert any(line.startswith("case scan_005") and "0 bytes" in line for line in lines)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_cases_in_two_folders(tmp_path, count):
+    (finding,) = examine(two_folders(tmp_path, count), use_cache=False).findings
+    assert (finding.rule, finding.severity) == ("few-cases", "note")
+    assert f"{count} case" in finding.line()
+
+
+@pytest.mark.parametrize("removed", ["images", "labels"])
+def test_only_images_or_only_labels_are_one_line(tmp_path, removed):
+    folder = two_folders(tmp_path, 3)
+    shutil.rmtree(folder / removed)
+    with pytest.raises(ManifestError, match="plain") as error:
+        examine(folder, use_cache=False)
+    assert "\n" not in str(error.value)
+
+
+def test_several_channels_in_one_file(tmp_path):
+    folder = write_data_set(tmp_path / "livers", channels=("t1", "t2"))
+    for case in names():
+        files = [image_file(folder, case, channel) for channel in (0, 1)]
+        arrays = [np.asarray(nib.load(file).dataobj) for file in files]
+        affine = nib.load(files[0]).affine
+        for file in files:
+            file.unlink()
+        if case == "scan_004":
+            arrays[1] = arrays[0]
+        if case == "scan_006":
+            arrays[1] = np.where(arrays[1] == arrays[1].max(), np.nan, arrays[1])
+        save(folder / "imagesTr" / f"{case}.nii.gz", np.stack(arrays[:1] if case == "scan_002" else arrays, -1), affine)
+    found = {finding.rule: finding for finding in examine(folder, use_cache=False).findings}
+    assert {*found} == {"same-channel", "non-finite", "unreadable"}
+    assert "holds 1 channels where 2 are expected" in found["unreadable"].line()
+    assert found["same-channel"].cases == ("scan_004",)
+    assert found["non-finite"].cases == ("scan_006",)
+
+
+def test_structures_that_were_not_annotated_are_not_missing(tmp_path):
+    folder = write_data_set(tmp_path / "livers", names(12))
+    change(label_file(folder, "scan_002"), lambda array: np.minimum(array, 1))
+    manifest = read_manifest(folder)
+    assert [finding.rule for finding in examine(manifest, folder, use_cache=False).findings] == ["missing-structure"]
+    cases = tuple(replace(case, labels=("liver",)) if case.id == "scan_002" else case for case in manifest.cases)
+    assert examine(replace(manifest, cases=cases), folder, use_cache=False).findings == ()
+
+
+def test_pictures_of_colours_with_an_ignored_border(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, case in enumerate(names(6)):
+        for part in ("images", "labels"):
+            (tmp_path / part).mkdir(exist_ok=True)
+        colors = ndimage.zoom(rng.integers(0, 255, (6, 8, 3)), (8, 8, 1), order=1).astype(np.uint8)
+        Image.fromarray(colors).save(tmp_path / "images" / f"{case}.png")
+        label = np.full((48, 64), 255, np.uint8)
+        label[2:-2, 2:-2] = 0
+        label[8 : 20 + number, 8:30], label[24:40, 30 + number : 60] = 1, 2
+        Image.fromarray(label).save(tmp_path / "labels" / f"{case}.png")
+    result = examine(tmp_path, use_cache=False)
+    assert result.findings == ()
+    assert result.dataset.manifest.ignore_label == 255
+    assert [len(facts.images) for facts in result.dataset.cases.values()] == [3] * 6
+    assert result.dataset.cases["scan_001"].images[0].foreground.count == 12 * 22 + 16 * 30
+    Image.fromarray(np.zeros((48, 60), np.uint8)).save(tmp_path / "labels" / "scan_002.png")
+    assert {finding.rule for finding in examine(tmp_path, use_cache=False).findings} == {"grid", "empty-label"}

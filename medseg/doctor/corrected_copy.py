@@ -100,8 +100,8 @@ def write_corrected_copy(
     with replacing(folder) as temporary:
         temporary.mkdir()
         for number, (case, facts) in enumerate(dataset.cases.items(), start=1):
-            for path in dict.fromkeys(file.path for file in facts.files if not file.is_missing):
-                file = next(file for file in facts.files if file.path == path)
+            for name in dict.fromkeys(file.path for file in facts.files if not file.is_missing):
+                file = next(file for file in facts.files if file.path == name)
                 source = Path(dataset.root, file.path)
                 done, written = _write_file(
                     source, temporary / file.path, file, facts, dataset.manifest, dataset.root, fixes[file.path],

@@ -28,7 +28,7 @@ def load(
     backend: Literal["auto", "torch", "openvino"] = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "fp32",
     overlap: float | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     interpolation: Literal["linear", "cubic"] = "linear",
     tta: Literal["none", "flip"] = "none",
     max_ram: str | int | None = None,

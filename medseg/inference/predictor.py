@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from time import perf_counter
 from typing import Any, Literal
@@ -38,8 +39,12 @@ from medseg.inference.tiling.tiles import air_tiles
 from medseg.inference.uncertainty import ProbabilityMaps, Uncertainty
 from medseg.plan import Plan
 from medseg.transforms.restore.label_decision import LabelDecision
+from medseg.volumes import Grid
 
 logger = logging.getLogger(__name__)
+
+# Tiles per forward pass on a GPU: one tile rarely keeps it busy.
+BATCH_ON_DEVICES = 4
 
 
 class Predictor:
@@ -53,11 +58,12 @@ class Predictor:
         backend: "torch", "openvino" or "auto"; see `choose_backend`.
         precision: "fp32", "bf16" or "auto"; see `choose_backend`.
         overlap: fraction of a tile shared with its neighbour, in [0, 1); None takes the plan's.
-        batch_size: tiles per forward pass.
+        batch_size: tiles per forward pass; None takes 1 on a CPU and 4 on other devices. A batch that does not fit into
+            a device's memory is halved.
         interpolation: method used for logits from the model grid to the scan's grid.
         tta: "flip" averages the logits over flips along the plan's mirror_axes.
         max_ram: memory limit of the whole process, as "4GB" or in bytes. A scan for which it cannot be kept is refused
-            before the work starts.
+            before the work starts. Tiles are then merged in this memory, else on the network's device.
         save_probabilities: keep the probability of every class.
         uncertainty: keep an entropy map, and an interval for the volume of each structure.
         golden_check: decides whether low precision may be used; see `choose_backend`.
@@ -83,7 +89,7 @@ class Predictor:
         backend: Literal["auto", "torch", "openvino"] = "auto",
         precision: Literal["auto", "fp32", "bf16"] = "fp32",
         overlap: float | None = None,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         interpolation: Literal["linear", "cubic"] = "linear",
         tta: Literal["none", "flip"] = "none",
         max_ram: str | int | None = None,
@@ -102,16 +108,16 @@ class Predictor:
             raise OptionError(f"interpolation must be linear or cubic, found {interpolation!r}")
         if overlap is not None and not 0 <= overlap < 1:
             raise OptionError(f"overlap must be at least 0 and below 1, found {overlap}")
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, found {batch_size}")
         self.plan = plan
         self.image_plan = self._image_plan(plan)
         self.flips = flip_axes(plan) if tta == "flip" else ()
         networks = [network] if isinstance(network, nn.Module) else list(network)
+        chosen = choose_device(device)
+        batch_size = batch_size or (1 if chosen.type == "cpu" else BATCH_ON_DEVICES)
         tiles = (batch_size, plan.in_channels, *plan.tile)
-        self.backend, self.backend_reason = choose_backend(
-            networks, choose_device(device), tiles, backend, precision, golden_check
-        )
+        self.backend, self.backend_reason = choose_backend(networks, chosen, tiles, backend, precision, golden_check)
         self.window = Window(
             tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation
         )
@@ -199,14 +205,17 @@ class Predictor:
         grid = scan.reference.grid
         if window.interpolation == "cubic" and is_sheared(image, grid):
             notes.append(f"{scan.name}: restored by linear interpolation, because its axes are not perpendicular")
-        channels = (self.decision.num_channels, self.plan.activation)
-        uncertainty = Uncertainty(grid.shape, *channels) if self.uncertainty else None
-        maps = ProbabilityMaps(grid.shape, *channels) if self.save_probabilities else None
-        labels = predict_labels(
-            image.as_tensor(), image.affine, grid.affine, grid.shape, self.predict_tiles, self.decision, window,
-            self.backend.head_weight, self.backend.head_bias,
-            observers=[each for each in (uncertainty, maps) if each is not None], on_tiles=on_tiles, skipped=skipped,
-        )  # fmt: skip
+        merge = partial(self._merge, image, grid, window, on_tiles, skipped)
+        try:
+            labels, uncertainty, maps = merge(self.merging_device)
+        except torch.OutOfMemoryError:
+            if self.merging_device.type == "cpu":
+                raise
+            labels = None  # try again outside of the handler, because its traceback keeps the tensors alive
+        if labels is None:
+            notes.append(f"{scan.name}: too large for the memory of {self.merging_device}; tiles are merged on the CPU")
+            logger.warning(notes[-1])
+            labels, uncertainty, maps = merge(torch.device("cpu"))
         seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
         settings = {**self._settings(), "tiles_left_out": len(skipped), "backend_reason": self.backend_reason}
         names = self.channel_names
@@ -218,6 +227,32 @@ class Predictor:
             intervals_ml=None if uncertainty is None else uncertainty.intervals_ml(names, grid.voxel_volume_mm3),
             regions=dict(self.plan.label_regions or {}),
         )  # fmt: skip
+
+    @property
+    def merging_device(self) -> torch.device:
+        """Where tiles are merged and labels decided: the network's device, or the CPU if its memory is limited."""
+        return torch.device("cpu") if self.max_ram is not None else self.backend.device
+
+    def _merge(
+        self,
+        image: MetaTensor,
+        grid: Grid,
+        window: Window,
+        on_tiles: Callable[[int, int], None] | None,
+        skipped: frozenset[tuple[int, ...]],
+        device: torch.device,
+    ) -> tuple[torch.Tensor, Uncertainty | None, ProbabilityMaps | None]:
+        """Return the labels on the scan's grid, and what is kept beside them."""
+        channels = (self.decision.num_channels, self.plan.activation)
+        uncertainty = Uncertainty(grid.shape, *channels) if self.uncertainty else None
+        maps = ProbabilityMaps(grid.shape, *channels) if self.save_probabilities else None
+        labels = predict_labels(
+            image.as_tensor(), image.affine, grid.affine, grid.shape, self.predict_tiles, self.decision, window,
+            self.backend.head_weight, self.backend.head_bias,
+            observers=[each for each in (uncertainty, maps) if each is not None], on_tiles=on_tiles, skipped=skipped,
+            device=device,
+        )  # fmt: skip
+        return labels, uncertainty, maps
 
     def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
         """Return the network's input, and the tiles that need not be predicted because they hold only air."""

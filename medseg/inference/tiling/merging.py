@@ -63,18 +63,30 @@ def merge_tiles(
         if on_tiles is not None:
             on_tiles(len(batch))
 
+    suspect: torch.Tensor | None = None
+
     def run(tiles: torch.Tensor) -> torch.Tensor:
+        nonlocal suspect
         values = predict(tiles)
         _check(values, len(tiles), grid.tile)
-        check_finite_values(values)
+        if values.device.type == "cpu":
+            check_finite_values(values)
+        else:  # looking at a value of every batch would make the CPU wait for the device; one look at the end does not
+            bad = ~torch.isfinite(values).all()
+            suspect = bad if suspect is None else suspect | bad
         return values
 
     batches = _batches(grid, batch_size, skipped)
     if is_pipelined:
         _run_pipelined(batches, extract, run, blend)
-        return
-    for batch, is_predicted in batches:
-        blend(batch, run(extract(batch)) if is_predicted else None)
+    else:
+        for batch, is_predicted in batches:
+            blend(batch, run(extract(batch)) if is_predicted else None)
+    if suspect is not None and bool(suspect):
+        raise NonFiniteError(
+            "the network returned values that are NaN or infinite for a tile; check the intensities of the scan, and "
+            "use precision fp32"
+        )
 
 
 def _batches(grid: TileGrid, size: int, skipped: frozenset[Index]) -> Iterator[tuple[Sequence[Index], bool]]:

@@ -60,8 +60,9 @@ def predict_labels(
     observers: Sequence[Observer] = (),
     on_tiles: Callable[[int, int], None] | None = None,
     skipped: frozenset[tuple[int, ...]] = frozenset(),
+    device: torch.device | None = None,
 ) -> torch.Tensor:
-    """Predict an image on the model grid and return its labels on the native grid; blending happens on the CPU.
+    """Predict an image on the model grid and return its labels on the native grid.
 
     `prediction_bytes` states how much memory this takes; keep the two in step.
 
@@ -78,12 +79,16 @@ def predict_labels(
         observers: receive the logits of every native voxel.
         on_tiles: called with (tiles done, total number of tiles).
         skipped: tiles that are labelled as background without being predicted; see `air_tiles`.
+        device: where tiles are cut, blended and restored; only labels and what observers keep leave it. None is the
+            CPU, which is also used for a network on another device if its memory is too small.
 
     Returns:
         (*native shape) integers on the CPU.
     """
+    device = device or torch.device("cpu")
+    image = image.to(device)
     grid = window.lay_tiles(image.shape[1:])
-    weight = importance_map(grid.tile, window.blending, torch.device("cpu"))
+    weight = importance_map(grid.tile, window.blending, torch.device("cpu")).to(device)
     done = 0
 
     def count(tiles: int) -> None:
@@ -97,13 +102,14 @@ def predict_labels(
     def merge(consume: Callable[[FinishedBlock], None]) -> None:
         merge_tiles(
             image, grid, weight, predict, consume, window.batch_size, on_tiles=count,
-            is_pipelined=window.is_pipelined, skipped=frozenset() if grid_map is None else skipped,
+            is_pipelined=window.is_pipelined and device.type == "cpu",
+            skipped=frozenset() if grid_map is None else skipped,
         )  # fmt: skip
 
-    head_weight, head_bias = (None if part is None else part.cpu() for part in (head_weight, head_bias))
+    head_weight, head_bias = (None if part is None else part.to(device) for part in (head_weight, head_bias))
     num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
     if grid_map is None:
-        whole = torch.empty(num_values, *grid.image_shape)
+        whole = torch.empty(num_values, *grid.image_shape, device=device)
 
         def place(block: FinishedBlock) -> None:
             assert block.values is not None  # no tile is skipped here
@@ -114,11 +120,11 @@ def predict_labels(
         merge(place)
         return restore_sheared(
             whole, model_affine, native_affine, native_shape, decision, head_weight, head_bias, observers
-        )
+        ).cpu()
     resampler = SeparableResampler(grid_map, window.interpolation)
     out = torch.empty(tuple(native_shape), dtype=decision.dtype)
     restorer = LabelRestorer(resampler, decision, head_weight, head_bias, observers, window.slab_values)
-    merge(NativeAssembly(restorer, out, num_values).add)
+    merge(NativeAssembly(restorer, out, num_values, device).add)
     label_as_background(out, skipped, grid, resampler, decision.label_values[0])
     return out
 
@@ -176,12 +182,14 @@ class NativeAssembly:
         restorer: restores a region from a block of the model grid.
         out: labels on the native grid, written in place.
         num_values: channels of the blocks.
+        device: of the blocks; `out` may lie elsewhere.
     """
 
-    def __init__(self, restorer: LabelRestorer, out: torch.Tensor, num_values: int) -> None:
+    def __init__(self, restorer: LabelRestorer, out: torch.Tensor, num_values: int, device: torch.device) -> None:
         self.restorer = restorer
         self.out = out
         self.num_values = num_values
+        self.device = device
         self.resampler = restorer.resampler
         self.row_end = self.resampler.axes[1].model_size
         self.planes_before: torch.Tensor | None = None
@@ -209,7 +217,8 @@ class NativeAssembly:
         order = self.resampler.axis_order
         values = block.values
         if values is None:
-            values = torch.zeros(self.num_values, *(part.stop - part.start for part in block.region))
+            shape = [part.stop - part.start for part in block.region]
+            values = torch.zeros(self.num_values, *shape, device=self.device)
         values = values.permute(0, *(axis + 1 for axis in order))
         slab, row = block.region[order[0]], block.region[order[1]]
         extended = self._extend(values, slab, row)

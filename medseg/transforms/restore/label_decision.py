@@ -63,13 +63,13 @@ class LabelDecision:
             if channel == 0:
                 winner.zero_()
             is_better = torch.gt(logits, 0, out=torch.empty_like(logits))
-            winner.lerp_(_number(channel + 1, winner), is_better)
+            winner.lerp_(winner.new_full((), channel + 1), is_better)
         elif channel == 0:
             winner.zero_()
             best.copy_(logits)
         else:
             is_better = torch.gt(logits, best, out=torch.empty_like(logits))
-            winner.lerp_(_number(channel, winner), is_better)
+            winner.lerp_(winner.new_full((), channel), is_better)
             torch.maximum(best, logits, out=best)
 
     def labels_of(self, winner: torch.Tensor) -> torch.Tensor:
@@ -78,10 +78,6 @@ class LabelDecision:
             return winner.to(self.dtype)
         table = torch.tensor(self.label_values, dtype=self.dtype, device=winner.device)
         return table[winner.int()]
-
-
-def _number(value: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
 def smallest_label_dtype(largest: int) -> torch.dtype:

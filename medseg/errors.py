@@ -66,6 +66,10 @@ class NonFiniteError(MedsegError, FloatingPointError):
     """Values of a network, or the loss or gradient of many steps of a training, are not finite."""
 
 
+class TrainingError(MedsegError, RuntimeError):
+    """A training has failed, or cannot go on as requested."""
+
+
 class OptionError(MedsegError, ValueError):
     """An option of a command or function has a value that cannot be used."""
 

@@ -1,6 +1,7 @@
 """Load bundles without running their code, promote weights into them, verify and export them."""
 
 from medseg.bundle.configs import apply_plan, inference_config
+from medseg.bundle.ensemble import write_ensemble
 from medseg.bundle.export import export
 from medseg.bundle.fingerprint import compute_fingerprint, write_fingerprint
 from medseg.bundle.folder import BundleFolder
@@ -18,5 +19,6 @@ __all__ = [
     "load_network",
     "promote",
     "verify",
+    "write_ensemble",
     "write_fingerprint",
 ]

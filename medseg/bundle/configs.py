@@ -7,13 +7,16 @@ from any working directory and cannot know where the plan lies. `verify` compare
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from medseg.errors import BundleError
 from medseg.plan import Plan, read_plan
-from medseg.volumes.files import replacing
+from medseg.volumes.files import read_json, replacing
 
+ENSEMBLE = "models/ensemble.json"
 LINE_WIDTH = 120
 
 
@@ -28,11 +31,21 @@ def network_component(plan: Plan) -> dict[str, Any]:
     }
 
 
-def inference_config(plan: Plan) -> dict[str, Any]:
-    """Return the inference.json of a plan: the package's template with the plan's network and the steps it needs."""
+def inference_config(plan: Plan, num_members: int = 1) -> dict[str, Any]:
+    """Return the inference.json of a plan: the package's template with the plan's network and the steps it needs.
+
+    Args:
+        plan: of the bundle.
+        num_members: number of networks whose logits are averaged; see `medseg.bundle.write_ensemble`.
+    """
     template = files("medseg.bundle") / "template" / "inference.json"
     config = json.loads(template.read_text(encoding="utf-8"))
     config["network_def"] = network_component(plan)
+    if num_members > 1:
+        ensemble = {"_target_": "medseg.networks.create_ensemble", "num_members": num_members}
+        config["network_def"] = {**config["network_def"], **ensemble}
+        loader, *others = config["handlers"]
+        config["handlers"] = [_loader_of_member(loader, number) for number in range(1, num_members + 1)] + others
     steps = {step["_target_"].rpartition(".")[2]: step for step in config["preprocessing"]["transforms"]}
     if plan.slice_axis is not None:
         steps["Orientationd"]["axcodes"] = "$@plan.orientation + @plan.slice_axis"
@@ -52,6 +65,25 @@ def inference_config(plan: Plan) -> dict[str, Any]:
     return config
 
 
+def _loader_of_member(loader: Mapping[str, Any], number: int) -> dict[str, Any]:
+    return {
+        **loader,
+        "load_path": f"$@bundle_root + '/{member_file(number)}'",
+        "load_dict": {"model": f"$@network.members[{number - 1}]"},
+    }
+
+
+def member_file(number: int) -> str:
+    """Return the weights file of a network of an ensemble, counted from 1, by its path in the bundle."""
+    return "models/model.pt" if number == 1 else f"models/model_{number}.pt"
+
+
+def num_members(bundle: str | Path) -> int:
+    """Return the number of networks that a bundle holds: 1, or more for an ensemble."""
+    file = Path(bundle) / ENSEMBLE
+    return len(read_json(file, BundleError).get("members", ())) if file.is_file() else 1
+
+
 def apply_plan(bundle: str | Path) -> None:
     """Rewrite what follows from a bundle's plan.json: its inference.json and the network of its train.json.
 
@@ -64,7 +96,7 @@ def apply_plan(bundle: str | Path) -> None:
     """
     folder = Path(bundle) / "configs"
     plan = read_plan(folder / "plan.json")
-    changed = {"inference.json": inference_config(plan)}
+    changed = {"inference.json": inference_config(plan, num_members(bundle))}
     if (folder / "train.json").is_file():
         train = json.loads((folder / "train.json").read_text(encoding="utf-8"))
         changed["train.json"] = {**train, "network_def": network_component(plan)}

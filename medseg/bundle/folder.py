@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg import weights
-from medseg.bundle.configs import inference_config
+from medseg.bundle.configs import ENSEMBLE, inference_config, member_file, num_members
 from medseg.errors import BundleError, WeightsError
 from medseg.inference.plausibility import Fingerprint, read_fingerprint
 from medseg.plan import Plan, read_plan
@@ -72,23 +72,50 @@ class BundleFolder:
         digest = self.read_json(RECORD).get("weights_sha256")
         return digest if isinstance(digest, str) else None
 
+    @property
+    def members(self) -> list[tuple[Path, str]]:
+        """Weights file and SHA-256 of each network of the bundle, checked: one, or more for an ensemble.
+
+        Raises:
+            WeightsError: weights are missing, their SHA-256 is not recorded, or it differs from the record.
+            BundleError: models/ensemble.json does not list the members.
+        """
+        if not (self.path / ENSEMBLE).is_file():
+            return [self.checked_weights()]
+        members = self.read_json(ENSEMBLE).get("members")
+        names = [item.get("file") if isinstance(item, dict) else None for item in members or ()]
+        expected = [Path(member_file(number)).name for number in range(1, len(names) + 1)]
+        if not isinstance(members, list) or names != expected or len(names) < 2:
+            raise BundleError(
+                f"{self.path / ENSEMBLE}: must list the members model.pt, model_2.pt, … in this order; found "
+                f"{names}; write the ensemble again"
+            )
+        return [
+            self._checked(member_file(number), item.get("weights_sha256"))
+            for number, item in enumerate(members, start=1)
+        ]
+
     def checked_weights(self) -> tuple[Path, str]:
         """Return the path of the promoted weights and their SHA-256, after comparing it with the recorded one.
+
+        For an ensemble, these are the weights of its first member; see `members`.
 
         Raises:
             WeightsError: there are no weights, their SHA-256 is not recorded, or it differs from the record.
         """
-        path = self.inside(WEIGHTS)
+        return self._checked(WEIGHTS, self.recorded_sha256)
+
+    def _checked(self, name: str, recorded: object) -> tuple[Path, str]:
+        path = self.inside(name)
         if not path.is_file():
             raise WeightsError(
                 f"{path}: no such file, the bundle has no weights yet; train it and run "
                 f"`medseg bundle promote {self.path} --from RUN`, or give other weights with --weights"
             )
         found = weights.sha256(path)
-        recorded = self.recorded_sha256
-        if recorded is None:
+        if not isinstance(recorded, str):
             raise WeightsError(
-                f"{self.path / RECORD}: no weights_sha256 of {WEIGHTS} is recorded; promote the weights again"
+                f"{self.path / RECORD}: no weights_sha256 of {name} is recorded; promote the weights again"
             )
         if found != recorded:
             raise WeightsError(
@@ -100,7 +127,9 @@ class BundleFolder:
     def inference_differs_from_template(self) -> bool:
         """Return True if configs/inference.json differs from the package's template filled from the plan."""
         path = self.path / "configs" / "inference.json"
-        return path.is_file() and self.read_json("configs/inference.json") != inference_config(self.plan)
+        return path.is_file() and self.read_json("configs/inference.json") != inference_config(
+            self.plan, num_members(self.path)
+        )
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the bundle, given its path in the bundle."""

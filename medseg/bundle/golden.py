@@ -6,9 +6,11 @@ a computation of lower precision may replace fp32 (`medseg.inference.backends.ch
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import prod
@@ -146,6 +148,11 @@ def make_golden_sample(network: nn.Module, plan: Plan, weights_sha256: str) -> G
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return GoldenSample(_kept(logits), tile, plan.in_channels, plan.activation, weights_sha256, provenance)
+
+
+def ensemble_sha256(digests: Sequence[str]) -> str:
+    """Return the digest of several weights files by their digests; that of a single file is its own."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def decide_labels(logits: np.ndarray, activation: Literal["softmax", "sigmoid"]) -> np.ndarray:

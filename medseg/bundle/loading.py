@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.golden import read_golden_sample
+from medseg.bundle.golden import ensemble_sha256, read_golden_sample
 from medseg.errors import BundleError, OptionError, WeightsError
 from medseg.inference import Predictor, RegionPredictor, SlicePredictor
 from medseg.inference.backends.choice import GoldenCheck
@@ -70,7 +70,7 @@ def load(
             f"{bundle.path}: weights: found an empty list, expected at least one file; leave the argument out for the "
             "bundle's own weights"
         )
-    networks, digests = zip(*(_network(bundle, file) for file in given), strict=True)
+    networks, digests = zip(*_networks(bundle, given), strict=True)
     plan = bundle.plan
     create: Callable[..., Predictor] = Predictor if plan.slice_axis is None else SlicePredictor
     if plan.regions is not None:
@@ -102,6 +102,8 @@ def load(
 def load_network(path: str | Path, weights: str | Path | None = None) -> torch.nn.Module:
     """Load the network of a bundle as a plain `torch.nn.Module` in eval mode on the CPU.
 
+    For an ensemble bundle this is a `medseg.networks.Ensemble`.
+
     Args:
         path: folder of the bundle.
         weights: weights file to use instead of the promoted one.
@@ -109,19 +111,30 @@ def load_network(path: str | Path, weights: str | Path | None = None) -> torch.n
     Raises:
         BundleError, PlanError, WeightsError: as in `load`.
     """
-    return _network(BundleFolder(Path(path)), weights)[0]
+    networks = [network for network, _ in _networks(BundleFolder(Path(path)), [weights])]
+    if len(networks) == 1:
+        return networks[0]
+    from medseg.networks import Ensemble
+
+    return Ensemble(networks).eval()
 
 
-def _network(bundle: BundleFolder, weights: str | Path | None) -> tuple[torch.nn.Module, str]:
-    if weights is None:
-        file, sha256 = bundle.checked_weights()
-    else:
-        file = _checked_file(Path(weights))
-        sha256 = weight_files.sha256(file)
+def _networks(bundle: BundleFolder, given: Sequence[str | Path | None]) -> Iterator[tuple[torch.nn.Module, str]]:
+    """Load the network of each weights file, and those of the bundle for None, with the files' digests."""
+    for weights in given:
+        if weights is None:
+            for file, sha256 in bundle.members:
+                yield _network(bundle, file), sha256
+        else:
+            file = _checked_file(Path(weights))
+            yield _network(bundle, file), weight_files.sha256(file)
+
+
+def _network(bundle: BundleFolder, file: Path) -> torch.nn.Module:
     # Four bytes per parameter in memory, at least one in the file: a larger network cannot be meant.
     network = bundle.plan.create_network(max_bytes=4 * file.stat().st_size + 2**20)
     weight_files.load_into(network, file)
-    return network.eval(), sha256
+    return network.eval()
 
 
 def _checked_file(file: Path) -> Path:
@@ -146,7 +159,7 @@ def _golden_check(bundle: BundleFolder, digests: Sequence[str]) -> GoldenCheck:
             return str(error)
         if sample is None:
             return "the bundle has none; promoting weights writes one"
-        if list(digests) != [sample.weights_sha256]:
+        if ensemble_sha256(digests) != sample.weights_sha256:
             return "it was written for other weights than these"
         return sample.objection_to(backend)
 

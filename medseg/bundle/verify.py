@@ -14,7 +14,7 @@ from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medseg.bundle.configs import network_component
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.golden import SAME_PRECISION, describe, read_golden_sample
+from medseg.bundle.golden import SAME_PRECISION, describe, ensemble_sha256, read_golden_sample
 from medseg.bundle.loading import load_network
 from medseg.errors import MedsegError, one_line
 from medseg.inference import preprocessing
@@ -77,7 +77,7 @@ def _checks(has_training: bool) -> Iterator[tuple[str, Callable[[BundleFolder], 
     yield "inference properties", lambda folder: _check_properties(folder, "inference")
     if has_training:
         yield "evaluate.json", _check_evaluation
-    yield "weights", lambda folder: f"sha256 {folder.checked_weights()[1][:12]}"
+    yield "weights", lambda folder: f"sha256 {', '.join(digest[:12] for _, digest in folder.members)}"
     yield "network", _check_network
     yield "golden sample", _check_golden_sample
 
@@ -185,7 +185,7 @@ def _check_golden_sample(folder: BundleFolder) -> str:
     sample = read_golden_sample(folder)
     if sample is None:
         return "none, so low precision is refused; promoting weights writes one"
-    digest = folder.checked_weights()[1]
+    digest = ensemble_sha256([digest for _, digest in folder.members])
     if sample.weights_sha256 != digest:
         raise _FailedCheckError("golden.npz: written for other weights than the bundle's; promote the weights again")
     network = TorchBackend(load_network(folder.path), torch.device("cpu"))

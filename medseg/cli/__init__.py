@@ -13,6 +13,7 @@ from medseg.cli.doctor import doctor
 from medseg.cli.evaluate import evaluate
 from medseg.cli.predict import predict
 from medseg.cli.running import run
+from medseg.cli.train import train
 
 _SETTINGS: dict[str, Any] = {
     "no_args_is_help": True,
@@ -31,6 +32,7 @@ app = typer.Typer(
 data = typer.Typer(help="Describe a dataset, get it and verify it.", **_SETTINGS)
 bundle = typer.Typer(help="Put weights into a bundle, verify it, export its network.", **_SETTINGS)
 
+app.command(epilog=f"Example: medseg train {_BUNDLE} --data data/hippocampus --fold 1 --hours 2 --promote")(train)
 app.command(epilog=f"Example: medseg predict {_BUNDLE} scans/ --out predictions")(predict)
 app.command(epilog="Example: medseg evaluate predictions references --out evaluation --labels hippocampus")(evaluate)
 app.command(epilog="Example: medseg doctor data/hippocampus --manifest hippocampus --page doctor.html")(doctor)

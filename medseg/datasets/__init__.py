@@ -2,7 +2,7 @@
 
 from medseg.datasets.catalogue import describe_dataset, list_manifests, manifest_folder, read_manifest
 from medseg.datasets.checks import case_problems, check_case, read_case, replace_values
-from medseg.datasets.folds import case_files, fold_cases, split_by_presence
+from medseg.datasets.folds import case_files, fold_cases, open_folds, split_by_presence
 from medseg.datasets.manifest import Case, Channel, FilePatterns, Manifest, Source, Split
 from medseg.datasets.manifest_content import write_manifest
 from medseg.datasets.phantoms import PhantomCase, generate_phantoms, make_phantom_case, phantom_case, phantom_id
@@ -26,6 +26,7 @@ __all__ = [
     "list_manifests",
     "make_phantom_case",
     "manifest_folder",
+    "open_folds",
     "phantom_case",
     "phantom_id",
     "prepare",

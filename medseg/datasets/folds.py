@@ -31,18 +31,23 @@ def fold_cases(manifest: Manifest, fold: int | str, part: str) -> tuple[str, ...
         raise ManifestError(f"{manifest.name}: unknown part; found {part!r}, expected {', '.join(PARTS)}")
     if part == "test":
         return manifest.folds[manifest.test_fold] if manifest.test_fold is not None else ()
-    open_folds = [number for number in (*manifest.folds, *manifest.splits) if number != manifest.test_fold]
-    number = None if fold == "all" else _fold_number(manifest, fold, open_folds)
+    numbers = open_folds(manifest)
+    number = None if fold == "all" else _fold_number(manifest, fold, numbers)
     if part == "validation":
-        if not open_folds:
+        if not numbers:
             return ()
-        shown = open_folds[0] if number is None else number
+        shown = numbers[0] if number is None else number
         return manifest.splits[shown].validation if manifest.splits else manifest.folds[shown]
     if number is not None and manifest.splits:
         return manifest.splits[number].training
     left_out = [n for n in (number, manifest.test_fold) if n is not None]
     excluded = {case for n in left_out for case in manifest.folds[n]}
     return tuple(case for case in manifest.case_ids if case not in excluded)
+
+
+def open_folds(manifest: Manifest) -> list[int]:
+    """Return the numbers of all folds of a dataset except the test fold."""
+    return [number for number in (*manifest.folds, *manifest.splits) if number != manifest.test_fold]
 
 
 def case_files(
@@ -109,12 +114,12 @@ def split_by_presence(manifest: Manifest, root: Path | str, case_ids: Iterable[s
     return present, absent
 
 
-def _fold_number(manifest: Manifest, fold: int | str, open_folds: list[int]) -> int:
+def _fold_number(manifest: Manifest, fold: int | str, numbers: list[int]) -> int:
     number = int(fold) if isinstance(fold, str) and fold.isdecimal() else fold
-    known = ", ".join(map(str, open_folds)) or "none"
+    known = ", ".join(map(str, numbers)) or "none"
     if number == manifest.test_fold:
         raise ManifestError(f"{manifest.name}: fold {number} is the test fold; choose one of {known}")
-    if number not in open_folds:
+    if number not in numbers:
         raise ManifestError(f"{manifest.name}: no fold {fold!r}; choose one of {known}, or all")
     return int(number)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -63,6 +65,29 @@ def resident_bytes() -> int:
     if statm.is_file():
         return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def available_bytes() -> int:
+    """Return how much memory this machine, or the container around this process, has left.
+
+    Files that the system keeps in memory count as free. Where neither Linux's nor POSIX's numbers exist, the result is
+    too large to limit anything.
+    """
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        free = 1024 * int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)[1])  # type: ignore[index]
+    except (OSError, TypeError):
+        try:
+            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+            return 2**62
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError, LookupError):  # no limit: there is no such file, or it holds "max"
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        used = int((group / "memory.current").read_text(encoding="ascii")) - int(statistics["inactive_file"])
+        free = min(free, max(0, limit - used))
+    return free
 
 
 def keep_freed_memory(keep: bool) -> bool:

@@ -12,6 +12,7 @@ from medseg.training.record import TrainingRecordHandler
 from medseg.training.sampling import SampleIndex, SeededDataLoader, SeededSampler, SeededSamples
 from medseg.training.schedule import PolynomialWarmUp
 from medseg.training.tensorboard import TensorBoardHandler
+from medseg.training.train import TrainingRun, train, train_folds
 from medseg.training.training_cases import IGNORED, LoadCased, MappedCases
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingHistoryHandler",
     "TrainingProgressHandler",
     "TrainingRecordHandler",
+    "TrainingRun",
     "TrainingRunHandler",
     "distribute",
     "end_processes",
@@ -41,4 +43,6 @@ __all__ = [
     "process_device",
     "resolve_precision",
     "start_processes",
+    "train",
+    "train_folds",
 ]

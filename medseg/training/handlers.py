@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from medseg.training.history import TrainingHistoryHandler, last_loss
 from medseg.training.iteration import FiniteSteps, SupervisedUpdate
 from medseg.training.record import TrainingRecordHandler
 from medseg.training.tensorboard import TensorBoardHandler
+from medseg.training.time_budget import duration
 from medseg.volumes.files import file_sha256
 from medseg.weights import load_into
 
@@ -98,20 +102,27 @@ class TrainingRunHandler:
 
 
 class TrainingProgressHandler:
-    """Show one progress bar for the whole training: remaining time, smoothed loss, last validation metrics.
+    """Show the progress of the whole training: remaining time, smoothed loss, last validation metrics.
 
-    `ignite.handlers.ProgressBar` shows one bar per epoch and does not know where a resumed training started.
+    In a terminal or notebook this is one progress bar. Elsewhere, in a log file for example, a plain line is printed to
+    stderr after an epoch, at most one in `line_seconds`, and after the last one. The environment variable TQDM_DISABLE
+    turns both off. `ignite.handlers.ProgressBar` shows one bar per epoch and does not know where a resumed training
+    started.
 
     Args:
         evaluator: validation engine whose metrics are shown; None for none.
         smoothing: weight of the newest loss in the running mean, in (0, 1].
+        line_seconds: seconds between plain lines.
     """
 
-    def __init__(self, evaluator: Engine | None = None, smoothing: float = 0.05) -> None:
+    def __init__(self, evaluator: Engine | None = None, smoothing: float = 0.05, line_seconds: float = 30.0) -> None:
         self.evaluator = evaluator
         self.smoothing = smoothing
+        self.line_seconds = line_seconds
         self._loss: float | None = None
         self._bar: tqdm | None = None
+        self._started = self._printed = 0.0
+        self._first_step = 0
 
     def attach(self, engine: Engine) -> None:
         """Show the progress of `engine`, a MONAI trainer."""
@@ -119,26 +130,51 @@ class TrainingProgressHandler:
             return
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         engine.add_event_handler(Events.COMPLETED, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _open(self, engine: Engine) -> None:
-        total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
-        self._bar = tqdm(total=total, initial=engine.state.iteration, unit="step", dynamic_ncols=True, desc="training")
+        # the mean speed since the start, because validations between steps belong to it
+        self._bar = tqdm(
+            total=_all_steps(engine),
+            initial=engine.state.iteration,
+            unit="step",
+            dynamic_ncols=True,
+            desc="training",
+            smoothing=0,
+            disable=None if not _is_notebook() else False,
+        )
+        self._started = self._printed = time.monotonic()
+        self._first_step = engine.state.iteration
 
     def _advance(self, engine: Engine) -> None:
-        if self._bar is None:
-            return
         loss, steps = last_loss(engine), FiniteSteps.of(engine)
         if not steps.is_last_skipped:
             self._loss = loss if self._loss is None else self._loss + self.smoothing * (loss - self._loss)
+        if self._bar is None or self._bar.disable:
+            return
+        self._bar.set_postfix(self._shown(engine), refresh=False)
+        self._bar.update()
+
+    def _shown(self, engine: Engine) -> dict[str, str]:
+        steps = FiniteSteps.of(engine)
         shown = {"epoch": f"{engine.state.epoch}/{engine.state.max_epochs}"}
         shown |= {"loss": f"{self._loss:.4f}"} if self._loss is not None else {}
         shown |= {"skipped": str(steps.skipped)} if steps.skipped else {}
         metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
-        shown |= {name: f"{value:.4f}" for name, value in metrics.items() if isinstance(value, float)}
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update()
+        return shown | {name: f"{value:.4f}" for name, value in metrics.items() if isinstance(value, float)}
+
+    def _end_epoch(self, engine: Engine) -> None:
+        now, is_last = time.monotonic(), engine.state.epoch == engine.state.max_epochs
+        is_due = is_last or now - self._printed >= self.line_seconds
+        if self._bar is None or not self._bar.disable or not is_due or os.environ.get("TQDM_DISABLE"):
+            return
+        self._printed = now
+        done = engine.state.iteration - self._first_step
+        left = (now - self._started) / max(1, done) * (_all_steps(engine) - engine.state.iteration)
+        shown = ", ".join(f"{name} {text}" for name, text in self._shown(engine).items())
+        print(f"{shown}, {duration(left)} left" if not is_last else shown, file=sys.stderr, flush=True)
 
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:
@@ -147,3 +183,11 @@ class TrainingProgressHandler:
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._close(engine)  # so that the error message starts on a line of its own
         raise error  # ignite swallows the exception as soon as a handler listens to it
+
+
+def _all_steps(engine: Engine) -> int:
+    return (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+
+
+def _is_notebook() -> bool:
+    return "ipykernel" in sys.modules

@@ -25,15 +25,19 @@ from medseg.training.distributed import start_processes
 from medseg.training.run_options import refuse_wrong_options
 from medseg.volumes.files import check_out_folder
 
+_SECONDS_PER_CASE = 30
+# environment variable with the file that gets the cause of a failure
+ERROR_FILE = "MEDSEG_ERROR_FILE"
+# the line of a process that ended because another one had failed
+OF_ANOTHER_PROCESS = "another process of this training has ended; its own message says why"
 # torch's data loader raises another exception in place of a worker's, with the worker's traceback as its message
 _IN_A_WORKER = re.compile(r"^medseg\.errors\.\w+: (.+)$", re.MULTILINE)
 # errors of the machine, for which no line of a config is to blame, and what to do about them
 _MACHINE_ERRORS = {
-    r"gloo.*by peer": "another process of this training has ended; its own message says why",
+    r"gloo.*by peer": OF_ANOTHER_PROCESS,
     r"DataLoader worker \(pid.*? is killed by signal: \w+": "{0}; often for want of memory: try fewer --num_workers",
     r"(CUDA out of memory|DefaultCPUAllocator: .*?memory)[^.]*": "{0}; lower --batch_size, or the patch in plan.json",
 }
-_SECONDS_PER_CASE = 30
 
 
 def prepare_run(output_dir: str | Path | None = None, seed: int | None = None, distributed: bool = False) -> None:
@@ -139,12 +143,28 @@ def _print_cause(kind: type[BaseException], error: BaseException, traceback: Tra
     line, is_enough = cause_in_words(error)
     if not is_enough or _is_debugging():
         sys.__excepthook__(kind, error, traceback)
-    print(f"medseg: {line}", file=sys.stderr, flush=True)
+    if not _report_to_parent(line):
+        print(f"medseg: {line}", file=sys.stderr, flush=True)
     _report_to_torchrun(line)
     # CacheDataset's threads may still work on the next case; the interpreter aborts if it ends before them
     for thread in threading.enumerate():
         if isinstance(thread, multiprocessing.dummy.DummyProcess):
             thread.join(_SECONDS_PER_CASE)
+
+
+def _report_to_parent(line: str) -> bool:
+    """Leave the line to `medseg.training.train`, if it started this process, and return whether it did.
+
+    Several processes may fail; each adds its line.
+    """
+    if not (file := os.environ.get(ERROR_FILE)):
+        return False
+    try:
+        with Path(file).open("a", encoding="utf-8") as stream:
+            stream.write(f"{line}\n")
+    except OSError:
+        return False
+    return True
 
 
 def _report_to_torchrun(line: str) -> None:

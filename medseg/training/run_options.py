@@ -76,6 +76,11 @@ def check_options(options: Mapping[str, str]) -> None:
             _check_value(name, key, stored[name], str(stored[name]), config)
 
 
+def typed_options(options: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values that MONAI gets for the texts of options, by name."""
+    return {name: _as_fire_reads(text) for name, text in options.items()}
+
+
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield names and values as Fire reads them: `--name value` or `--name=value`, with hyphens as underscores."""
     for position, argument in enumerate(arguments):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import random
 import re
 import signal
@@ -38,19 +39,19 @@ def weights_sha256(output_dir: Path) -> str:
 
 def kill_at(step: int, delay: float, arguments: list[str]) -> None:
     """Kill the training with SIGKILL some seconds after the progress bar shows a step."""
-    process = subprocess.Popen(
-        arguments, env=environment(TQDM_MININTERVAL="0"), stderr=subprocess.PIPE, start_new_session=True
-    )
-    assert process.stderr is not None
+    terminal, end = pty.openpty()  # the progress bar is for terminals
+    process = subprocess.Popen(arguments, env=environment(TQDM_MININTERVAL="0"), stderr=end, start_new_session=True)
+    os.close(end)
     printed, shown = b"", 0
     while shown < step:
-        part = os.read(process.stderr.fileno(), 65536)
+        part = os.read(terminal, 65536)
         printed += part
         assert part, printed.decode()[-3000:]
         shown = max([shown, *(int(found) for found in re.findall(rb"\| (\d+)/%d \[" % STEPS, printed))])
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    os.close(terminal)
     assert process.returncode == -signal.SIGKILL
 
 

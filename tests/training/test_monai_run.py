@@ -15,7 +15,7 @@ from training.bundle_runs import command, environment, tiny_bundle
 
 from medseg.errors import GeometryError, ManifestError, OptionError
 from medseg.training import prepare_run, resolve_precision
-from medseg.training.monai_run import cause_in_words
+from medseg.training.monai_run import ERROR_FILE, cause_in_words, show_one_line_errors
 
 CONFIGS = BUNDLES / "phantom_cells_segmentation" / "configs"
 RUN = ["/x/site-packages/monai/bundle/__main__.py", "run"]
@@ -90,6 +90,18 @@ def test_a_full_disk_and_a_refused_value_need_no_traceback():
     with pytest.raises(ValueError, match="fp99") as refused:
         resolve_precision("fp99", "cpu")
     assert cause_in_words(wrapped(refused.value, RuntimeError("Failed"))) == (str(refused.value), True)
+
+
+def test_the_cause_goes_to_the_parent_that_asked_for_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "errors"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    show_one_line_errors()
+    for name in "ab":  # of two processes
+        error = ManifestError(f"case {name}: empty")
+        sys.excepthook(ManifestError, error, None)
+    assert (tmp_path / "errors").read_text() == "case a: empty\ncase b: empty\n"
+    assert capsys.readouterr().err == ""
 
 
 def test_any_other_exception_is_named_after_its_traceback():

@@ -89,7 +89,7 @@ def test_mapped_cases_give_the_weights_of_cached_ones(bundle):
         workflow(bundle, recipe, max_epochs=1).run()
         records.append(json.loads((bundle.parent / (recipe or "plain") / "training.json").read_text()))
     assert records[0]["weights_sha256"] == records[1]["weights_sha256"]
-    assert len(list((bundle.parent / "mapped_cases" / "prepared").glob("*.pt"))) == 4
+    assert len(list((bundle.parent / "mapped_cases" / "prepared").glob("*.pt"))) == 5  # one is for validation
 
 
 def test_augmentation_on_the_device(bundle):

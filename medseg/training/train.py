@@ -1,0 +1,577 @@
+"""Train a bundle: check everything, plan the schedule, and run MONAI's workflow in a process of its own.
+
+`train` writes no weights itself. It runs `python -m monai.bundle run` on the bundle's configs, alone or under torchrun,
+and reports this command, so that anybody can run the same training without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from medseg.datasets import Manifest, open_folds, read_manifest
+from medseg.errors import BundleError, MedsegError, MemoryLimitError, OptionError, TrainingError, did_you_mean
+from medseg.inference.memory import available_bytes
+from medseg.training.checkpoint import checkpoint_files
+from medseg.training.monai_run import cause_in_words
+from medseg.training.record import RECORD_NAME, WEIGHTS_NAME
+from medseg.training.run_options import check_options, typed_options
+from medseg.training.run_process import LostProcessError, run_process, sole_run
+from medseg.training.time_budget import Costs, Schedule, duration, plan_schedule
+from medseg.volumes.files import check_out_folder, read_json, replacing
+
+SCHEDULE_NAME = "schedule.json"
+PROBE_SECONDS = 10.0
+ALL_FOLDS = "all-folds"
+_PROBE_FOLDER = ".probe"
+_MAPPED = "mapped_cases"
+# The cases of a training may take this share of the available memory; the run as a whole this one.
+_SHARE_OF_CASES, _SHARE_OF_RUN = 0.5, 0.95
+# Options that `train` sets itself, and what to give instead.
+_RESERVED = {
+    "dataset_dir": "--data",
+    "output_dir": "--out",
+    "fold": "--fold",
+    "bundle_root": "the folder of the bundle",
+    "config_file": "--recipe",
+    "resume": "the same command, which resumes by itself",
+    "args_file": "the options one by one",
+    "meta_file": "nothing, because the bundle's own is used",
+    "logging_file": "nothing, because the bundle's own is used",
+}
+# Options that do not change what a started training computes.
+_FREE = ("max_epochs", "num_workers", "val_interval", "checkpoint_interval")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A finished training.
+
+    Args:
+        out_dir: its folder.
+        command: the command that was run, to be given to a shell.
+        weights: the trained weights.
+        weights_sha256: their digest.
+        epochs: number of epochs.
+        validation: metrics of the last validation, by name.
+        minutes: what the last run took; a resumed training counts from there.
+    """
+
+    out_dir: Path
+    command: str
+    weights: Path
+    weights_sha256: str
+    epochs: int
+    validation: dict[str, float | None]
+    minutes: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+def train(
+    bundle: str | Path,
+    data: str | Path,
+    out_dir: str | Path | None = None,
+    *,
+    fold: int | str | None = None,
+    hours: float | None = None,
+    options: Mapping[str, str] | None = None,
+    recipes: Sequence[str] = (),
+    gpus: int | None = None,
+    processes: int | None = None,
+    report: Callable[[str], None] = print,
+    probe_seconds: float = PROBE_SECONDS,
+) -> TrainingRun:
+    """Train a bundle with MONAI's workflow, `python -m monai.bundle run`.
+
+    Options, folders and cases are checked first. A probe then runs the workflow for a few steps. It shows the memory
+    and the disk space that the training needs, the number of worker processes that is fastest, and the number of epochs
+    that a time budget allows. What was decided is stored in `schedule.json` in `out_dir`, so that the same call
+    continues a training that was interrupted, with the same schedule, and ends in the same weights. A finished training
+    is not repeated.
+
+    Args:
+        bundle: folder of the bundle.
+        data: folder of the data set.
+        out_dir: folder of the run; None takes `runs/<bundle>/fold_<fold>`.
+        fold: fold to validate on, or "all" to train on all of them; None takes the bundle's.
+        hours: time for everything, the probe included; the number of epochs is chosen to fit. None keeps the bundle's.
+        options: text of further options of `python -m monai.bundle run`, by name, e.g. `{"loss#batch_dice": "True"}`.
+        recipes: configs that are laid over `train.json`: `nnunet` for `configs/recipe_nnunet.json`, or a file.
+        gpus: number of GPUs, one process for each.
+        processes: number of processes on the CPU.
+        report: gets each line about the progress.
+        probe_seconds: how long the probe measures each setting, at least.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        BundleError: the folder is no bundle with a training.
+        OptionError: an option, folder or number cannot be used.
+        MemoryLimitError: the training needs more memory than there is.
+        TrainingError: the training failed, or `out_dir` holds another one.
+        KeyboardInterrupt: it was interrupted; the message says how to go on.
+    """
+    started = time.monotonic()
+    request = _Request.read(bundle, data, out_dir, fold, hours, options or {}, recipes, gpus, processes)
+    check_out_folder(request.out_dir)
+    with sole_run(request.out_dir):
+        shutil.rmtree(request.out_dir / _PROBE_FOLDER, ignore_errors=True)  # of a command that was killed
+        schedule = _stored_schedule(request)
+        if schedule is None:
+            schedule = _new_schedule(request, started, probe_seconds, report)
+        command = request.command(schedule)
+        report(f"command: {request.in_shell(command)}")
+        if not _is_finished(request.out_dir, int(schedule["max_epochs"])):
+            _run(request, command)
+        return _finished_run(request.out_dir, request.in_shell(command))
+
+
+def train_folds(
+    bundle: str | Path,
+    data: str | Path,
+    out_dir: str | Path | None = None,
+    *,
+    hours: float | None = None,
+    options: Mapping[str, str] | None = None,
+    report: Callable[[str], None] = print,
+    **arguments: Any,
+) -> list[TrainingRun]:
+    """Train a bundle once for each fold, one after the other. The test fold is never used.
+
+    Args:
+        bundle, data, options, report: see `train`.
+        out_dir: each run gets a folder `fold_<number>` in it; None takes `runs/<bundle>`.
+        hours: time for all folds.
+        arguments: further arguments of `train`.
+
+    Returns:
+        The finished runs, by fold.
+
+    Raises:
+        MedsegError: as `train`; the data set may also have no folds.
+    """
+    parent = Path("runs", Path(bundle).resolve().name) if out_dir is None else Path(out_dir)
+    first = _Request.read(bundle, data, parent, None, None, options or {}, arguments.get("recipes", ()), None, None)
+    manifest = first.manifest()
+    folds = open_folds(manifest)
+    if len(folds) < 2:
+        raise OptionError(
+            f"{manifest.name}: has {len(folds)} folds besides the test fold, and all-folds needs at least two; "
+            "train one network with --fold all"
+        )
+    runs = []
+    for number, fold in enumerate(folds, start=1):
+        report(f"fold {fold} ({number} of {len(folds)})")
+        each = None if hours is None else hours / len(folds)
+        run = train(
+            bundle, data, parent / f"fold_{fold}", fold=fold, hours=each, options=options, report=report, **arguments
+        )
+        runs.append(run)
+    return runs
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of one call of `train`, checked."""
+
+    bundle: Path
+    data: Path
+    out_dir: Path
+    fold: int | str
+    hours: float | None
+    options: dict[str, str]
+    recipes: tuple[str, ...]
+    gpus: int | None
+    processes: int | None
+
+    @staticmethod
+    def read(
+        bundle: str | Path,
+        data: str | Path,
+        out_dir: str | Path | None,
+        fold: int | str | None,
+        hours: float | None,
+        options: Mapping[str, str],
+        recipes: Sequence[str],
+        gpus: int | None,
+        processes: int | None,
+    ) -> _Request:
+        """Check what needs no config: folders, names and numbers."""
+        bundle, data = Path(bundle), Path(data)
+        train_file = bundle / "configs" / "train.json"
+        if not train_file.is_file():
+            raise BundleError(
+                f"{train_file}: no such file; give a bundle that can be trained, such as medseg plan writes"
+            )
+        if not data.is_dir():
+            raise OptionError(f"{data}: no such folder of data; correct --data")
+        if hours is not None and not (math.isfinite(hours) and hours > 0):
+            raise OptionError(f"--hours: must be a number above 0; found {hours}")
+        if hours is not None and "max_epochs" in options:
+            raise OptionError("max_epochs and --hours both set the number of epochs; give one of them")
+        if gpus is not None and processes is not None:
+            raise OptionError("--gpus and --processes both set the number of processes; give one of them")
+        for name, number in (("--gpus", gpus), ("--processes", processes)):
+            if number is not None and number < 1:
+                raise OptionError(f"{name}: must be at least 1; found {number}")
+        if gpus is not None:
+            _check_gpus(gpus)
+        for name in options:
+            if name in _RESERVED:
+                raise OptionError(f"{name}: is set by medseg train; give {_RESERVED[name]}")
+        if fold is None:
+            fold = read_json(train_file, BundleError).get("fold", "all")
+        out_dir = Path("runs", bundle.resolve().name, f"fold_{fold}") if out_dir is None else Path(out_dir)
+        files = tuple(_recipe_file(bundle, recipe) for recipe in recipes)
+        request = _Request(bundle, data, out_dir, fold, hours, dict(options), files, gpus, processes)  # type: ignore[arg-type]
+        check_options(request.monai_options({}))
+        return request
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes that train together."""
+        return self.gpus or self.processes or 1
+
+    def monai_options(self, schedule: Mapping[str, str], recipes: Sequence[str] = ()) -> dict[str, str]:
+        """Return all options of `python -m monai.bundle run` by name.
+
+        Args:
+            schedule: further options, which were planned.
+            recipes: further configs.
+        """
+        configs = self.bundle / "configs"
+        files = [str(configs / "train.json"), *dict.fromkeys((*self.recipes, *recipes))]
+        if self.num_processes > 1:
+            files.append(str(configs / "multi_gpu_train.json"))
+            if not (configs / "multi_gpu_train.json").is_file():
+                raise BundleError(f"{files[-1]}: no such file, but several processes need it; train with one process")
+        standard = {"meta_file": configs / "metadata.json", "logging_file": configs / "logging.conf"}
+        return {
+            "config_file": files[0] if len(files) == 1 else repr(files),
+            **{name: str(file) for name, file in standard.items() if file.is_file()},
+            "bundle_root": _as_word(self.bundle),
+            "dataset_dir": _as_word(self.data),
+            "output_dir": _as_word(self.out_dir),
+            "fold": str(self.fold),
+            **schedule,
+            **self.options,
+        }
+
+    def parser(self, options: Mapping[str, str]) -> ConfigParser:
+        """Return the configs with all options, to read values from."""
+        values = typed_options(options)
+        parser = ConfigParser()
+        files = values.pop("config_file")
+        parser.read_config([files] if isinstance(files, str) else files)
+        if "meta_file" in values:
+            parser.read_meta(values.pop("meta_file"))
+        values.pop("logging_file", None)
+        parser.update(pairs=values)
+        return parser
+
+    def value(self, name: str, options: Mapping[str, str] | None = None) -> Any:
+        """Return the value of a config's key.
+
+        Raises:
+            MedsegError: it cannot be computed; the line says why.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the run itself warns again
+                return self.parser(self.monai_options({}) if options is None else options).get_parsed_content(name)
+        except Exception as error:  # MONAI wraps what a component raises
+            cause = cause_in_words(error)[0]
+            raise TrainingError(cause) from error
+
+    def manifest(self) -> Manifest:
+        """Return the manifest of the training's data set."""
+        return read_manifest(self.value("manifest"))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for a started training to be continued."""
+        kept = {name: text for name, text in self.options.items() if name not in _FREE}
+        files = [Path(file).name for file in self.recipes]
+        return {
+            "bundle": self.bundle.resolve().name,
+            "fold": str(self.fold),
+            "hours": self.hours,
+            "options": kept,
+            "recipes": files,
+            "processes": self.num_processes,
+        }
+
+    @property
+    def launcher(self) -> list[str]:
+        """The beginning of a command that starts a Python module in as many processes as requested."""
+        if self.num_processes == 1:
+            return [sys.executable]
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.num_processes}"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that the processes need besides the present ones."""
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.processes is not None else {}
+        if self.num_processes == 1 or "OMP_NUM_THREADS" in os.environ:
+            return hidden
+        return {**hidden, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.num_processes))}
+
+    def command(self, schedule: Mapping[str, Any]) -> list[str]:
+        """Return the words of the command that trains."""
+        options = self.monai_options(schedule["options"], schedule["recipes"])
+        words = [word for name, text in options.items() for word in (f"--{name}", text)]
+        return [*self.launcher, "-m", "monai.bundle", "run", *words, "--resume", "True"]
+
+    def in_shell(self, command: Sequence[str]) -> str:
+        """Return a command as a line for a shell."""
+        words = list(command)
+        if words[:3] == [sys.executable, "-m", "torch.distributed.run"] and shutil.which("torchrun"):
+            words[:3] = ["torchrun"]
+        elif (found := shutil.which("python")) and Path(found).resolve() == Path(sys.executable).resolve():
+            words[0] = "python"
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(words)])
+
+
+def _check_gpus(number: int) -> None:
+    import torch
+
+    if torch.cuda.device_count() < number:
+        raise OptionError(
+            f"--gpus: found {torch.cuda.device_count()} GPUs here, expected {number}; lower the number, or train on "
+            "the CPU with --processes"
+        )
+
+
+def _recipe_file(bundle: Path, recipe: str) -> str:
+    """Return the file of a recipe that is given by its name or path."""
+    configs = bundle / "configs"
+    for file in (configs / f"recipe_{recipe}.json", Path(recipe), configs / f"{recipe}.json"):
+        if file.is_file():
+            return str(file)
+    known = [file.stem.removeprefix("recipe_") for file in sorted(configs.glob("recipe_*.json"))]
+    hint = did_you_mean(recipe, known) or f"; {bundle.name} has {', '.join(known) or 'none'}"
+    raise OptionError(f"--recipe {recipe}: no such recipe{hint}")
+
+
+def _as_word(path: Path) -> str:
+    """Return a path as MONAI's command line reads it as text."""
+    word = str(path)
+    is_text = isinstance(typed_options({"": word})[""], str) and not word.startswith(("$", "@", "%", "-"))
+    return word if is_text else str(path.absolute())
+
+
+def _stored_schedule(request: _Request) -> dict[str, Any] | None:
+    """Return the schedule of the training that was started in the run's folder, or None if there is none.
+
+    Raises:
+        TrainingError: the folder holds another training.
+    """
+    file = request.out_dir / SCHEDULE_NAME
+    elsewhere = "give another folder with --out, or remove this one"
+    if not file.is_file():
+        if (request.out_dir / RECORD_NAME).is_file() or checkpoint_files(request.out_dir / "checkpoints"):
+            raise TrainingError(
+                f"{request.out_dir}: holds a training without {SCHEDULE_NAME}, which medseg train cannot continue; "
+                f"continue it with its own command, {elsewhere}"
+            )
+        return None
+    schedule = read_json(file, TrainingError)
+    then, now = schedule["request"], request.identity()
+    changed = [name for name in now if then.get(name) != now[name]]
+    if changed:
+        name = changed[0]
+        raise TrainingError(
+            f"{request.out_dir}: holds a training with another value of {name}; found {then.get(name)}, now "
+            f"{now[name]}; repeat the first command to continue it, {elsewhere}"
+        )
+    given = {name: text for name, text in request.options.items() if name in _FREE}
+    planned = {name: text for name, text in schedule["options"].items() if name not in given}
+    max_epochs = int(given.get("max_epochs", schedule["max_epochs"]))
+    return {**schedule, "options": planned, "max_epochs": max_epochs}
+
+
+def _new_schedule(
+    request: _Request, started: float, probe_seconds: float, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Check the data, probe the training, plan it and store the plan."""
+    options = request.monai_options({})
+    numbers = [len(request.value(f"{part}#dataset#data")) for part in ("train", "validate")]
+    report(f"cases: {numbers[0]} for training, {numbers[1]} for validation; fold {request.fold}")
+    planned = _batch_of_each_process(request, report)
+    epochs, interval = (request.value(name) for name in ("max_epochs", "val_interval"))
+    is_interval_given = "val_interval" in request.options
+    recipes: list[str] = []
+    costs = expected = None
+    if request.hours is not None or "num_workers" not in request.options:
+        costs = _probe(request, {**options, **planned}, probe_seconds)
+        recipes, costs = _fit_memory(request, costs, report)
+        if "num_workers" not in request.options:
+            planned["num_workers"] = str(costs.num_workers)
+        report(
+            f"probe: {costs.step_seconds:.2f} s per step, {costs.steps_per_epoch} steps per epoch, "
+            f"{costs.num_workers} worker processes; {_gigabytes(costs.memory_bytes)} of memory, "
+            f"{_gigabytes(costs.disk_bytes)} on disk"
+        )
+        _check_disk(request.out_dir, costs)
+        if request.hours is None:
+            plan = Schedule(int(epochs), int(costs.validation_interval), costs.seconds(int(epochs)))
+        else:
+            left = 3600 * request.hours - (time.monotonic() - started)
+            has_share = not is_interval_given and isinstance(epochs, int) and costs.validates_epochs
+            plan = plan_schedule(costs, left, costs.validation_interval / epochs if has_share else None)
+            epochs, interval = plan.max_epochs, plan.val_interval
+            planned["max_epochs"] = str(epochs)
+            if has_share:
+                planned["val_interval"] = str(interval)
+        expected = plan.seconds
+        report(f"schedule: {epochs} epochs, about {duration(expected)}")
+    if not is_interval_given and request.hours is None and isinstance(interval, int) and interval > epochs:
+        planned["val_interval"] = str(epochs)  # the last weights are validated, at least
+    schedule = {
+        "request": request.identity(),
+        "options": planned,
+        "recipes": recipes,
+        "max_epochs": int(epochs),
+        "expected_seconds": None if expected is None else round(expected, 1),
+        "costs": None if costs is None else costs.to_dict(),
+    }
+    with replacing(request.out_dir / SCHEDULE_NAME) as temporary:
+        temporary.write_text(json.dumps(schedule, indent=2) + "\n", encoding="utf-8")
+    return schedule
+
+
+def _batch_of_each_process(request: _Request, report: Callable[[str], None]) -> dict[str, str]:
+    """Divide the batch among the processes, so that several train as one would."""
+    number = request.num_processes
+    if number == 1 or "batch_size" in request.options:
+        return {}
+    batch = int(request.value("batch_size"))
+    if batch % number == 0:
+        return {"batch_size": str(batch // number)}
+    report(
+        f"batch: {number} processes cannot share a batch of {batch}, so each takes {batch}, together {number * batch}; "
+        "the learning rate stays"
+    )
+    return {}
+
+
+def _probe(request: _Request, options: Mapping[str, str], seconds: float) -> Costs:
+    """Measure the training in a process of its own."""
+    folder = request.out_dir / _PROBE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {
+        "options": dict(options),
+        "out_dir": str(folder),
+        "seconds": seconds,
+        "launched": time.time(),
+        "result": str(folder / "costs.json"),
+    }
+    try:
+        (folder / "request.json").write_text(json.dumps(asked), encoding="utf-8")
+        command = [*request.launcher, "-m", "medseg.training.probe", str(folder / "request.json")]
+        run_process(command, {**request.environment, "TQDM_DISABLE": "1"}, is_quiet=True)
+        return Costs(**read_json(folder / "costs.json", TrainingError))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fit_memory(request: _Request, costs: Costs, report: Callable[[str], None]) -> tuple[list[str], Costs]:
+    """Keep the cases in mapped files if they are too large for the memory.
+
+    Returns:
+        Further recipes, and the costs with them.
+
+    Raises:
+        MemoryLimitError: the training needs more memory than there is.
+    """
+    available = available_bytes()
+    rest = costs.memory_bytes - costs.case_bytes
+    is_too_large = costs.case_bytes > _SHARE_OF_CASES * available or costs.memory_bytes > _SHARE_OF_RUN * available
+    recipes = []
+    if is_too_large and rest > 0 and not _uses_mapped_files(request):
+        file = request.bundle / "configs" / f"recipe_{_MAPPED}.json"
+        if file.is_file():
+            recipes = [str(file)]
+            report(f"memory: the cases take {_gigabytes(costs.case_bytes)}, so they are kept in mapped files")
+            costs = replace(costs, memory_bytes=rest, disk_bytes=costs.disk_bytes + costs.case_bytes)
+    if costs.memory_bytes > _SHARE_OF_RUN * available:
+        raise MemoryLimitError(
+            f"{request.bundle}: its training needs about {_gigabytes(costs.memory_bytes)} of memory; found "
+            f"{_gigabytes(available)} free; lower batch_size, or the patch in plan.json, or close other programs"
+        )
+    return recipes, costs
+
+
+def _uses_mapped_files(request: _Request) -> bool:
+    return "MappedCases" in str(request.parser(request.monai_options({}))["train#dataset#_target_"])
+
+
+def _check_disk(out_dir: Path, costs: Costs) -> None:
+    folder = next(path for path in (out_dir, *out_dir.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if costs.disk_bytes > free:
+        raise OptionError(
+            f"{out_dir}: the training needs {_gigabytes(costs.disk_bytes)} on disk; found {_gigabytes(free)} free; "
+            "free some space, or give another folder with --out"
+        )
+
+
+def _run(request: _Request, command: Sequence[str]) -> None:
+    try:
+        run_process(command, request.environment)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {_what_is_kept(request.out_dir)}") from None
+    except TrainingError as error:
+        raise TrainingError(
+            f"{error}; {_what_is_kept(request.out_dir)}" if isinstance(error, LostProcessError) else str(error)
+        ) from None
+
+
+def _what_is_kept(out_dir: Path) -> str:
+    files = checkpoint_files(out_dir / "checkpoints")
+    if not files:
+        return f"{out_dir} holds no checkpoint yet, so the same command starts again"
+    epoch = files[-1].stem.rpartition("_")[2]
+    return f"{out_dir} holds epoch {epoch}; the same command continues from there"
+
+
+def _is_finished(out_dir: Path, max_epochs: int) -> bool:
+    if not all((out_dir / name).is_file() for name in (RECORD_NAME, WEIGHTS_NAME)):
+        return False
+    with contextlib.suppress(MedsegError, TypeError, AttributeError):
+        return int(read_json(out_dir / RECORD_NAME, TrainingError).get("epochs", 0)) >= max_epochs
+    return False
+
+
+def _finished_run(out_dir: Path, command: str) -> TrainingRun:
+    record = read_json(out_dir / RECORD_NAME, TrainingError)
+    return TrainingRun(
+        out_dir,
+        command,
+        out_dir / WEIGHTS_NAME,
+        record["weights_sha256"],
+        record["epochs"],
+        record["validation"],
+        record["minutes"],
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -81,7 +81,9 @@ def member_file(number: int) -> str:
 def num_members(bundle: str | Path) -> int:
     """Return the number of networks that a bundle holds: 1, or more for an ensemble."""
     file = Path(bundle) / ENSEMBLE
-    return len(read_json(file, BundleError).get("members", ())) if file.is_file() else 1
+    content = read_json(file, BundleError) if file.is_file() else None
+    members = content.get("members") if isinstance(content, dict) else None
+    return max(1, len(members)) if isinstance(members, list) else 1
 
 
 def apply_plan(bundle: str | Path) -> None:

@@ -240,7 +240,7 @@ class _Request:
             fold = read_json(train_file, BundleError).get("fold", "all")
         out_dir = Path("runs", bundle.resolve().name, f"fold_{fold}") if out_dir is None else Path(out_dir)
         files = tuple(_recipe_file(bundle, recipe) for recipe in recipes)
-        request = _Request(bundle, data, out_dir, fold, hours, dict(options), files, gpus, processes)  # type: ignore[arg-type]
+        request = _Request(bundle, data, out_dir, fold, hours, dict(options), files, gpus, processes)
         check_options(request.monai_options({}))
         return request
 

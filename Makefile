@@ -14,6 +14,9 @@ INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constrain
 PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wrapt humanize jaxtyping wadler_lindig pandas six \
 	nnunetv2 acvl_utils dynamic-network-architectures threadpoolctl blosc2 numexpr msgpack ndindex httpx idna scikit-image \
 	lazy_loader tifffile
+# The reader of OME-Zarr for the slow tests, without the packages for S3 and HTTP that it requires.
+OME_READER = ome-zarr ome-zarr-models pydantic-zarr dask toolz cloudpickle partd locket importlib_metadata zipp lazy-importer \
+	deprecated wrapt scikit-image lazy_loader
 
 .PHONY: demo test test-native test-forking test-others test-slow lint docs bench clean
 
@@ -38,6 +41,7 @@ test-others: $(VENV)/.test
 
 # Minutes to hours: thousands of mutated files, every exporter, the papers' sizes, kill -9 by the dozen.
 test-slow: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(OME_READER)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.test

@@ -21,7 +21,7 @@ from medseg.errors import MedsegError, OptionError
 if TYPE_CHECKING:
     from medseg.inference import CaseResult, Predictor
 
-Format = Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg"]
+Format = Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg", "zarr"]
 
 
 def predict(

@@ -11,7 +11,7 @@ import numpy as np
 from medseg.datasets import Manifest, read_manifest, replace_values
 from medseg.errors import EvaluationError, reason_of_failure
 from medseg.evaluation.overlap import label_regions, present_values
-from medseg.volumes import Grid, read_colored_label_map, read_label_map, reorder, stem_of, suffix_of
+from medseg.volumes import Grid, is_zarr, read_colored_label_map, read_label_map, reorder, stem_of, suffix_of
 
 Labels = Mapping[str, int | Sequence[int]]
 Source = str | Path | Mapping[str, str | Path] | Sequence[str | Path]
@@ -142,7 +142,7 @@ def find_label_maps(source: Source, role: str) -> dict[str, Path]:
         path = Path(source)
         if not path.exists():
             raise EvaluationError(f"{path}: no such {role}; name a folder of label maps or one file")
-        files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
+        files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() and not is_zarr(path) else [path]
         files = _without_maps([file for file in files if suffix_of(file) and not file.name.startswith(".")])
     else:
         files = [Path(item) for item in source]

@@ -11,7 +11,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from medseg.errors import GeometryError, VolumeError
-from medseg.volumes import holds_dicom, is_dicom, read_channel_grid, stem_of, suffix_of
+from medseg.volumes import holds_dicom, is_dicom, is_zarr, read_channel_grid, stem_of, suffix_of
 
 CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 WEIGHTS = (".pt", ".safetensors")
@@ -107,16 +107,16 @@ def _expand(given: str | Path, exclude: Path | None) -> list[Path]:
         if not found:
             raise VolumeError(f"{given}: the pattern matches no file; check the folder and the quotes around it")
         return [file for each in found for file in _expand(each, exclude)] if found != [path] else found
-    if path.is_dir():
+    if path.is_dir() and not is_zarr(path):
         return _images_below(path, exclude) or [path]
     return [path]
 
 
 def _images_below(folder: Path, exclude: Path | None) -> list[Path]:
     below = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    images = [child for child in below if suffix_of(child) and not child.is_dir()]
+    images = [child for child in below if suffix_of(child) and (is_zarr(child) or not child.is_dir())]
     for child in below:
-        if child.is_dir() and resolved(child) != exclude:
+        if child.is_dir() and not is_zarr(child) and resolved(child) != exclude:
             inside = sorted(p for p in child.iterdir() if suffix_of(p) and not p.name.startswith("."))
             images += [*inside, *([child] if is_dicom(child) and holds_dicom(child) else [])]
     if images and holds_dicom(folder):

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +31,7 @@ from medseg.volumes import (
     check_grid_fits,
     check_out_folder,
     is_dicom,
+    is_zarr,
     remove_leftovers,
     suffix_of,
 )
@@ -44,6 +46,7 @@ SUFFIX_OF_FORMAT = {
     "png": ".png",
     "tiff": ".tif",
     "dicom-seg": DICOM_SEG_SUFFIX,
+    "zarr": ".ome.zarr",
 }
 
 
@@ -61,6 +64,8 @@ class CaseResult:
         volumes_ml: volume of each label.
         warnings: one line each.
         suspicions: why the segmentation is unlike those of the training data, one line each.
+        error: type of the exception of a failed case, such as "VolumeError".
+        write_seconds: time to write the files.
     """
 
     case: str
@@ -71,6 +76,8 @@ class CaseResult:
     volumes_ml: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     suspicions: list[str] = field(default_factory=list)
+    error: str = ""
+    write_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data, for `--json`."""
@@ -90,7 +97,7 @@ def predict_files(
     inputs: Iterable[str | Path],
     out_dir: str | Path,
     *,
-    format: Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg"] = "same",
+    format: Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg", "zarr"] = "same",
     overwrite: bool = False,
     on_start: Callable[[Case, int, int], None] | None = None,
     on_case: Callable[[CaseResult, int, int], None] | None = None,
@@ -123,7 +130,7 @@ def predict_files(
         raise OptionError(f"format must be one of same, {', '.join(SUFFIX_OF_FORMAT)}; found {format!r}")
     out_dir = Path(out_dir)
     cases = find_cases(inputs, predictor.plan.in_channels, exclude=out_dir)
-    jobs = [_Job(case, out_dir / (case.name + _suffix(case, format))) for case in cases]
+    jobs = [_Job(case, out_dir / (case.name + output_suffix(case, format))) for case in cases]
     if format == "dicom-seg":
         _check_dicom(jobs)
     _check_outputs(jobs, predictor.map_names, overwrite)
@@ -148,7 +155,47 @@ def predict_files(
     return results
 
 
-def _suffix(case: Case, format: str) -> str:
+def predict_case(
+    predictor: Predictor,
+    case: Case,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    exclusive: AbstractContextManager[Any] | None = None,
+) -> CaseResult:
+    """Segment one case; whatever is wrong with it is in the result.
+
+    Args:
+        predictor: the loaded model.
+        case: the case.
+        target: file of the segmentation; its suffix chooses the format.
+        overwrite: as of `predict_files`.
+        exclusive: entered while the network runs, so that threads can read and write beside it.
+    """
+    job, started = _Job(case, target), perf_counter()
+    try:
+        if is_dicom_seg(target):
+            _check_dicom([job])
+        _check_outputs([job], predictor.map_names, overwrite)
+        if not overwrite and not case.problem:
+            record = finished_record(target, case.paths, predictor.identity, predictor.map_names)
+            if record is not None:
+                return _skipped(job, record)
+        if _is_chunked(predictor, job):
+            with exclusive or nullcontext():
+                return _segment_chunks(predictor, job)
+        scan, read_seconds = _read(job, predictor.scan_plan)
+        if not is_dicom_seg(target):
+            check_grid_fits(target, scan.reference)
+        with exclusive or nullcontext():
+            segmentation = predictor.predict_scan(scan, read_seconds)
+    except Exception as error:
+        return _failure(job, error, started)
+    return _write(job, segmentation, started)
+
+
+def output_suffix(case: Case, format: str) -> str:
+    """Return the suffix of a case's segmentation, for a format of `predict_files`."""
     if format != "same":
         return SUFFIX_OF_FORMAT[format]
     suffix = suffix_of(case.paths[0])
@@ -180,7 +227,7 @@ def _check_outputs(jobs: Sequence[_Job], map_names: Sequence[str], overwrite: bo
                 raise VolumeError(f"{output}: would be written for two cases; predict them into separate folders")
             planned.add(output)
         if not has_our_record(job.target) and not overwrite:
-            foreign += [output for output in outputs if output.is_file()]
+            foreign += [output for output in outputs if output.exists()]
     if foreign:
         more = f" (and {len(foreign) - 1} more files)" if len(foreign) > 1 else ""
         raise VolumeError(
@@ -207,7 +254,7 @@ def finished_record(
         # Segmentations of one name in several formats share one record.
         if record.get("output") != target.name or not set(map_names) <= set(record.get("maps", ())):
             return None
-        if not all(path.is_file() for path in (target, *(map_path(target, name) for name in map_names))):
+        if not all(path.exists() for path in (target, *(map_path(target, name) for name in map_names))):
             return None
         # Compare the digests last, because that reads the inputs.
         return record if record.get("input_sha256") == [input_digest(path) for path in inputs] else None
@@ -234,10 +281,18 @@ def _predict(
         if ahead == 0 and isinstance(previous, Future):
             previous.result()
         for soon in range(number, min(number + 1 + ahead, len(jobs))):
-            if finished[soon] is None and soon not in reading:
+            if finished[soon] is None and soon not in reading and not _is_chunked(predictor, jobs[soon]):
                 reading[soon] = reader.submit(_read, jobs[soon], predictor.scan_plan)
         record = finished[number]
-        current = _segment(predictor, job, reading.pop(number), writer) if record is None else _skipped(job, record)
+        current: Future[CaseResult] | CaseResult
+        if record is not None:
+            current = _skipped(job, record)
+        elif _is_chunked(predictor, job):
+            if isinstance(previous, Future):
+                previous.result()
+            current = _segment_chunks(predictor, job)
+        else:
+            current = _segment(predictor, job, reading.pop(number), writer)
         if previous is not None:
             yield previous.result() if isinstance(previous, Future) else previous
         previous = current
@@ -275,7 +330,28 @@ def _segment(
     return writer.submit(_write, job, segmentation, started)
 
 
+def _is_chunked(predictor: Predictor, job: _Job) -> bool:
+    """Return True if a case is predicted from chunks to chunks, because it may be larger than memory."""
+    stores = [*job.case.paths, job.target]
+    return predictor.can_predict_chunks and not job.case.problem and all(is_zarr(path) for path in stores)
+
+
+def _segment_chunks(predictor: Predictor, job: _Job) -> CaseResult:
+    from medseg.inference.chunked.prediction import ChunkedPrediction
+
+    started = perf_counter()
+    try:
+        record = ChunkedPrediction(predictor, job.case.paths, job.target).run()
+    except Exception as error:
+        return _failure(job, error, started)
+    return CaseResult(
+        job.case.name, "done", str(job.target), seconds=perf_counter() - started, volumes_ml=record["volumes_ml"],
+        warnings=record["warnings"],
+    )  # fmt: skip
+
+
 def _write(job: _Job, segmentation: Segmentation, started: float) -> CaseResult:
+    begun = perf_counter()
     try:
         record = save_segmentation(segmentation, job.target)
     except Exception as error:
@@ -283,6 +359,7 @@ def _write(job: _Job, segmentation: Segmentation, started: float) -> CaseResult:
     return CaseResult(
         job.case.name, segmentation.status, str(job.target), "; ".join(segmentation.suspicions),
         perf_counter() - started, record["volumes_ml"], record["warnings"], segmentation.suspicions,
+        write_seconds=perf_counter() - begun,
     )  # fmt: skip
 
 
@@ -293,4 +370,6 @@ def _failure(job: _Job, error: Exception, started: float) -> CaseResult:
     paths = [" ".join(str(path).split()) for path in (*job.case.paths, job.target.parent)]
     if not any(path in message for path in paths):
         message = f"{paths[0]}: {message}"
-    return CaseResult(job.case.name, "failed", message=message, seconds=perf_counter() - started)
+    return CaseResult(
+        job.case.name, "failed", message=message, seconds=perf_counter() - started, error=type(error).__name__
+    )

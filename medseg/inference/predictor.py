@@ -287,6 +287,15 @@ class Predictor:
         return Workload(self.image_plan, self.backend, self.predict_tiles, self.decision, observers, kept_slices)
 
     @property
+    def can_predict_chunks(self) -> bool:
+        """True if a Zarr image can be predicted without reading it as a whole.
+
+        Only labels can be written chunk by chunk. Regions, slices and tiles of air need the whole image.
+        """
+        has_maps = self.uncertainty or self.save_probabilities
+        return type(self) is Predictor and not has_maps and self.plan.air_below is None and self.plan.spatial_dims == 3
+
+    @property
     def channel_names(self) -> list[str]:
         """Label or region of each channel of logits."""
         return self.plan.output_names[-self.decision.num_channels :]

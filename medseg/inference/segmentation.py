@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,8 @@ from medseg.errors import GeometryError, OptionError, VolumeError
 from medseg.inference.scan import Scan
 from medseg.plan import Plan
 from medseg.versions import software_versions
-from medseg.volumes import DICOM_SEG_SUFFIX, Volume, replacing, staged, stem_of, suffix_of, write_volume
+from medseg.volumes import DICOM_SEG_SUFFIX, Volume, is_zarr, replacing, staged, stem_of, suffix_of, write_volume
+from medseg.volumes.ngff import Multiscale, label_attributes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -266,14 +269,22 @@ def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
         for label, probability in (segmentation.probabilities or {}).items():
             file = map_path(target, f"probability_{label}")
             write_volume(file, probability.astype(np.float32), like=segmentation.scan)
-        with replacing(provenance_path(target)) as temporary:
-            # A file name that is not Unicode cannot be encoded in UTF-8; JSON has an equivalent escape for it.
-            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_record(record, provenance_path(target))
     for stale in {map_path(path, name) for name in earlier_maps} - {map_path(path, name) for name in maps}:
         with suppress(OSError):
-            stale.unlink(missing_ok=True)
+            if stale.is_dir():
+                shutil.rmtree(stale)
+            else:
+                stale.unlink(missing_ok=True)
     return record
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """Write the record beside a segmentation, atomically."""
+    with replacing(path) as temporary:
+        # A file name that is not Unicode cannot be encoded in UTF-8; JSON has an equivalent escape for it.
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _maps_beside(path: Path) -> list[str]:
@@ -285,6 +296,9 @@ def _maps_beside(path: Path) -> list[str]:
 
 def _write_labels(segmentation: Segmentation, path: Path) -> list[str]:
     """Write the labels and return warnings about the file."""
+    if is_zarr(path):
+        write_label_image(path, segmentation.array, segmentation.scan, segmentation.labels)
+        return []
     if not is_dicom_seg(path):
         write_volume(path, segmentation.array, like=segmentation.scan)
         return []
@@ -297,6 +311,42 @@ def _write_labels(segmentation: Segmentation, path: Path) -> list[str]:
         serial_number="+".join(record.get("weights_sha256", ())) or "unknown",
     )
     return write_dicom_seg(path, segmentation.array, segmentation.scan, segmentation.labels, algorithm)
+
+
+def write_label_image(path: Path, array: np.ndarray, like: Volume, labels: Mapping[str, int]) -> None:
+    """Write labels as an OME-Zarr label image with the levels of the image that they belong to.
+
+    Args:
+        path: folder to create.
+        array: labels in the axis order of `like`.
+        like: the scan.
+        labels: value of each label by name.
+    """
+    from medseg.volumes import zarr_images
+
+    layout = zarr_images.layout_like(path, like)
+    # `path` lies in a hidden folder beside the final one.
+    zarr_images.write(path, array, like, label_image_attributes(layout.multiscale, labels, like, path.parent))
+
+
+def label_image_attributes(
+    multiscale: Multiscale, labels: Mapping[str, int], scan: Volume, target: Path
+) -> dict[str, Any]:
+    """Return the attributes of a label image: names and colours of its labels, and the image that it belongs to.
+
+    Args:
+        multiscale: axes and levels.
+        labels: value of each label by name.
+        scan: the labelled image.
+        target: folder of the label image.
+    """
+    from medseg.figures.canvas import label_palette, rgb
+
+    ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
+    colors = [rgb(color) for color in label_palette(len([value for value in ordered.values() if value]))]
+    is_image = scan.format == "zarr" and scan.path is not None and scan.header["multiscale"].version
+    source = Path(os.path.relpath(scan.path, target)).as_posix() if is_image and scan.path is not None else ""
+    return label_attributes(multiscale, "labels", ordered, colors, source)
 
 
 def provenance_record(

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -253,6 +253,14 @@ def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
 
 def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | None, where: str) -> ChannelScaling:
     """Compute the map of a checked scheme for one float32 channel of an image."""
+    fixed = fixed_scaling(entry)
+    if fixed is not None:
+        return fixed
+    return scaling_from(ArrayIntensities(_considered(x, entry["foreground"], mask, where)), entry, where)
+
+
+def fixed_scaling(entry: Mapping[str, Any]) -> ChannelScaling | None:
+    """Return the map of a checked scheme that is the same for every image; None if it depends on the image."""
     scheme = entry["scheme"]
     if scheme == "none":
         return ChannelScaling()
@@ -262,24 +270,91 @@ def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | N
         return _rescaling(entry["lower"], entry["upper"], entry)
     if scheme == "z_score" and entry["mean"] is not None:
         return ChannelScaling(entry["mean"], entry["std"], fill=entry["mean"])
-    considered = _considered(x, entry["foreground"], mask, where)
-    if considered.numel() == 0:
+    return None
+
+
+class Intensities(Protocol):
+    """Statistics of the considered voxels of a channel, whether they are in memory or not."""
+
+    @property
+    def count(self) -> int:
+        """Number of voxels."""
+        ...
+
+    def extremes(self) -> tuple[float, float]:
+        """Return the smallest and the largest value."""
+        ...
+
+    def inner_extremes(self) -> tuple[float, float]:
+        """Return the second smallest and the second largest value."""
+        ...
+
+    def mean_and_std(self) -> tuple[float, float]:
+        """Return the mean and the population standard deviation."""
+        ...
+
+    def percentiles(self, percents: Sequence[float]) -> list[float]:
+        """Return percentiles by linear interpolation, as `numpy.percentile`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayIntensities:
+    """Statistics of float32 voxels in memory.
+
+    Args:
+        values: finite voxels, any shape.
+    """
+
+    values: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """See `Intensities`."""
+        return self.values.numel()
+
+    def extremes(self) -> tuple[float, float]:
+        """See `Intensities`."""
+        return float(self.values.min()), float(self.values.max())
+
+    def inner_extremes(self) -> tuple[float, float]:
+        """See `Intensities`."""
+        flat = self.values.reshape(-1)
+        return float(flat.topk(2, largest=False).values[1]), float(flat.topk(2).values[1])
+
+    def mean_and_std(self) -> tuple[float, float]:
+        """See `Intensities`."""
+        return _mean_and_std(self.values)
+
+    def percentiles(self, percents: Sequence[float]) -> list[float]:
+        """See `Intensities`."""
+        return [float(level) for level in np.percentile(self.values.cpu().numpy(), list(percents))]
+
+
+def scaling_from(considered: Intensities, entry: Mapping[str, Any], where: str) -> ChannelScaling:
+    """Compute the map of a checked scheme from statistics of a channel.
+
+    Args:
+        considered: statistics of the voxels that the scheme considers.
+        entry: a scheme whose map depends on the image.
+        where: image and channel, for messages.
+    """
+    if considered.count == 0:
         _warn(f"{where}: no finite voxel in the foreground ({entry['foreground']}), the channel is left unscaled")
         return ChannelScaling()
-    lowest, highest = float(considered.min()), float(considered.max())
+    lowest, highest = considered.extremes()
     if lowest == highest:
         _warn(f"{where}: constant intensity {lowest:g}, so that the result is constant, too")
         out = entry.get("out_min", 0.0)
         return ChannelScaling(lowest - out, 1.0, lowest, lowest, fill=lowest)
-    if scheme == "z_score":
-        mean, std = _mean_and_std(considered)
+    if entry["scheme"] == "z_score":
+        mean, std = considered.mean_and_std()
         _check_scale(std, lowest, highest, where)
-        count = considered.numel()
+        count = considered.count
         if count >= FEW_VOXELS and max(highest - mean, mean - lowest) ** 2 > count * std**2 / 2:
             _warn_of_one_voxel(where, lowest, highest)
         return ChannelScaling(mean, std, fill=mean)
-    levels = np.percentile(considered.cpu().numpy(), [entry["lower"], entry["upper"]])
-    lower, upper = (float(level) for level in levels)
+    lower, upper = considered.percentiles([entry["lower"], entry["upper"]])
     if lower == upper:
         _warn(
             f"{where}: percentiles {entry['lower']} and {entry['upper']} are both {lower:g}; the channel is "
@@ -287,7 +362,7 @@ def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | N
         )
         lower, upper = lowest, highest
     _check_scale(upper - lower, lowest, highest, where)
-    if considered.numel() >= FEW_VOXELS and _has_one_outlier(considered, lower, upper):
+    if considered.count >= FEW_VOXELS and _has_one_outlier(considered, lower, upper):
         _warn_of_one_voxel(where, lowest, highest)
     return _rescaling(lower, upper, entry)
 
@@ -305,14 +380,30 @@ def contrast_offset(array: np.ndarray, entry: Mapping[str, Any], where: str) -> 
     Raises:
         VolumeError: the voxels differ by less than float32 can tell.
     """
+    if not array.size or not may_need_offset(array.dtype, entry):
+        return 0.0
+    return offset_of_range(float(array.min()), float(array.max()), array.dtype, where)
+
+
+def may_need_offset(dtype: np.dtype, entry: Mapping[str, Any]) -> bool:
+    """Return True if the extremes of a channel decide whether `contrast_offset` is 0."""
     is_relative = entry["scheme"] == "percentile" or (entry["scheme"] == "z_score" and entry.get("mean") is None)
-    if not is_relative or entry.get("foreground") == "nonzero" or array.dtype.kind not in "uif" or not array.size:
-        return 0.0
-    if array.dtype.itemsize <= (4 if array.dtype.kind == "f" else 2):
-        return 0.0
-    lowest, highest = float(array.min()), float(array.max())
+    if not is_relative or entry.get("foreground") == "nonzero" or dtype.kind not in "uif":
+        return False
+    return dtype.itemsize > (4 if dtype.kind == "f" else 2)
+
+
+def offset_of_range(lowest: float, highest: float, dtype: np.dtype, where: str) -> float:
+    """Return the offset of `contrast_offset` from the extremes of a channel.
+
+    Args:
+        lowest: smallest voxel.
+        highest: largest voxel.
+        dtype: as stored.
+        where: image and channel, for messages.
+    """
     largest, contrast = max(abs(lowest), abs(highest)), highest - lowest
-    if contrast == 0 or not math.isfinite(contrast) or (array.dtype.kind != "f" and largest <= EXACT_IN_FLOAT32):
+    if contrast == 0 or not math.isfinite(contrast) or (dtype.kind != "f" and largest <= EXACT_IN_FLOAT32):
         return 0.0
     if contrast < np.finfo(np.float32).tiny:
         raise VolumeError(
@@ -341,10 +432,10 @@ def _check_scale(scale: float, lowest: float, highest: float, where: str) -> Non
         )
 
 
-def _has_one_outlier(x: torch.Tensor, lower: float, upper: float) -> bool:
+def _has_one_outlier(considered: Intensities, lower: float, upper: float) -> bool:
     """Return True if one voxel makes more than half of the distance between two percentiles."""
-    ordered = torch.cat([x.reshape(-1).topk(2, largest=False).values, x.reshape(-1).topk(2).values.flip(0)]).tolist()
-    return max(ordered[1] - lower, upper - ordered[2]) > (upper - lower) / 2
+    second_lowest, second_highest = considered.inner_extremes()
+    return max(second_lowest - lower, upper - second_highest) > (upper - lower) / 2
 
 
 def _warn_of_one_voxel(where: str, lowest: float, highest: float) -> None:
@@ -388,7 +479,7 @@ def _finite(x: torch.Tensor, replacement: float, where: str) -> torch.Tensor:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+    warnings.warn(message, stacklevel=6)
 
 
 NormalizeIntensityByModalityD = NormalizeIntensityByModalityDict = NormalizeIntensityByModalityd

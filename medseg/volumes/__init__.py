@@ -1,7 +1,16 @@
 """Images on disk and in memory: grids, volumes, reading and writing. Needs neither torch nor MONAI."""
 
 from medseg.volumes.files import check_out_folder, remove_leftovers, replacing, staged
-from medseg.volumes.formats import DICOM_SEG_SUFFIX, SUFFIXES, WRITTEN_SUFFIX, files_of, format_of, stem_of, suffix_of
+from medseg.volumes.formats import (
+    DICOM_SEG_SUFFIX,
+    SUFFIXES,
+    WRITTEN_SUFFIX,
+    files_of,
+    format_of,
+    is_zarr,
+    stem_of,
+    suffix_of,
+)
 from medseg.volumes.grid import Grid, reorder
 from medseg.volumes.in_memory import as_channels, as_volume
 from medseg.volumes.io import (
@@ -37,6 +46,7 @@ __all__ = [
     "format_of",
     "holds_dicom",
     "is_dicom",
+    "is_zarr",
     "read_channel_grid",
     "read_channels",
     "read_colored_label_map",

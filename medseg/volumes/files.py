@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def replacing(path: Path | str, suffix: str = "") -> Iterator[Path]:
     except VolumeError:
         raise
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         _remove(temporary)
 
@@ -83,19 +83,65 @@ def staged(path: Path | str) -> Iterator[Path]:
         yield folder / path.name
         files = sorted(folder.iterdir(), key=lambda file: (file.name != path.name, file.name))
         for file in files:
-            _check_no_folder_at(path.with_name(file.name))
-            _flush(file)
+            if not file.is_dir():
+                _check_no_folder_at(path.with_name(file.name))
+            for part in [file, *file.rglob("*")]:
+                _flush(part)
         for file in files:
-            file.replace(path.with_name(file.name))
+            if file.is_dir():
+                swap_in(file, path.with_name(file.name))
+            else:
+                file.replace(path.with_name(file.name))
     except MedsegError as error:
         if str(folder) not in str(error):
             raise
         # The user knows the output folder, not the hidden one.
         raise type(error)(str(error).replace(str(folder), str(path.parent))) from error
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def swap_in(folder: Path, target: Path, between: Callable[[], object] | None = None) -> None:
+    """Rename a complete folder to its final name, in the place of an older one.
+
+    Args:
+        folder: on the file system of the target.
+        target: the final name. A folder of this name is removed.
+        between: called while neither folder has the name, to replace a file that describes it.
+    """
+    aside = _temporary_path(target)
+    if target.is_dir():
+        target.rename(aside)
+    if between is not None:
+        between()
+    folder.rename(target)
+    _remove(aside)
+
+
+@contextmanager
+def locked(file: Path, message: str) -> Iterator[None]:
+    """Hold a lock that other processes respect, and that ends with this process, even if it is killed.
+
+    Args:
+        file: the lock; it is created and remains.
+        message: of the error.
+
+    Raises:
+        OptionError: another process holds the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with file.open("a", encoding="ascii") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionError(message) from None
+        yield
 
 
 def remove_leftovers(folder: Path | str) -> None:
@@ -258,6 +304,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _write_error(path: Path, error: OSError) -> VolumeError:
+def write_error(path: Path, error: OSError) -> VolumeError:
+    """Return the error of a file that could not be written, in one line."""
     reason = error.strerror or str(error)
     return VolumeError(f"{path}: could not be written: {reason}; check the folder and its free space")

@@ -24,6 +24,8 @@ SUFFIXES: dict[str, str] = {
     ".tiff": "tiff",
     ".jpg": "jpeg",
     ".jpeg": "jpeg",
+    ".zarr": "zarr",
+    ".ome.zarr": "zarr",
 }
 # Suffix of an output for each input suffix that is not written: one file is easier to keep together than header and
 # voxels, and JPEG is lossy.
@@ -70,6 +72,11 @@ def format_of(path: Path | str) -> str:
     raise VolumeError(f"{path}: not an image name medseg knows; use one of {', '.join(sorted(SUFFIXES))}")
 
 
+def is_zarr(path: Path | str) -> bool:
+    """Return whether a name stands for a Zarr store."""
+    return SUFFIXES.get(suffix_of(path)) == "zarr"
+
+
 def voxel_file(path: Path) -> Path | None:
     """Return the file with the voxels that belongs to a header file, or None if the voxels are in the same file.
 
@@ -85,10 +92,14 @@ def voxel_file(path: Path) -> Path | None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return every file that an image consists of: the files of a DICOM folder by name, or a header and its voxels.
+    """Return every file that an image consists of: the files of a folder by name, or a header and its voxels.
 
     A DICOM file stands for its series; see `medseg.volumes.dicom.series_files.series_files`.
     """
+    if is_zarr(path):
+        from medseg.volumes.zarr_images import files_of_store
+
+        return files_of_store(path)
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
     if not suffix_of(path):

@@ -13,7 +13,7 @@ import numpy as np
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.volumes import mgh, nifti
-from medseg.volumes.formats import DICOM_SUFFIXES, SUFFIXES, check_readable, format_of, suffix_of
+from medseg.volumes.formats import DICOM_SUFFIXES, SUFFIXES, check_readable, format_of, is_zarr, suffix_of
 from medseg.volumes.grid import Grid
 from medseg.volumes.streams import damage_as_volume_error
 from medseg.volumes.volume import Volume
@@ -28,8 +28,8 @@ def read_volume(
     """Read one image in the axis order of its file.
 
     Args:
-        path: a NIfTI, Analyze, MGH, NRRD, MetaImage, PNG, TIFF or JPEG file, a folder with one DICOM series, or a DICOM
-            file, which stands for its series.
+        path: a NIfTI, Analyze, MGH, NRRD, MetaImage, PNG, TIFF or JPEG file, a folder with one DICOM series, a DICOM
+            file, which stands for its series, or the folder of an OME-Zarr image or Zarr array.
         spatial_dims: 2 or 3 to refuse images with another number of axes; None accepts both. A volume of one slice
             (x, y, 1) is a 2D image, too, and `write_volume` gives the slice its third axis back.
         allow_non_finite: keep NaN and infinite voxels instead of refusing them.
@@ -126,7 +126,7 @@ def read_channels(
     path = Path(path)
     if is_dicom(path):
         return [read_volume(path, spatial_dims, allow_non_finite, is_quiet)]
-    check_readable(path)
+    _check_readable(path)
     with damage_as_volume_error(path):
         volumes = _format_module(format_of(path)).read_channels(path)
     volumes = [_with_dims(volume, spatial_dims) for volume in volumes]
@@ -142,7 +142,7 @@ def read_channel_grid(path: Path | str) -> tuple[Grid, int]:
     path = Path(path)
     if is_dicom(path):
         return read_grid(path), 1
-    check_readable(path)
+    _check_readable(path)
     with damage_as_volume_error(path):
         return _format_module(format_of(path)).read_channel_grid(path)
 
@@ -165,7 +165,7 @@ def read_grid(path: Path | str) -> Grid:
             from medseg.volumes.dicom.series import read_dicom_grid
 
             return read_dicom_grid(path)
-        check_readable(path)
+        _check_readable(path)
         return _format_module(format_of(path)).read_grid(path)
 
 
@@ -231,6 +231,8 @@ def check_input(path: Path) -> None:
         from medseg.volumes.dicom.series_files import dicom_files
 
         dicom_files(path)
+    elif is_zarr(path):
+        read_grid(path)
     else:
         check_readable(path)
 
@@ -315,8 +317,13 @@ def _read(path: Path) -> Volume:
         from medseg.volumes.dicom.series import read_dicom
 
         return read_dicom(path)
-    check_readable(path)
+    _check_readable(path)
     return _format_module(format_of(path)).read(path)
+
+
+def _check_readable(path: Path) -> None:
+    if not is_zarr(path):  # a store is a folder, whose files its own reader checks
+        check_readable(path)
 
 
 def _format_module(format: str) -> ModuleType:
@@ -329,6 +336,10 @@ def _format_module(format: str) -> ModuleType:
         from medseg.volumes import itk
 
         return itk
+    if format == "zarr":
+        from medseg.volumes import zarr_images
+
+        return zarr_images
     from medseg.volumes import png_tiff
 
     return png_tiff

@@ -23,7 +23,7 @@ class Volume:
         array: voxels in the axis order of the file (i, j[, k]), with the shape of `grid`.
         grid: shape and affine (RAS+ mm).
         path: the file or series folder it was read from; None for an image made in memory.
-        format: "nifti", "analyze", "mgz", "nrrd", "mha", "png", "tiff", "jpeg", "dicom" or "memory".
+        format: "nifti", "analyze", "mgz", "nrrd", "mha", "png", "tiff", "jpeg", "zarr", "dicom" or "memory".
         header: a nibabel header for NIfTI, Analyze and MGH, otherwise a dictionary of the file's own metadata.
         file_grid: grid in the file, if a file of one slice was read as a 2D image; None if it is `grid`.
 
@@ -61,7 +61,7 @@ class Volume:
             unit = OTHER_UNITS.get(int(self.header["xyzt_units"]) & 7)
             if unit is not None:
                 return [f"{self.name}: declares {unit} as its unit; the numbers of its affine are read as mm"]
-        if self.format in ("dicom", "nrrd", "mha"):
+        if self.format in ("dicom", "nrrd", "mha", "zarr"):
             return list((self.header or {}).get("notes", ()))
         return []
 

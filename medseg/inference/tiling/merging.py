@@ -11,13 +11,13 @@ import torch
 
 from medseg.errors import NonFiniteError, ShapeError
 from medseg.inference.tiling.blending import Blender, FinishedBlock
-from medseg.inference.tiling.tiles import TileGrid
+from medseg.inference.tiling.tiles import ImageSource, TileGrid
 
 Index = tuple[int, ...]
 
 
 def merge_tiles(
-    image: torch.Tensor,
+    image: ImageSource,
     grid: TileGrid,
     weight: torch.Tensor,
     predict: Callable[[torch.Tensor], torch.Tensor],

@@ -14,7 +14,7 @@ from medseg.inference.tiling.blending import Blender, FinishedBlock, importance_
 from medseg.inference.tiling.merging import merge_tiles
 from medseg.inference.tiling.tiles import TileGrid, label_as_background, lay_tiles
 from medseg.transforms.restore.grid_map import map_grids
-from medseg.transforms.restore.label_decision import SLAB_VALUES, LabelDecision, LabelRestorer, Observer
+from medseg.transforms.restore.label_decision import SLAB_VALUES, LabelDecision, LabelRestorer, LabelTarget, Observer
 from medseg.transforms.restore.native import restore_sheared, sheared_bytes
 from medseg.transforms.restore.resample import SeparableResampler, memory_order
 from medseg.volumes import Grid
@@ -185,7 +185,7 @@ class NativeAssembly:
         device: of the blocks; `out` may lie elsewhere.
     """
 
-    def __init__(self, restorer: LabelRestorer, out: torch.Tensor, num_values: int, device: torch.device) -> None:
+    def __init__(self, restorer: LabelRestorer, out: LabelTarget, num_values: int, device: torch.device) -> None:
         self.restorer = restorer
         self.out = out
         self.num_values = num_values

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +14,19 @@ from torch.nn import functional as F
 
 from medseg.errors import ShapeError
 from medseg.transforms.restore.resample import SeparableResampler, longest_first
+
+
+class ImageSource(Protocol):
+    """An image from which tiles are cut: a tensor, or an object that computes boxes of it on demand."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Channels and voxels, (C, *image_shape)."""
+        ...
+
+    def __getitem__(self, index: Any, /) -> torch.Tensor:
+        """Return a box; the index is one slice for the channels and one per axis."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class TileGrid:
         pad_before: voxels of padding before each axis. Only axes shorter than the tile are padded.
         pad_value: value of the padding where `pad_mode` is "constant".
         pad_mode: a mode of `torch.nn.functional.pad`.
+        order: axis order of the image that this one is a part of; None for a whole image.
     """
 
     image_shape: tuple[int, ...]
@@ -34,6 +49,7 @@ class TileGrid:
     pad_before: tuple[int, ...]
     pad_value: float = 0.0
     pad_mode: str = "constant"
+    order: tuple[int, ...] | None = None
 
     @property
     def padded_shape(self) -> tuple[int, ...]:
@@ -48,7 +64,7 @@ class TileGrid:
     @property
     def axis_order(self) -> tuple[int, ...]:
         """Axes from the longest to the shortest. Visiting tiles in this order keeps unfinished slabs small."""
-        return longest_first(self.image_shape)
+        return longest_first(self.image_shape) if self.order is None else self.order
 
     @property
     def largest_block(self) -> tuple[int, ...]:
@@ -65,7 +81,7 @@ class TileGrid:
         counts = [len(self.starts[axis]) for axis in self.axis_order]
         yield from np.ndindex(*counts)
 
-    def extract(self, image: torch.Tensor, index: Sequence[int]) -> torch.Tensor:
+    def extract(self, image: ImageSource, index: Sequence[int]) -> torch.Tensor:
         """Return the tile at `index` (in `axis_order`) of an image (C, *image_shape), padded where it is too short."""
         begin = [0] * len(self.tile)
         for axis, i in zip(self.axis_order, index, strict=True):
@@ -119,6 +135,32 @@ def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
     step = max(int(tile * (1 - overlap)), 1)
     last = length - tile
     return (*range(0, last, step), last)
+
+
+def tiles_of_box(grid: TileGrid, box: Sequence[slice]) -> tuple[TileGrid, tuple[int, ...]]:
+    """Return the tiles that touch a box of an image, as the tiles of the part of the image that they cover.
+
+    Blending these tiles alone gives the same values inside the box as blending all, because they come in the same
+    order. Values outside the box lack tiles.
+
+    Args:
+        grid: tiles of the whole image.
+        box: voxels along each axis.
+
+    Returns:
+        The tiles, and the first voxel of the part along each axis.
+    """
+    starts, origin, shape = [], [], []
+    for part, all_starts, size, length, pad in zip(
+        box, grid.starts, grid.tile, grid.image_shape, grid.pad_before, strict=True
+    ):
+        used = [s for s in all_starts if s - pad < part.stop and s - pad + size > part.start]
+        first, last = max(used[0] - pad, 0), min(used[-1] - pad + size, length)
+        origin.append(first)
+        shape.append(last - first)
+        starts.append(tuple(s - first for s in used))
+    part_of_grid = replace(grid, image_shape=tuple(shape), starts=tuple(starts), order=grid.axis_order)
+    return part_of_grid, tuple(origin)
 
 
 def air_tiles(intensity: torch.Tensor, below: float, grid: TileGrid, rim: int) -> frozenset[tuple[int, ...]]:

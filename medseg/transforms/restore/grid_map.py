@@ -82,7 +82,7 @@ def composed_affine(model_affine: Any, native_affine: Any, spatial_dims: int) ->
     """
     model, native = _leading(model_affine, spatial_dims), _leading(native_affine, spatial_dims)
     for name, affine in (("model", model), ("native", native)):
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+        if not np.isfinite(affine).all() or _relative_volume(affine) < 1e-12:
             raise GeometryError(f"the {name} grid's affine must be finite and invertible, found {affine.tolist()}")
     return np.linalg.solve(model, native)
 
@@ -122,6 +122,12 @@ def map_grids(
         )
         axes.append(AxisMap(model_axis, scale, offset, int(model_shape[model_axis]), int(native_shape[native_axis])))
     return GridMap(tuple(axes))
+
+
+def _relative_volume(affine: np.ndarray) -> float:
+    """Return the volume of a voxel relative to a box with the same edges, so that voxels of nanometres are no error."""
+    lengths = np.linalg.norm(affine[:-1, :-1], axis=0)
+    return abs(float(np.linalg.det(affine[:-1, :-1] / lengths))) if lengths.all() else 0.0
 
 
 def _leading(affine: Any, spatial_dims: int) -> np.ndarray:

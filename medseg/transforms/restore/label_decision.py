@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import ceil, prod
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -102,6 +102,14 @@ class Observer(Protocol):
         ...
 
 
+class LabelTarget(Protocol):
+    """Receives labels of the native grid: a tensor, or an object that passes them on."""
+
+    def permute(self, *dims: int) -> Any:
+        """Return the labels with their axes in another order, so that boxes can be assigned."""
+        ...
+
+
 class LabelRestorer:
     """Restore the labels of a native region from blended logits, or from blended features and the network's head.
 
@@ -174,7 +182,7 @@ class LabelRestorer:
             values += chunk * per_voxel
         return torch.float32.itemsize * values
 
-    def __call__(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice], out: torch.Tensor) -> None:
+    def __call__(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice], out: LabelTarget) -> None:
         """Write the labels of a region to `out`.
 
         Args:

@@ -7,6 +7,8 @@ depend on how a volume is cut into blocks and slabs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -59,6 +61,27 @@ class SeparableResampler:
         """Return the model voxels along one axis that the native voxels of `part` are interpolated from."""
         taps = self.taps[axis][:, part]
         return slice(int(taps.min()), int(taps.max()) + 1)
+
+    def cropped(self, native: Sequence[slice], model: Sequence[slice]) -> SeparableResampler:
+        """Return the resampler between a box of the native grid and a box of the model grid.
+
+        Every voxel keeps its taps and weights, so that the result is equal to that of the whole grids.
+
+        Args:
+            native: voxels of each axis, in streaming order.
+            model: likewise; contains every voxel that the native box is interpolated from.
+        """
+        part = copy(self)
+        part.taps = [taps[:, n] - m.start for taps, n, m in zip(self.taps, native, model, strict=True)]
+        part.weights = [weights[:, n] for weights, n in zip(self.weights, native, strict=True)]
+        part.axes = tuple(
+            replace(axis, offset=axis.offset + axis.scale * n.start - m.start, model_size=m.stop - m.start,
+                    native_size=n.stop - n.start)
+            for axis, n, m in zip(self.axes, native, model, strict=True)
+        )  # fmt: skip
+        sizes = dict(zip(self.native_axes, (axis.native_size for axis in part.axes), strict=True))
+        part.native_shape = tuple(sizes[axis] for axis in range(len(sizes)))
+        return part
 
     def across(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
         """Interpolate along every axis except the first, which is cut to the planes that `along` needs.

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from medseg.datasets import Manifest, replace_values
-from medseg.datasets.case_facts import CaseFacts, FileFacts, read_image_file, read_label_file
+from medseg.datasets.case_facts import CaseFacts, FileFacts, measure_case, read_image_file, read_label_file
 from medseg.doctor.examine import Examination
-from medseg.doctor.findings import Finding
+from medseg.doctor.findings import Finding, check_dataset, counted
 from medseg.errors import MedsegError, OptionError, VolumeError
 from medseg.volumes import Volume, check_out_folder, replacing, write_volume
 from medseg.volumes.files import file_sha256
@@ -51,11 +51,13 @@ class CorrectedCopy:
 
     def lines(self) -> list[str]:
         """Return what was changed and left, for the terminal."""
-        lines = [f"{self.folder}: {self.num_files} files, {len(self.changes)} of them corrected"]
+        lines = [f"{self.folder}: {counted(self.num_files, 'file')}, {len(self.changes)} of them corrected"]
         lines += [f"  {change['file']}: {'; '.join(change['changes'])}" for change in self.changes]
         if self.left:
-            lines.append(f"left as they were, for a person to decide ({len(self.left)}):")
-            lines += [f"  {line}" for line in self.left]
+            lines.append(
+                f"  {counted(len(self.left), 'finding')} left for a person to decide; {self.folder / CHANGES_FILE} "
+                "lists them"
+            )
         return lines
 
 
@@ -124,7 +126,7 @@ def write_corrected_copy(
             if path.is_file() and path.suffix.lower() in DESCRIPTIONS and not (temporary / path.name).exists():
                 _copy(path, temporary / path.name)
                 copied.append(path.name)
-        left = tuple(finding.line() for finding in _remaining(examination, relabel or {}, changes))
+        left = tuple(finding.line() for finding in _check_copy(examination, temporary, changes, relabel or {}))
         content = {"original": str(dataset.root.resolve()), "changes": changes, "left": list(left)}
         (temporary / CHANGES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return CorrectedCopy(folder, tuple(changes), left, len(copied))
@@ -283,17 +285,16 @@ def _copy(source: Path, target: Path) -> None:
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _remaining(
-    examination: Examination, relabel: Mapping[int, int], changes: list[dict[str, Any]]
-) -> Iterator[Finding]:
-    """Yield the findings that the copy still has."""
-    changed = {change["file"] for change in changes}
-    for finding in examination.findings:
-        if finding.fix in ("grid", "integers", "fill") and finding.file in changed:
-            continue
-        if finding.fix == "relabel" and finding.file in changed:
-            label = examination.dataset.labels[finding.cases[0]]
-            allowed = examination.dataset.manifest.values_in_files
-            if all(relabel.get(value, value) in allowed for value in label.values):
-                continue
-        yield finding
+def _check_copy(
+    examination: Examination, folder: Path, changes: Iterable[Mapping[str, Any]], relabel: Mapping[int, int]
+) -> list[Finding]:
+    """Return the findings about the copy; only cases that were changed are measured again."""
+    original = examination.dataset
+    manifest = original.manifest
+    if manifest.path is not None and manifest.path.is_dir() and manifest.file_values is None:
+        # Labels that were named by the values in the files end with them.
+        kept = {name: value for name, value in manifest.labels.items() if value not in relabel}
+        manifest = replace(manifest, labels=kept)
+    changed = {change["case"]: measure_case(manifest, folder, change["case"]) for change in changes}
+    cases = {case: changed.get(case, facts) for case, facts in original.cases.items()}
+    return check_dataset(replace(original, manifest=manifest, root=folder, cases=cases, unlisted=()))

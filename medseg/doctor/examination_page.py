@@ -21,7 +21,7 @@ from medseg.versions import installed_version
 from medseg.volumes import replacing
 
 # Findings of one rule with a picture; the others are rows of a table.
-MAX_PICTURED = 24
+MAX_PICTURED = 100
 DEFAULT_MAX_MB = 15.0
 HEADINGS = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from medseg.datasets import Manifest, describe_dataset, list_manifests, read_manifest
 from medseg.datasets.case_facts import CaseFacts
 from medseg.datasets.collect_facts import collect_facts
-from medseg.doctor.findings import RULES, SEVERITIES, DatasetFacts, Finding, check_dataset
+from medseg.doctor.findings import RULES, SEVERITIES, DatasetFacts, Finding, check_dataset, counted
 from medseg.errors import ManifestError
 from medseg.volumes import suffix_of
 
@@ -45,8 +45,8 @@ class Examination:
         """The data set and its findings in one line."""
         manifest, cases = self.dataset.manifest, len(self.dataset.cases)
         of_all = f" of {len(manifest.cases)}" if cases != len(manifest.cases) else ""
-        counts = ", ".join(_count(number, severity) for severity, number in self.counts.items() if number)
-        return f"{manifest.name}: {cases}{of_all} cases examined; {counts or 'no findings'}"
+        counts = ", ".join(counted(number, severity) for severity, number in self.counts.items() if number)
+        return f"{manifest.name}: {cases}{of_all} case{'' if cases == 1 else 's'} examined; {counts or 'no findings'}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -66,10 +66,13 @@ class Examination:
             lines += ["", *textwrap.wrap(f"{severity.upper()} {name}: {RULES[name].title} ({len(findings)})", width)]
             shown = findings[:MAX_ROWS]
             expected = {finding.expected for finding in findings}
-            column = max((len(_row_title(one)) + 2 for one in shown if len(_row_title(one)) < width // 2), default=0)
+            column = max((len(one.subject) + 2 for one in shown if len(one.subject) < width // 2), default=0)
+            per_subject = Counter(one.subject for one in shown)
             for finding in shown:
                 text = finding.found if len(expected) == 1 else f"{finding.found}; expected {finding.expected}"
-                lines += _row(_row_title(finding), text, column, width)
+                if per_subject[finding.subject] > 1 and finding.cases:  # several files of a case
+                    text = f"{finding.file}: {text}" if finding.file else text
+                lines += _row(finding.subject, text, column, width)
             if len(findings) > MAX_ROWS:
                 lines.append(f"  … and {len(findings) - MAX_ROWS} more, which --json and --page show")
             if len(expected) == 1:
@@ -167,14 +170,6 @@ def _unlisted(manifest: Manifest, root: Path) -> Iterator[str]:
             is_image = suffix_of(file) in endings and not file.name.startswith(".")
             if is_image and file.name not in names and file.is_file():
                 yield file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
-def _row_title(finding: Finding) -> str:
-    return finding.cases[0] if len(finding.cases) == 1 else finding.subject
 
 
 def _row(title: str, text: str, column: int, width: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from medseg.datasets.case_facts import CaseFacts, FileFacts, same_voxels_on
-from medseg.doctor.findings import DatasetFacts, Finding, listed, rule
+from medseg.doctor.findings import DatasetFacts, Finding, counted, listed, rule
 
 # Displacements below this part of a voxel are the rounding of headers.
 HEADER_ROUNDING = 1e-3
@@ -132,7 +132,7 @@ def non_finite(dataset: DatasetFacts) -> Iterator[Finding]:
                 rule="non-finite",
                 severity="error",
                 cases=(case,),
-                found=f"{file.non_finite:,} voxels, such as {file.non_finite_at}",
+                found=f"{counted(file.non_finite, 'voxel')}, such as {file.non_finite_at}",
                 expected="finite numbers",
                 advice="find out where they come from; `--fix DIR --fill-non-finite 0` replaces them",
                 file=file.path,
@@ -205,7 +205,7 @@ def label_values(dataset: DatasetFacts) -> Iterator[Finding]:
             rule="label-values",
             severity="error",
             cases=(case,),
-            found=listed(f"{name(value)} ({facts.voxels:,} voxels)" for value, facts in unknown.items()),
+            found=listed(f"{name(value)} ({counted(facts.voxels, 'voxel')})" for value, facts in unknown.items()),
             expected=listed(map(name, allowed)),
             advice=f"correct it (`--fix DIR --relabel {first}=0`), or add the values to the labels of the manifest",
             file=file.path,
@@ -238,7 +238,7 @@ def grids_differ(dataset: DatasetFacts) -> Iterator[Finding]:
             continue
         tolerance = min(reference.grid.spacing) / 2
         if file.shape != reference.shape:
-            found, expected = f"shape {file.shape}", f"{reference.shape} as in {reference.path}"
+            found, expected = f"shape {file.shape}", f"{reference.shape}, as in {reference.path}"
         else:
             moved = file.grid.displacement_mm(reference.grid)
             found = f"corners up to {moved:.3g} mm from those of {reference.path}"
@@ -249,7 +249,7 @@ def grids_differ(dataset: DatasetFacts) -> Iterator[Finding]:
             cases=(case,),
             found=found,
             expected=expected,
-            advice=f"resample the {_role(file)} onto the image's grid, or correct the header that is wrong",
+            advice=f"resample the {_role(file)} onto the grid of the first image, or correct the header that is wrong",
             file=file.path,
         )
 
@@ -301,7 +301,7 @@ def few_cases(dataset: DatasetFacts) -> Iterator[Finding]:
             rule="few-cases",
             severity="note",
             cases=(),
-            found=f"{count} case{'s' if count > 1 else ''}",
+            found=counted(count, "case"),
             expected=f"at least {MIN_CASES_FOR_FOLDS} for cross-validation",
             advice="add cases; a network that is validated on its training cases shows nothing about new ones"
             if count > 1

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from medseg.datasets.case_facts import FileFacts
-from medseg.doctor.findings import DatasetFacts, Finding, listed, percent, rule
+from medseg.doctor.findings import DatasetFacts, Finding, counted, listed, percent, rule
 
 # Fewer values do not show what is usual.
 MIN_CASES = 5
@@ -259,7 +259,8 @@ def tiny_piece(dataset: DatasetFacts) -> Iterator[Finding]:
                     rule="tiny-piece",
                     severity="warning",
                     cases=(case,),
-                    found=f"{one.pieces} pieces of {name}, the smallest of {_voxels(one.smallest)} at {one.at}",
+                    found=f"{one.pieces} pieces of {name}, the smallest of {counted(one.smallest, 'voxel')} at "
+                    f"{one.at}",
                     expected="one piece, as in most cases",
                     advice="erase the speck if it was a slip of the brush",
                     file=dataset.labels[case].path,
@@ -342,7 +343,3 @@ def _unit_advice(ratio: float) -> str:
         if 0.5 < ratio / factor < 2:
             return f"the header seems to be written in {unit}; correct its spacing to mm"
     return "check the header; keep the case if it was scanned like this"
-
-
-def _voxels(count: int) -> str:
-    return f"{count} voxel{'s' if count != 1 else ''}"

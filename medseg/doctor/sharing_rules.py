@@ -9,7 +9,8 @@ from itertools import combinations, product
 import numpy as np
 
 from medseg.datasets.case_facts import THUMBNAIL_EDGE, FileFacts
-from medseg.doctor.findings import DatasetFacts, Finding, listed, rule
+from medseg.doctor.findings import DatasetFacts, Finding, counted, listed, rule
+from medseg.doctor.same_patient import neighbouring_slices
 
 # Correlation of two thumbnails from which two images count as one that was converted, cropped a little or mirrored.
 NEAR_DUPLICATE = 0.995
@@ -104,18 +105,34 @@ def same_patient(dataset: DatasetFacts) -> Iterator[Finding]:
         )
 
 
+@rule("slices", "cases are probably slices of one volume")
+def slices(dataset: DatasetFacts) -> Iterator[Finding]:
+    """Find numbered cases that the manifest gives to different patients and of which each resembles the next."""
+    for series in neighbouring_slices(dataset.cases):
+        if len({dataset.patients[case] for case in series.cases}) > 1:
+            yield Finding(
+                rule="slices",
+                severity="warning",
+                cases=series.cases,
+                found=series.evidence,
+                expected="cases that do not resemble the next one more than others",
+                advice="if they are slices or frames, give those of a volume or film one patient, or keep blocks of "
+                "neighbours in one fold",
+            )
+
+
 @rule("leak", "folds share a patient or an image")
 def leak(dataset: DatasetFacts) -> Iterator[Finding]:
     """Find folds that would validate on what was trained on: declared or probable patients, and equal images.
 
     One finding per set of folds and per kind.
     """
-    kinds: dict[str, list[Sequence[str]]] = {"an image": [cases for cases, _ in _equal_images(dataset)]}
+    kinds: dict[str, list[Sequence[str]]] = {"image": [cases for cases, _ in _equal_images(dataset)]}
     declared = defaultdict(list)
     for case, patient in dataset.patients.items():
         declared[patient].append(case)
-    kinds["a patient"] = [cases for cases in declared.values() if len(cases) > 1]
-    kinds["a probable patient"] = [group.cases for group in dataset.undeclared_patients]
+    kinds["patient"] = [cases for cases in declared.values() if len(cases) > 1]
+    kinds["probable patient"] = [group.cases for group in dataset.undeclared_patients]
     for name, folds in _sets_of_folds(dataset):
         for kind, groups in kinds.items():
             crossing = [cases for cases in groups if len({folds[case] for case in cases if case in folds}) > 1]
@@ -124,9 +141,9 @@ def leak(dataset: DatasetFacts) -> Iterator[Finding]:
             examples = [" and ".join(f"{case} (fold {folds[case]})" for case in cases[:2]) for cases in crossing[:2]]
             yield Finding(
                 rule="leak",
-                severity="warning" if kind == "a probable patient" else "error",
+                severity="warning" if kind == "probable patient" else "error",
                 cases=tuple(case for cases in crossing for case in cases if case in folds),
-                found=f"{kind} in several folds {len(crossing)} times{name}, such as {listed(examples)}",
+                found=f"{counted(len(crossing), kind)} in several folds{name}, such as {listed(examples)}",
                 expected="all cases of a patient in one fold",
                 advice="group the folds by patient; scores on these cases are too good",
             )

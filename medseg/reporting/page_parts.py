@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from medseg.figures import viewer
 
@@ -19,8 +20,18 @@ def environment(package: str = "medseg.reporting", folder: str = "page") -> Envi
         folder: its folder of templates.
     """
     loaders = [PackageLoader(package, folder), PackageLoader("medseg.reporting", "page")]
-    return Environment(
+    made = Environment(
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters["with_code"] = with_code
+    return made
+
+
+def with_code(text: str) -> Markup:
+    """Escape a text and mark its `backticked` parts as code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     )
 
 

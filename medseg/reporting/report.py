@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from medseg.datasets import Manifest, read_manifest
 from medseg.errors import OptionError
@@ -165,19 +165,11 @@ def fixed(value: float, digits: int) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def with_code(text: str) -> Markup:
-    """Escape a text and mark its `backticked` parts as code."""
-    parts = text.split("`")
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
-    )
-
-
 @cache
 def _environment() -> Environment:
     """Return the report's templates with its filters."""
     environment = page_parts.environment()
-    environment.filters |= {"fixed": fixed, "with_code": with_code, "thousands": "{:,}".format}
+    environment.filters |= {"fixed": fixed, "thousands": "{:,}".format}
     return environment
 
 

@@ -79,7 +79,7 @@ def test_the_digest_ignores_format_type_and_storage_order(tmp_path, folder):
     assert measure_case(read_manifest(other), other, "scan_001").images[0].digest not in digests
 
 
-def test_the_thumbnail_is_the_mean_of_blocks(tmp_path, folder):
+def test_the_thumbnail_is_the_mean_of_blocks(folder):
     shape = (16, 24, 8)
     array = np.random.default_rng(0).normal(size=shape)
     for path in (image_file(folder, "scan_003"), label_file(folder, "scan_003")):
@@ -88,6 +88,17 @@ def test_the_thumbnail_is_the_mean_of_blocks(tmp_path, folder):
     expected = (blocks - blocks.mean()) / blocks.std()
     found = measure_case(read_manifest(folder), folder, "scan_003").images[0].thumbnail_vector()
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(13, 21, 5), (35, 51, 36)])
+def test_the_thumbnail_of_a_mirrored_image_is_mirrored(folder, shape):
+    """The borders of the blocks may lie inside of voxels, so sizes that 8 does not divide are mirrored exactly, too."""
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    vectors = []
+    for image in (array, array[::-1, :, ::-1]):
+        save(image_file(folder, "scan_004"), np.ascontiguousarray(image), np.eye(4))
+        vectors.append(measure_case(read_manifest(folder), folder, "scan_004").images[0].thumbnail_vector())
+    np.testing.assert_allclose(vectors[0], vectors[1][::-1, :, ::-1], atol=2e-3)
 
 
 def test_a_file_that_cannot_be_read_becomes_a_fact(tmp_path):

@@ -135,6 +135,13 @@ def _reorient(folder: Path, case: str, files: Sequence[Path]) -> None:
         save(path, np.asarray(turned.dataobj), turned.affine)
 
 
+def _blend(folder: Path, cases: Sequence[str]) -> None:
+    """Make each image a mixture of itself and the three before it, as slices of a volume are."""
+    arrays = [np.asarray(nib.load(image_file(folder, case)).dataobj) for case in cases]
+    for number, case in enumerate(cases):
+        save(image_file(folder, case), np.mean(arrays[max(number - 3, 0) : number + 1], axis=0))
+
+
 def _splits(folder: Path, training: list[str], validation: list[str]) -> None:
     (folder / "splits_final.json").write_text(json.dumps([{"train": training, "val": validation}]), encoding="utf-8")
 
@@ -169,7 +176,7 @@ SPOILT = [
     ),
     Spoilt(
         "non-finite", lambda f: change(image_file(f, "scan_006"), _set((3, 4, 5), np.nan)), "scan_006",
-        "1 voxels, such as (3, 4, 5)", "--fill-non-finite",
+        "1 voxel, such as (3, 4, 5)", "--fill-non-finite",
     ),
     Spoilt(
         "constant", lambda f: change(image_file(f, "scan_001"), lambda a: np.full_like(a, 7)), "scan_001",
@@ -272,11 +279,15 @@ SPOILT = [
         cases=("head_01_left", "head_01_right", "head_02_left", "head_03_left", "head_04_left"),
     ),
     Spoilt(
+        "slices", lambda f: _blend(f, names(16)), "scan_001, scan_002, scan_003 and 13 more", "neighbours correlate by",
+        "one patient", cases=tuple(names(16)),
+    ),
+    Spoilt(
         "leak",
         lambda f: (
             shutil.copy(image_file(f, "scan_002"), image_file(f, "scan_005")),
             _splits(f, ["scan_001", "scan_002"], ["scan_003", "scan_005"]),
         ),
-        "scan_002, scan_005", "an image in several folds 1 times", "group the folds",
+        "scan_002, scan_005", "1 image in several folds", "group the folds",
     ),
 ]  # fmt: skip

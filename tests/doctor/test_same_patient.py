@@ -11,7 +11,7 @@ from medseg.datasets import read_manifest
 from medseg.datasets.case_facts import CaseFacts
 from medseg.datasets.collect_facts import collect_facts
 from medseg.datasets.manifest import Case
-from medseg.doctor.same_patient import probable_patients
+from medseg.doctor.same_patient import neighbouring_slices, probable_patients
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,18 @@ def test_pairs_may_begin_at_an_even_number(hippocampi):
     groups = probable_patients(renumbered(hippocampi, order, 2))
     assert len(groups) == 52
     assert groups[0].cases == ("case_002", "case_003")
+
+
+@pytest.mark.data
+def test_slices_of_one_stack_are_told_from_a_series_of_heads(hippocampi, shared_data):
+    slices = read_manifest("em_membrane")
+    facts = collect_facts(slices, shared_data / "em_membrane").cases
+    present = {case: one for case, one in facts.items() if one.images[0].is_readable}
+    (series,) = neighbouring_slices(present)
+    assert len(series.cases) == 24
+    heads = {(number + 1) // 2: number for number in hippocampi}
+    assert neighbouring_slices(renumbered(hippocampi, sorted(heads.values()), 1)) == []
+    assert neighbouring_slices({f"case_{number:03d}": one for number, one in hippocampi.items()}) == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,13 @@ import typer
 
 from medseg.cli.running import Json, check_out_dir, check_out_file, errors_as_json
 from medseg.errors import MedsegError
+
+
+class Folds(StrEnum):
+    """Ways to make folds."""
+
+    PATIENTS = "patients"
+    NNUNET = "nnunet"
 
 
 def prepare(
@@ -41,6 +49,20 @@ def prepare(
 def describe(
     path: Annotated[Path, typer.Argument(help="Folder of the dataset, a manifest, or a dataset.json.", metavar="PATH")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the manifest to this new file.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Table that names the values or colours of the label maps.")
+    ] = None,
+    ignored: Annotated[
+        int | None, typer.Option("--ignore", help="Value in the label maps of voxels that do not count.")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="Modality of all channels, such as MR.")] = None,
+    patients: Annotated[
+        str | None,
+        typer.Option(help="Regular expression with a group for the patient in a case id, or FILE.csv:COLUMN."),
+    ] = None,
+    folds: Annotated[
+        Folds | None, typer.Option(help="Make folds by patient with even labels, or nnU-Net's default folds.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Recognise the layout of a dataset and print or write its manifest."""
@@ -50,7 +72,14 @@ def describe(
         from medseg.datasets import describe_dataset, write_manifest
         from medseg.datasets.manifest_content import manifest_content, to_yaml
 
-        manifest = describe_dataset(path)
+        manifest = describe_dataset(
+            path,
+            labels=labels,
+            ignored=ignored,
+            modality=modality,
+            patients=patients,
+            folds=None if folds is None else folds.value,
+        )
         if out is not None:
             write_manifest(manifest, out)
     if as_json:

@@ -109,4 +109,4 @@ def _label_names(labels: str | None) -> Mapping[str, Any] | str | None:
         return labels
     from medseg.plan import read_plan
 
-    return dict(read_plan(plan_file).labels)
+    return read_plan(plan_file).structures

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from medseg.datasets.layouts.describe import describe_layout
+from medseg.datasets.layouts.describe import describe_layout, with_stratified_folds
+from medseg.datasets.layouts.patients import patients_of
 from medseg.datasets.manifest import Manifest
 from medseg.datasets.manifest_content import parse_manifest
-from medseg.datasets.nnunet import DATASET_FILE, is_dataset_json, parse_dataset_json
+from medseg.datasets.nnunet import DATASET_FILE, default_folds, is_dataset_json, parse_dataset_json
 from medseg.errors import ManifestError, did_you_mean, one_line
 
 MANIFEST_FILE = "manifest.yaml"
@@ -55,7 +56,16 @@ def read_manifest(name_or_path: Path | str, folds: str | None = None) -> Manifes
     return manifest if folds is None else manifest.with_folds(folds)
 
 
-def describe_dataset(path: Path | str, problems: list[str] | None = None) -> Manifest:
+def describe_dataset(
+    path: Path | str,
+    *,
+    labels: Path | str | None = None,
+    ignored: int | None = None,
+    modality: str | None = None,
+    patients: str | None = None,
+    folds: Literal["patients", "nnunet"] | None = None,
+    problems: list[str] | None = None,
+) -> Manifest:
     """Describe a data set in any usual layout.
 
     The layouts are: a folder of images beside a folder of label maps; nnU-Net's raw data sets (version 1 and 2) and
@@ -64,6 +74,16 @@ def describe_dataset(path: Path | str, problems: list[str] | None = None) -> Man
 
     Args:
         path: the folder, or a manifest or `dataset.json`.
+        labels: a table that names the values or colours of the label maps (see ``read_table``); None takes the one in
+            the folder, if there is one.
+        ignored: value in the label files of voxels that count neither in the loss nor in the metrics.
+        modality: modality of all channels, such as "MR"; None guesses it from the names of channels and, for CT, from
+            the intensities.
+        patients: a regular expression or column that holds the patient of each case (see ``patients_of``). None takes
+            the subjects of BIDS, the patients of a manifest, or else makes each case its own patient.
+        folds: "patients" makes five folds by patient, in which every label is as evenly spread as possible. "nnunet"
+            makes nnU-Net's default folds. None keeps the folds or the train, val and test folders of the data set, and
+            takes nnU-Net's for its data sets and "patients" for others.
         problems: takes one line per file or case that does not fit, which is then left out of the manifest. None
             raises the first of them.
 
@@ -77,12 +97,32 @@ def describe_dataset(path: Path | str, problems: list[str] | None = None) -> Man
     path = Path(path)
     if not path.exists():
         raise ManifestError(f"{path}: no such folder or manifest; check the path")
-    if path.is_file():
-        return replace(_read(path), folder=path.parent)
-    for name in (MANIFEST_FILE, DATASET_FILE):
-        if (path / name).is_file():
-            return replace(_read(path / name), folder=path)
-    return describe_layout(path, problems)
+    if folds not in (None, "patients", "nnunet"):
+        raise ManifestError(f"folds must be patients or nnunet; found {folds!r}")
+    file = (
+        path
+        if path.is_file()
+        else next((path / n for n in (MANIFEST_FILE, DATASET_FILE) if (path / n).is_file()), None)
+    )
+    if file is None:
+        manifest = describe_layout(path, None if labels is None else Path(labels), ignored, modality, problems)
+    else:
+        given = [
+            name
+            for name, value in (("labels", labels), ("ignored", ignored), ("modality", modality))
+            if value is not None
+        ]
+        if given:
+            raise ManifestError(f"{file}: states the labels and channels itself; change it, and leave {given[0]} out")
+        manifest = replace(_read(file), folder=file.parent)
+    if patients is not None:
+        found = patients_of(manifest.cases, patients)
+        cases = tuple(replace(case, patient=found[case.id]) for case in manifest.cases)
+        manifest, folds = replace(manifest, cases=cases), folds or "patients"
+    if folds == "nnunet":
+        numbered = {number: tuple(ids) for number, ids in default_folds(list(manifest.case_ids)).items()}
+        return replace(manifest, folds=numbered, splits={}, test_fold=None)
+    return with_stratified_folds(manifest) if folds == "patients" else manifest
 
 
 def _read(path: Path) -> Manifest:

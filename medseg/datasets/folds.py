@@ -29,6 +29,9 @@ def fold_cases(manifest: Manifest, fold: int | str, part: str) -> tuple[str, ...
     """
     if part not in PARTS:
         raise ManifestError(f"{manifest.name}: unknown part; found {part!r}, expected {', '.join(PARTS)}")
+    if part == "test" and manifest.splits:
+        chosen = min(manifest.splits) if fold == "all" else _fold_number(manifest, fold, list(manifest.splits))
+        return manifest.splits[chosen].test
     if part == "test":
         return manifest.folds[manifest.test_fold] if manifest.test_fold is not None else ()
     numbers = open_folds(manifest)

@@ -21,10 +21,11 @@ class Channel:
 
 @dataclass(frozen=True)
 class Split:
-    """Ids of the training and validation cases of one fold, listed one by one."""
+    """Ids of the training and validation cases of one fold, and of test cases, listed one by one."""
 
     training: tuple[str, ...]
     validation: tuple[str, ...]
+    test: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Manifest:
             of ``regions``. A later region is drawn over an earlier one, as in nnU-Net.
         has_colored_labels: the label files are pictures in which each colour is a label.
         folder: the folder that the files lie in, if the manifest was made from it.
+        present_values: values that occur in the label file of each case by id, if all of them were read.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Manifest:
     regions_class_order: tuple[int, ...] = ()
     has_colored_labels: bool = False
     folder: Path | None = None
+    present_values: Mapping[str, frozenset[int]] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def _case_by_id(self) -> dict[str, Case]:

@@ -66,6 +66,7 @@ def manifest_content(manifest: Manifest) -> dict[str, Any]:
         },
         "splits": {
             number: {"training": list(split.training), "validation": list(split.validation)}
+            | ({"test": list(split.test)} if split.test else {})
             for number, split in manifest.splits.items()
         },
         "licence": manifest.licence,
@@ -352,18 +353,20 @@ def _splits(item: Any, cases: tuple[Case, ...]) -> dict[int, Split]:
         where = f"splits: split {number}"
         if not _is_int(number):
             raise ManifestError(f"splits must be numbered; found {number!r}")
-        _check_keys(parts, ("training", "validation"), (), where)
-        for part in ("training", "validation"):
+        _check_keys(parts, ("training", "validation"), ("test",), where)
+        parts = {"test": [], **parts}
+        for part in ("training", "validation", "test"):
             if not isinstance(parts[part], list):
                 raise ManifestError(f"{where}: {part} must be a list of case ids; found {parts[part]!r}")
         if not parts["training"]:
             raise ManifestError(f"{where}: no training cases; add at least one")
-        _check_unique([*parts["training"], *parts["validation"]], f"{where}: case")
+        _check_unique([*parts["training"], *parts["validation"], *parts["test"]], f"{where}: case")
         seen = {*_patients(parts["training"], cases, where)}
-        shared = sorted(seen & {*_patients(parts["validation"], cases, where)})
-        if shared:
-            raise ManifestError(f"{where}: patient {shortened(shared)} in both training and validation; keep one")
-        splits[number] = Split(tuple(parts["training"]), tuple(parts["validation"]))
+        for part in ("validation", "test"):
+            shared = sorted(seen & {*_patients(parts[part], cases, where)})
+            if shared:
+                raise ManifestError(f"{where}: patient {shortened(shared)} in both training and {part}; keep one")
+        splits[number] = Split(tuple(parts["training"]), tuple(parts["validation"]), tuple(parts["test"]))
     return dict(sorted(splits.items()))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from medseg.datasets import Manifest
 from medseg.errors import MedsegError
 from medseg.evaluation.pairs import Source, find_label_maps
-from medseg.volumes import Grid, read_volume, reorder
+from medseg.volumes import Grid, read_channels, read_volume, reorder
 
 # Suffix of a channel in nnU-Net's file names.
 CHANNEL_SUFFIX = "_{:04d}"
@@ -22,7 +22,7 @@ class Images:
     """Files of the scans and modality of each channel.
 
     Args:
-        files: case id → channel name → file; cases without an image are absent.
+        files: case id → channel name → file; cases without an image are absent. Channels in one file have the same.
         channels: names of the channels that every case should have; empty without a manifest.
         modalities: channel name → modality, from a manifest.
         note: remark for the page; may be empty.
@@ -44,8 +44,9 @@ class Images:
         found = self.files.get(case, {})
         if not found and self.files:
             problems.append("no image found for this case")
-        for name, path in found.items():
-            image, problem = read_image(path, grid)
+        is_one_file = len(found) > 1 and len(set(found.values())) == 1
+        for number, (name, path) in enumerate(found.items()):
+            image, problem = read_image(path, grid, number if is_one_file else None)
             if image is None:
                 problems.append(f"{name}: {problem}" if len(found) > 1 else problem)
             else:
@@ -79,18 +80,30 @@ def find_images(source: Source | None, references: Mapping[str, Path], manifest:
     if source is None:
         return Images({}, note="no images were given (`--images`): outlines are shown without the scan")
     named = find_label_maps(source, "image")
-    files = {case: _of_names(case, named, names) for case in references}
+    in_one_file = manifest is not None and manifest.has_channels_in_one_file
+    files = {case: _of_names(case, named, names, in_one_file) for case in references}
     return Images({case: of for case, of in files.items() if of}, names, modalities)
 
 
-def read_image(path: Path, grid: Grid) -> tuple[np.ndarray | None, str]:
+def read_image(path: Path, grid: Grid, channel: int | None = None) -> tuple[np.ndarray | None, str]:
     """Read an image on the label maps' grid; an image in another axis order or direction is reordered.
+
+    Args:
+        path: the file.
+        grid: the label maps' grid.
+        channel: number of the channel in a file with several; None for a file with one.
 
     Returns:
         The voxels and an empty string, or None and why the image is left out.
     """
     try:
-        volume = read_volume(path, allow_non_finite=True)
+        if channel is None:
+            volume = read_volume(path, allow_non_finite=True)
+        else:
+            channels = read_channels(path, allow_non_finite=True)
+            if channel >= len(channels):
+                return None, f"image left out: {path.name} holds {len(channels)} channels"
+            volume = channels[channel]
     except MedsegError as error:
         return None, f"image left out: {error}"
     image, image_grid = reorder(volume.array, volume.grid, grid)
@@ -103,13 +116,17 @@ def _of_manifest(case: str, roots: Sequence[Path], names: Sequence[str], manifes
     """Return the channels of a case in the first folder that holds its first channel."""
     for root in roots if case in manifest.case_ids else ():
         paths = manifest.paths(root, case)["image"]
+        if paths[0].is_file() and len(paths) < len(names):
+            return dict.fromkeys(names, paths[0])
         if paths[0].is_file():
             return {name: path for name, path in zip(names, paths, strict=True) if path.is_file()}
     return {}
 
 
-def _of_names(case: str, named: Mapping[str, Path], names: Sequence[str]) -> dict[str, Path]:
+def _of_names(case: str, named: Mapping[str, Path], names: Sequence[str], in_one_file: bool) -> dict[str, Path]:
     """Return the channels of a case among files named by it without a suffix or with nnU-Net's `_0000`, `_0001`, …"""
+    if in_one_file and (path := named.get(case, named.get(case + CHANNEL_SUFFIX.format(0)))):
+        return dict.fromkeys(names, path)
     if case in named:
         return {names[0] if names else "": named[case]}
     found: list[Path] = []

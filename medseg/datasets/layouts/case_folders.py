@@ -7,13 +7,18 @@ from pathlib import Path
 
 from medseg.datasets.layouts.layout import Layout, folders_in, images_in, names_of
 from medseg.datasets.layouts.pairing import LABEL_ROLE, complete_cases
+from medseg.datasets.layouts.two_folders import is_of_images, is_of_labels
 from medseg.volumes import stem_of
 
 
 def find(folder: Path) -> Layout | None:
     """Return the layout of a folder, or None if few of its folders hold an image and a label map."""
     files = {path: images_in(path) for path in folders_in(folder)}
-    files = {path: images for path, images in files.items() if images}
+    files = {
+        path: images
+        for path, images in files.items()
+        if images and not is_of_labels(Path(path.name)) and not is_of_images(Path(path.name))
+    }
     images: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     label_of: dict[str, Path] = {}
     problems: list[str] = []

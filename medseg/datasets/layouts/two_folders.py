@@ -33,8 +33,8 @@ def find(folder: Path) -> Layout | None:
         ManifestError: several folders could hold the label maps or the images.
     """
     holding = [path for path in _folders(folder) if images_in(path)]
-    labels = [path for path in holding if _is_of_labels(path.relative_to(folder))]
-    images = [path for path in holding if path not in labels and _is_of_images(path.relative_to(folder))]
+    labels = [path for path in holding if is_of_labels(path.relative_to(folder))]
+    images = [path for path in holding if path not in labels and is_of_images(path.relative_to(folder))]
     if not labels or not images:
         return _one_folder(folder)
     by_part = {"label": _by_part(labels, folder, "label maps"), "image": _by_part(images, folder, "images")}
@@ -86,11 +86,13 @@ def _folders(folder: Path) -> list[Path]:
     return [path for child in folders_in(folder) for path in (child, *folders_in(child))]
 
 
-def _is_of_labels(path: Path) -> bool:
+def is_of_labels(path: Path) -> bool:
+    """Return whether a part of a path is the name of a folder of label maps."""
     return any(_LABEL_FOLDER.fullmatch(part) for part in path.parts)
 
 
-def _is_of_images(path: Path) -> bool:
+def is_of_images(path: Path) -> bool:
+    """Return whether a part of a path is the name of a folder of images, or of a part of the data set."""
     return any(_IMAGE_FOLDER.fullmatch(part) for part in path.parts)
 
 

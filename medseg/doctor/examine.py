@@ -117,7 +117,7 @@ def examine(
     elif str(data) in list_manifests():
         manifest = read_manifest(str(data))
     else:
-        manifest = describe_dataset(data, problems)
+        manifest = describe_dataset(data, problems=problems)
     root = _root(manifest) if root is None else Path(root)
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder with the files of {manifest.name}; correct the path")

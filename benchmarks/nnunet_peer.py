@@ -30,15 +30,22 @@ class NNUNetPeer:
         network: returns logits.
         tile: in voxels, one size per axis.
         classes: number of classes, background included.
+        device: where it predicts.
     """
 
-    def __init__(self, network: nn.Module, tile: Sequence[int], classes: int) -> None:
+    def __init__(
+        self, network: nn.Module, tile: Sequence[int], classes: int, device: str | torch.device = "cpu"
+    ) -> None:
         with redirect_stdout(StringIO()):  # it prints remarks on environment variables of its training
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
             from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
             self.predictor: Any = nnUNetPredictor(
-                tile_step_size=0.5, use_gaussian=True, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
+                tile_step_size=0.5,
+                use_gaussian=True,
+                use_mirroring=False,
+                device=torch.device(device),
+                allow_tqdm=False,
             )
         names = {"background": 0, **{f"class_{n}": n for n in range(1, classes)}}
         self.predictor.label_manager = LabelManager(names, None)

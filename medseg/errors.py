@@ -26,6 +26,10 @@ class VolumeError(MedsegError, OSError):
     """An image file cannot be read or written."""
 
 
+class ChangedFileError(VolumeError):
+    """An image was replaced or written to while it was read."""
+
+
 class GeometryError(MedsegError, ValueError):
     """Two grids that must agree differ, or an affine cannot be used."""
 

@@ -10,11 +10,11 @@ from medseg import weights
 from medseg.bundle.configs import ENSEMBLE, apply_plan, format_json, member_file
 from medseg.bundle.fingerprint import write_fingerprint
 from medseg.bundle.folder import RECORD, BundleFolder
-from medseg.bundle.golden import ensemble_sha256, make_golden_sample, save_golden_sample
+from medseg.bundle.golden import GOLDEN, ensemble_sha256, make_golden_sample, sample_as_bytes
 from medseg.bundle.promote import finished_run
 from medseg.errors import BundleError
 from medseg.networks import Ensemble
-from medseg.volumes.files import replacing
+from medseg.volumes.files import replacing, swap_in
 
 
 def write_ensemble(
@@ -69,9 +69,7 @@ def write_ensemble(
             write_fingerprint(temporary, data, manifest)
         written = BundleFolder(temporary)
         digest = ensemble_sha256([record["weights_sha256"] for _, record in finished])
-        save_golden_sample(written, make_golden_sample(Ensemble(networks), folder.plan, digest))
-    new = target.with_name(f"{target.name}.new")
-    if target.exists():
-        shutil.rmtree(target)
-    new.rename(target)
+        sample = make_golden_sample(Ensemble(networks), folder.plan, digest)
+        (temporary / GOLDEN).write_bytes(sample_as_bytes(sample))
+    swap_in(target.with_name(f"{target.name}.new"), target)
     return target

@@ -49,14 +49,23 @@ def write_fingerprint(
         ManifestError: no case is there.
     """
     folder = BundleFolder(Path(bundle))
-    if manifest is None:
-        manifest = folder.read_json("configs/train.json").get("manifest")
-    if not isinstance(manifest, str | Path):
-        raise BundleError(f"{folder.path}: train.json names no manifest; give one")
+    manifest = training_manifest(folder) if manifest is None else manifest
     fingerprint = compute_fingerprint(folder.plan, read_manifest(manifest), data, fold, for_whole_scans)
     with replacing(folder.path / FINGERPRINT) as temporary:
         temporary.write_text(format_json(fingerprint.to_dict()) + "\n", encoding="utf-8")
     return fingerprint
+
+
+def training_manifest(folder: BundleFolder) -> str:
+    """Return the name or path of the manifest in a bundle's train.json.
+
+    Raises:
+        BundleError: there is none.
+    """
+    manifest = folder.read_json("configs/train.json").get("manifest")
+    if not isinstance(manifest, str):
+        raise BundleError(f"{folder.path}: train.json names no manifest; give one")
+    return manifest
 
 
 def compute_fingerprint(

@@ -27,7 +27,6 @@ from medseg.inference.backends.torch_backend import Backend
 from medseg.plan import Plan
 from medseg.transforms.restore.label_decision import apply_head
 from medseg.versions import software_versions
-from medseg.volumes.files import replacing
 
 GOLDEN = "models/golden.npz"
 SCHEMA_VERSION = 2
@@ -163,8 +162,8 @@ def decide_labels(logits: np.ndarray, activation: Literal["softmax", "sigmoid"])
     return np.where(logits > 0, numbers, 0).max(0)
 
 
-def save_golden_sample(folder: BundleFolder, sample: GoldenSample) -> None:
-    """Write the sample atomically into a bundle's `models/`."""
+def sample_as_bytes(sample: GoldenSample) -> bytes:
+    """Return the content of a bundle's golden.npz."""
     facts = {
         "schema_version": SCHEMA_VERSION,
         "weights_sha256": sample.weights_sha256,
@@ -175,8 +174,7 @@ def save_golden_sample(folder: BundleFolder, sample: GoldenSample) -> None:
     }
     content = io.BytesIO()
     np.savez_compressed(content, logits=sample.logits, facts=np.array(json.dumps(facts)))
-    with replacing(folder.path / GOLDEN) as temporary:
-        temporary.write_bytes(content.getvalue())
+    return content.getvalue()
 
 
 def read_golden_sample(folder: BundleFolder) -> GoldenSample | None:
@@ -207,7 +205,7 @@ def read_golden_sample(folder: BundleFolder) -> GoldenSample | None:
         provenance = {name: facts[name] for name in ("versions", "created")}
         digest = str(facts["weights_sha256"])
         return GoldenSample(logits, tuple(plan.tile), plan.in_channels, plan.activation, digest, provenance)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, RecursionError, zipfile.BadZipFile) as error:
         raise BundleError(
             f"{path}: not a golden sample of this bundle ({first_line(error)}); promote the weights again"
         ) from None

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from medseg import weights
-from medseg.bundle.configs import ENSEMBLE, apply_plan
-from medseg.bundle.fingerprint import write_fingerprint
+from medseg.bundle.configs import ENSEMBLE, apply_plan, format_json
+from medseg.bundle.fingerprint import compute_fingerprint, training_manifest
 from medseg.bundle.folder import FINGERPRINT, RECORD, WEIGHTS, BundleFolder
-from medseg.bundle.golden import describe, make_golden_sample, save_golden_sample
+from medseg.bundle.golden import GOLDEN, describe, make_golden_sample, sample_as_bytes
+from medseg.datasets import read_manifest
 from medseg.errors import BundleError, WeightsError
 from medseg.volumes import files
 
@@ -53,19 +54,26 @@ def promote(
     network = folder.plan.create_network()
     weights.load_into(network, source)  # fails before anything is replaced if the weights do not fit
     sample = make_golden_sample(network.eval(), folder.plan, digest)
-    if data is None:
-        (folder.path / FINGERPRINT).unlink(missing_ok=True)
-    else:
-        write_fingerprint(folder.path, data, manifest, fold=record.get("settings", {}).get("fold", "all"))
-    with files.replacing(folder.path / WEIGHTS) as temporary:
+    fingerprint = None
+    if data is not None:
+        described = read_manifest(training_manifest(folder) if manifest is None else manifest)
+        fold = record.get("settings", {}).get("fold", "all")
+        fingerprint = compute_fingerprint(folder.plan, described, data, fold)
+    target = folder.path / WEIGHTS
+    files.remove_leftovers(target.parent)
+    is_ensemble = (folder.path / ENSEMBLE).is_file()
+    members = [folder.path / ENSEMBLE, *target.parent.glob("model_*.pt")] if is_ensemble else []
+    with files.staged(target, outdated=[folder.path / FINGERPRINT, *members]) as temporary:
         shutil.copyfile(source, temporary)
-    with files.replacing(folder.path / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    save_golden_sample(folder, sample)
-    if (folder.path / ENSEMBLE).is_file():
-        (folder.path / ENSEMBLE).unlink()
-        for member in (folder.path / "models").glob("model_*.pt"):
-            member.unlink()
+        if weights.sha256(temporary) != digest:
+            raise WeightsError(f"{source}: was changed while it was copied; wait for the training to end")
+        texts = {RECORD: json.dumps(record, indent=2)}
+        if fingerprint is not None:
+            texts[FINGERPRINT] = format_json(fingerprint.to_dict())
+        for name, text in texts.items():
+            temporary.with_name(Path(name).name).write_text(text + "\n", encoding="utf-8")
+        temporary.with_name(Path(GOLDEN).name).write_bytes(sample_as_bytes(sample))
+    if is_ensemble:
         apply_plan(folder.path)
     return Promotion(folder.path / WEIGHTS, digest, source.stat().st_size / 1e6, describe(sample, folder.plan))
 
@@ -84,10 +92,10 @@ def finished_run(folder: BundleFolder, run: str | Path) -> tuple[Path, dict[str,
             raise BundleError(
                 f"{run}: not the output_dir of a finished training, because {file.name} is missing; finish the training"
             )
+    record = files.read_json(record_file, BundleError)
     try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
         plan_digest, weights_sha256 = record["plan_digest"], record["weights_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise BundleError(f"{record_file}: not the record of a finished training ({error!r}); train again") from None
     if plan_digest != folder.plan.digest:
         raise BundleError(

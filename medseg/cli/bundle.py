@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from medseg.cli.running import Bundle, Json, check_bundle, errors_as_json
-from medseg.errors import MedsegError
+from medseg.cli.running import Bundle, Json, ReportedError, check_bundle, print_json
 
 
 def promote(
@@ -21,14 +19,12 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Copy the weights of a training run into the bundle."""
-    with errors_as_json(as_json):
-        check_bundle(bundle)
-        from medseg.bundle import promote as promote_run
+    check_bundle(bundle)
+    from medseg.bundle import promote as promote_run
 
-        promoted = promote_run(bundle, run, data)
+    promoted = promote_run(bundle, run, data)
     if as_json:
-        facts = {"weights": str(promoted.weights), "megabytes": promoted.megabytes, "sha256": promoted.sha256}
-        print(json.dumps(facts, indent=2))
+        print_json({"weights": str(promoted.weights), "megabytes": promoted.megabytes, "sha256": promoted.sha256})
     else:
         print(f"{promoted.weights}  {promoted.megabytes:.1f} MB  sha256 {promoted.sha256}")
 
@@ -56,19 +52,18 @@ def fingerprint(
 
 def verify(bundle: Bundle, as_json: Json = False) -> None:
     """Check that the files of a bundle agree and that its network runs."""
-    with errors_as_json(as_json):
-        check_bundle(bundle)
-        from medseg.bundle import verify as verify_bundle
+    check_bundle(bundle)
+    from medseg.bundle import verify as verify_bundle
 
-        checks = verify_bundle(bundle)
+    checks = verify_bundle(bundle)
     if as_json:
-        print(json.dumps([vars(check) for check in checks], indent=2))
+        print_json([vars(check) for check in checks])
     else:
         for check in checks:
             print(f"{'ok' if check.passed else 'FAILED':8}{check.name}: {check.message}")
     num_failed = sum(not check.passed for check in checks)
     if num_failed:
-        raise MedsegError(f"{bundle}: {num_failed} of {len(checks)} checks failed")
+        raise ReportedError(f"{bundle}: {num_failed} of {len(checks)} checks failed")
 
 
 def export(

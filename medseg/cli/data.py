@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import textwrap
 from enum import StrEnum
@@ -11,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli.running import Json, check_out_dir, check_out_file, errors_as_json
-from medseg.errors import MedsegError
+from medseg.cli.running import Json, ReportedError, check_out_dir, check_out_file, print_json
 
 
 class Folds(StrEnum):
@@ -36,14 +34,16 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Download, adopt or generate a dataset and verify every case."""
-    with errors_as_json(as_json):
-        from medseg.datasets import prepare as prepare_dataset
+    from medseg.datasets import prepare as prepare_dataset
 
-        report = prepare_dataset(name, root, source=source)
-    print(json.dumps(report.to_dict(), indent=2) if as_json else "\n".join(report.lines()))
+    report = prepare_dataset(name, root, source=source)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print("\n".join(report.lines()))
     if not report.is_usable:
         reason = f"{len(report.problems)} problems" if report.problems else "no case is present"
-        raise MedsegError(f"{name}: {reason}; {len(report.present)} cases are verified under {report.root}")
+        raise ReportedError(f"{name}: {reason}; {len(report.present)} cases are verified under {report.root}")
 
 
 def describe(
@@ -68,22 +68,21 @@ def describe(
     """Recognise the layout of a dataset and print or write its manifest."""
     if out is not None:
         check_out_file("--out", out)
-    with errors_as_json(as_json):
-        from medseg.datasets import describe_dataset, write_manifest
-        from medseg.datasets.manifest_content import manifest_content, to_yaml
+    from medseg.datasets import describe_dataset, write_manifest
+    from medseg.datasets.manifest_content import manifest_content, to_yaml
 
-        manifest = describe_dataset(
-            path,
-            labels=labels,
-            ignored=ignored,
-            modality=modality,
-            patients=patients,
-            folds=None if folds is None else folds.value,
-        )
-        if out is not None:
-            write_manifest(manifest, out)
+    manifest = describe_dataset(
+        path,
+        labels=labels,
+        ignored=ignored,
+        modality=modality,
+        patients=patients,
+        folds=None if folds is None else folds.value,
+    )
+    if out is not None:
+        write_manifest(manifest, out)
     if as_json:
-        print(json.dumps(manifest_content(manifest), indent=2))
+        print_json(manifest_content(manifest))
     else:
         print(f"{manifest.name}: {len(manifest.cases)} cases, manifest written to {out}" if out else to_yaml(manifest))
 
@@ -98,7 +97,7 @@ def list_data(as_json: Json = False) -> None:
             {"name": m.name, "description": m.description, "num_cases": len(m.cases), "labels": dict(m.labels)}
             for m in manifests
         ]
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     width = shutil.get_terminal_size().columns
     for manifest in manifests:

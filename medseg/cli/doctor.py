@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medseg.cli.running import Json, check_out_file, errors_as_json
-from medseg.errors import MedsegError
+from medseg.cli.running import Json, ReportedError, check_out_file, print_json
 
 
 def doctor(
@@ -35,41 +33,40 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check a data set and report every problem at once; nothing is changed in it."""
-    with errors_as_json(as_json):
-        if fix is None and (relabel or fill_non_finite is not None):
-            from medseg.errors import OptionError
+    if fix is None and (relabel or fill_non_finite is not None):
+        from medseg.errors import OptionError
 
-            raise OptionError("--relabel and --fill-non-finite change a copy; give its folder with --fix")
+        raise OptionError("--relabel and --fill-non-finite change a copy; give its folder with --fix")
+    if page is not None:
+        check_out_file("--page", page)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from medseg.doctor.corrected_copy import parse_relabel, write_corrected_copy
+    from medseg.doctor.examine import examine
+
+    table = parse_relabel(relabel or [])
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
+        task = progress.add_task("reading")
+
+        def on_case(case: str, number: int, total: int) -> None:
+            progress.update(task, completed=number, total=total, description=case)
+
+        source, root = (manifest, data) if manifest is not None else (data, None)
+        result = examine(source, root, num_processes=processes, on_case=on_case)
         if page is not None:
-            check_out_file("--page", page)
-        from rich.console import Console
-        from rich.progress import Progress
+            from medseg.doctor.examination_page import write_page
 
-        from medseg.doctor.corrected_copy import parse_relabel, write_corrected_copy
-        from medseg.doctor.examine import examine
-
-        table = parse_relabel(relabel or [])
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
-            task = progress.add_task("reading")
-
-            def on_case(case: str, number: int, total: int) -> None:
-                progress.update(task, completed=number, total=total, description=case)
-
-            source, root = (manifest, data) if manifest is not None else (data, None)
-            result = examine(source, root, num_processes=processes, on_case=on_case)
-            if page is not None:
-                from medseg.doctor.examination_page import write_page
-
-                write_page(result, page)
-            copy = None
-            if fix is not None:
-                copy = write_corrected_copy(result, fix, relabel=table, fill_non_finite=fill_non_finite)
+            write_page(result, page)
+        copy = None
+        if fix is not None:
+            copy = write_corrected_copy(result, fix, relabel=table, fill_non_finite=fill_non_finite)
     if as_json:
         content = result.to_json()
         if copy is not None:
             content["copy"] = {"folder": str(copy.folder), "changes": list(copy.changes), "left": list(copy.left)}
-        print(json.dumps(content, indent=2))
+        print_json(content)
     else:
         print("\n".join(result.lines()))
         if copy is not None:
@@ -78,7 +75,7 @@ def doctor(
             print(f"\n{page}  {page.stat().st_size / 1e6:.1f} MB")
     errors = result.counts["error"]
     if errors:
-        raise MedsegError(
+        raise ReportedError(
             f"{result.dataset.manifest.name}: {errors} error{'s' if errors > 1 else ''} in the data set; correct the "
             "files that are named above"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from medseg.cli.running import Json, check_out_dir, errors_as_json
+from medseg.cli.running import Json, check_out_dir, print_json
 from medseg.errors import EvaluationError, OptionError
 
 
@@ -51,48 +50,47 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compare predictions with references and write a report."""
-    with errors_as_json(as_json):
-        check_out_dir(out)
-        if images is not None and not images.exists():
-            raise OptionError(f"{images}: no such folder of scans; correct --images")
-        from medseg.evaluation import evaluate as evaluate_files
+    check_out_dir(out)
+    if images is not None and not images.exists():
+        raise OptionError(f"{images}: no such folder of scans; correct --images")
+    from medseg.evaluation import evaluate as evaluate_files
 
-        label_names = _label_names(labels)
-        report = out / "report.html"
-        try:
-            result = evaluate_files(
-                predictions,
-                references,
-                out_dir=out,
-                labels=label_names,
-                against=against,
-                allow_missing=allow_missing,
-                tolerance_mm=tolerance_mm,
-                instances=instances,
-                num_draws=draws,
-                seed=seed,
-                progress=not as_json,
-            )
-        except EvaluationError as error:
-            if allow_missing:  # scripts expect a report, so write one that gives the reason
-                from medseg.reporting import write_report
-
-                write_report(None, report, failure=str(error))
-            raise
-        # Imported after the comparison, because it imports torch, which takes seconds.
-        from medseg.reporting import write_report
-
-        written = write_report(
-            result,
-            report,
-            images=images,
+    label_names = _label_names(labels)
+    report = out / "report.html"
+    try:
+        result = evaluate_files(
+            predictions,
+            references,
+            out_dir=out,
             labels=label_names,
-            with_images=not no_images,
-            anonymise_ids=anonymise_ids,
+            against=against,
+            allow_missing=allow_missing,
+            tolerance_mm=tolerance_mm,
+            instances=instances,
+            num_draws=draws,
+            seed=seed,
             progress=not as_json,
         )
+    except EvaluationError as error:
+        if allow_missing:  # scripts expect a report, so write one that gives the reason
+            from medseg.reporting import write_report
+
+            write_report(None, report, failure=str(error))
+        raise
+    # Imported after the comparison, because it imports torch, which takes seconds.
+    from medseg.reporting import write_report
+
+    written = write_report(
+        result,
+        report,
+        images=images,
+        labels=label_names,
+        with_images=not no_images,
+        anonymise_ids=anonymise_ids,
+        progress=not as_json,
+    )
     if as_json:
-        print(json.dumps(result.summary, indent=2))
+        print_json(result.summary)
     else:
         result.print()
         print(f"{written.path}  {written.megabytes:.1f} MB")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medseg.cli.running import Bundle, Json, check_bundle, check_out_dir, check_out_file, errors_as_json
-from medseg.errors import MedsegError, OptionError
+from medseg.cli.running import Bundle, Json, ReportedError, check_bundle, check_out_dir, check_out_file, print_json
+from medseg.errors import OptionError
 
 if TYPE_CHECKING:
     from medseg.inference import CaseResult, Predictor
@@ -76,7 +75,11 @@ def predict(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with an error if a result is suspicious.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Predict whole scans with a network that was trained on crops.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Predict whole scans with a network that was trained on crops, and scans with very large voxels.",
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Recompute finished cases and overwrite existing files.")
@@ -84,44 +87,43 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Segment scans; each segmentation has the grid of its scan."""
-    with errors_as_json(as_json):
-        check_bundle(bundle)
-        if not out.is_dir():  # an existing folder may contain all results already, so that nothing is written
-            check_out_dir(out)
-        if volumes is not None:
-            check_out_file("--volumes", volumes)
-        centers_mm = _region_centers(region_centre or ())
-        import medseg
+    check_bundle(bundle)
+    if not out.is_dir():  # an existing folder may contain all results already, so that nothing is written
+        check_out_dir(out)
+    if volumes is not None:
+        check_out_file("--volumes", volumes)
+    centers_mm = _region_centers(region_centre or ())
+    import medseg
 
-        predictor = medseg.load(
-            bundle,
-            weights=weights or None,
-            device=device,
-            backend=backend,
-            precision=precision,
-            max_ram=max_ram,
-            tta=tta,
-            overlap=overlap,
-            save_probabilities=save_probabilities,
-            uncertainty=uncertainty,
-            region_centers_mm=centers_mm,
-            force=force,
-        )
-        # 2D images have no thickness and therefore no volume, unless they are the slices of a scan.
-        has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
-        on_case = None if as_json else partial(_print_case, has_volumes)
-        results = _predict_with_progress(predictor, inputs, out, format, overwrite, on_case)
-    if as_json:
-        print(json.dumps([result.to_dict() for result in results], indent=2))
+    predictor = medseg.load(
+        bundle,
+        weights=weights or None,
+        device=device,
+        backend=backend,
+        precision=precision,
+        max_ram=max_ram,
+        tta=tta,
+        overlap=overlap,
+        save_probabilities=save_probabilities,
+        uncertainty=uncertainty,
+        region_centers_mm=centers_mm,
+        force=force,
+    )
+    # 2D images have no thickness and therefore no volume, unless they are the slices of a scan.
+    has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
+    on_case = None if as_json else partial(_print_case, has_volumes)
+    results = _predict_with_progress(predictor, inputs, out, format, overwrite, on_case)
     if volumes is not None:
         write_volumes(results, list(predictor.plan.structures) if has_volumes else [], volumes)
+    if as_json:
+        print_json([result.to_dict() for result in results])
     failed = sum(result.status == "failed" for result in results)
     if failed:
         rest = f"; the others are in {out}" if failed < len(results) else ""
-        raise MedsegError(f"{failed} of {len(results)} scans failed{rest}")
+        raise ReportedError(f"{failed} of {len(results)} scans failed{rest}")
     suspicious = sum(bool(result.suspicions) for result in results)
     if suspicious and strict:
-        raise MedsegError(f"{suspicious} of {len(results)} results are suspicious (--strict)")
+        raise ReportedError(f"{suspicious} of {len(results)} results are suspicious (--strict)")
 
 
 def _region_centers(given: Sequence[str]) -> dict[str, tuple[float, ...]]:

@@ -23,8 +23,19 @@ INTERRUPTED = 130  # the exit code of shells after Ctrl-C
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 
 
+class ReportedError(MedsegError):
+    """The failure of a command whose result, printed before, reports it as well."""
+
+
+def print_json(result: Any) -> None:
+    """Print the result of a command that was called with --json: the only text on stdout."""
+    print(json.dumps(result, indent=2, allow_nan=False))
+
+
 def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
     """Run a Typer application.
+
+    With --json, an error is printed as `{"error": message}` on stdout as well, for programs that read JSON there.
 
     Args:
         app: the application.
@@ -39,19 +50,26 @@ def run(app: Callable[..., Any], arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an ASCII terminal prints "?" for "×" and the command continues
     given = sys.argv[1:] if arguments is None else arguments
-    is_debug = "--debug" in given
+    is_debug, is_json = "--debug" in given, "--json" in given
     try:
         with _logged_tracebacks() if is_debug else nullcontext():
             code = app([word for word in given if word != "--debug"], prog_name="medseg", standalone_mode=False)
     except _UsageError as error:
+        if is_json:
+            print_json({"error": _usage_message(error)})
         code = _print_usage_error(error)
-    except (MedsegError, OSError) as error:
-        if is_debug:
+    except Exception as error:
+        if is_json and not isinstance(error, ReportedError):
+            print_json({"error": _message(error)})
+        if is_debug or not isinstance(error, MedsegError | OSError):
             raise
         print(f"medseg: {_message(error)}", file=sys.stderr)
         code = 1
     if code == INTERRUPTED:
-        print("medseg: interrupted; finished results are kept", file=sys.stderr)
+        reason = "interrupted; finished results are kept"
+        if is_json:
+            print_json({"error": reason})
+        print(f"medseg: {reason}", file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
@@ -67,17 +85,6 @@ def _logged_tracebacks() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextmanager
-def errors_as_json(is_wanted: bool) -> Iterator[None]:
-    """Print an error of the input as `{"error": message}` on stdout as well, for programs that read JSON there."""
-    try:
-        yield
-    except (MedsegError, OSError) as error:
-        if is_wanted:
-            print(json.dumps({"error": _message(error)}))
-        raise
 
 
 def check_bundle(bundle: Path) -> None:

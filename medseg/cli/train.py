@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.cli.running import Bundle, Json, check_bundle, check_out_dir, errors_as_json
+from medseg.cli.running import Bundle, Json, check_bundle, check_out_dir, print_json
 from medseg.errors import OptionError
 
 
@@ -46,53 +45,52 @@ def train(
 ) -> None:
     """Train a bundle. Repeat the command to continue a training that was interrupted."""
     report = partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
-    with errors_as_json(as_json):
-        check_bundle(bundle)
-        if out is not None:
-            check_out_dir(out)
-        given = _named(options or [])
-        if fold == "all-folds" and promote:
-            raise OptionError("--promote: all-folds writes a bundle of its own; leave --promote out")
-        from medseg.training import train as train_bundle
-        from medseg.training import train_folds
+    check_bundle(bundle)
+    if out is not None:
+        check_out_dir(out)
+    given = _named(options or [])
+    if fold == "all-folds" and promote:
+        raise OptionError("--promote: all-folds writes a bundle of its own; leave --promote out")
+    from medseg.training import train as train_bundle
+    from medseg.training import train_folds
 
-        arguments: dict[str, Any] = {
-            "hours": hours,
-            "options": given,
-            "recipes": recipe or [],
-            "gpus": gpus,
-            "processes": processes,
-            "report": report,
-        }
-        try:
-            if fold == "all-folds":
-                runs = train_folds(bundle, data, out, **arguments)
-            else:
-                runs = [train_bundle(bundle, data, out, fold=fold, **arguments)]
-        except KeyboardInterrupt as interrupt:
-            print(f"medseg: {interrupt}", file=sys.stderr)
-            raise
-        result = [run.to_dict() for run in runs]
-        for run in runs:
-            dice = ", ".join(f"{name} {value:.4f}" for name, value in run.validation.items() if value is not None)
-            report(f"{run.weights}: {run.epochs} epochs{', ' + dice if dice else ''}")
-        fingerprinted = data if _has_fingerprint(bundle) else None
-        written = None
+    arguments: dict[str, Any] = {
+        "hours": hours,
+        "options": given,
+        "recipes": recipe or [],
+        "gpus": gpus,
+        "processes": processes,
+        "report": report,
+    }
+    try:
         if fold == "all-folds":
-            from medseg.bundle import write_ensemble
+            runs = train_folds(bundle, data, out, **arguments)
+        else:
+            runs = [train_bundle(bundle, data, out, fold=fold, **arguments)]
+    except KeyboardInterrupt as interrupt:
+        print(f"medseg: {interrupt}", file=sys.stderr)
+        raise
+    result = [run.to_dict() for run in runs]
+    for run in runs:
+        dice = ", ".join(f"{name} {value:.4f}" for name, value in run.validation.items() if value is not None)
+        report(f"{run.weights}: {run.epochs} epochs{', ' + dice if dice else ''}")
+    fingerprinted = data if _has_fingerprint(bundle) else None
+    written = None
+    if fold == "all-folds":
+        from medseg.bundle import write_ensemble
 
-            written = write_ensemble(
-                bundle, [run.out_dir for run in runs], data=fingerprinted, manifest=given.get("manifest")
-            )
-            report(f"{written}: bundle with the {len(runs)} networks")
-        elif promote:
-            from medseg.bundle import promote as promote_run
+        written = write_ensemble(
+            bundle, [run.out_dir for run in runs], data=fingerprinted, manifest=given.get("manifest")
+        )
+        report(f"{written}: bundle with the {len(runs)} networks")
+    elif promote:
+        from medseg.bundle import promote as promote_run
 
-            written = bundle
-            promoted = promote_run(bundle, runs[0].out_dir, fingerprinted, given.get("manifest"))
-            report(f"{promoted.weights}: promoted, sha256 {promoted.sha256}")
+        written = bundle
+        promoted = promote_run(bundle, runs[0].out_dir, fingerprinted, given.get("manifest"))
+        report(f"{promoted.weights}: promoted, sha256 {promoted.sha256}")
     if as_json:
-        print(json.dumps({"runs": result, "bundle": None if written is None else str(written)}, indent=2))
+        print_json({"runs": result, "bundle": None if written is None else str(written)})
 
 
 def _named(words: Sequence[str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,10 @@ from medseg.datasets.manifest import Manifest
 from medseg.datasets.manifest_content import parse_manifest
 from medseg.datasets.nnunet import DATASET_FILE, default_folds, is_dataset_json, parse_dataset_json
 from medseg.errors import ManifestError, did_you_mean, one_line
+from medseg.volumes.files import read_json
+
+# A thousand cases take about 20 kB. Reading a megabyte takes some seconds.
+MAX_YAML_BYTES, MAX_NODES = 1024**2, 1_000_000
 
 MANIFEST_FILE = "manifest.yaml"
 # A checkout keeps the manifests at the top, where people look for them. A wheel carries them inside the package.
@@ -127,13 +130,15 @@ def describe_dataset(
 
 def _read(path: Path) -> Manifest:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
         if path.suffix == ".json":
-            content = json.loads(text)
+            content = read_json(path, ManifestError)
             return parse_dataset_json(content, path) if is_dataset_json(content) else parse_manifest(content, path)
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{path}: not valid JSON ({error})") from error
+        if (size := path.stat().st_size) > MAX_YAML_BYTES:
+            raise ManifestError(f"{path}: too large; found {size:,} bytes, expected at most {MAX_YAML_BYTES:,}")
+        # editors on Windows write a byte order mark
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_BoundedLoader)
+    except RecursionError:
+        raise ManifestError(f"{path}: nested too deeply to be read; write it again") from None
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); check its name and permissions") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -160,8 +165,14 @@ def _find(name_or_path: Path | str) -> Path:
     )
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Load YAML and refuse a key that is given twice, where YAML itself keeps the last one silently."""
+class _BoundedLoader(yaml.SafeLoader):
+    """Load YAML and refuse a key that is given twice, of which YAML keeps the last one silently, and alias bombs."""
+
+    def get_single_node(self) -> Any:
+        root = super().get_single_node()
+        if root is not None and _size(root, {}) > MAX_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "its aliases stand for too many values", None)
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -169,3 +180,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if key in keys[:position]:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values of a YAML node, those that aliases repeat included."""
+    if id(node) not in known:
+        known[id(node)] = 1  # of a node that contains itself
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] += 0 if isinstance(node, yaml.ScalarNode) else sum(_size(part, known) for part in parts)
+    return known[id(node)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from medseg.datasets.manifest import Manifest
 from medseg.datasets.manifest_content import SCHEMA_VERSION, parse_manifest
 from medseg.errors import ManifestError, one_line
 from medseg.volumes import stem_of, suffix_of
+from medseg.volumes.files import read_json
 
 DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
 
@@ -42,8 +42,11 @@ def parse_dataset_json(content: Mapping[str, Any], path: Path) -> Manifest:
     try:
         return replace(parse_manifest(_manifest_content(content, path.parent), path), folder=path.parent)
     except ManifestError as error:
+        splits = path.with_name(SPLITS_FILE)
+        if str(error).startswith(f"{splits}: "):
+            raise
         line = str(error).removeprefix(f"{path}: ")
-        file = path.with_name(SPLITS_FILE) if line.startswith(("folds", "splits")) else path
+        file = splits if line.startswith(("folds", "splits")) else path
         raise ManifestError(f"{file}: {line}") from None
 
 
@@ -190,9 +193,9 @@ def _folds_or_splits(file: Path, case_ids: list[str]) -> dict[str, Any]:
     if not file.is_file():
         return {"folds": default_folds(case_ids)}
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json(file, ManifestError)
         splits = [{part: [str(case) for case in split[part]] for part in ("train", "val")} for split in content]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise ManifestError(
             f"splits must be a list of {{train, val}} ({one_line(error)}); correct the file or remove it"
         ) from None

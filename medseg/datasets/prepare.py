@@ -19,8 +19,9 @@ from medseg.datasets.checks import case_problems
 from medseg.datasets.folds import split_by_presence
 from medseg.datasets.manifest import FilePatterns, Manifest
 from medseg.datasets.phantoms import generate_phantoms
-from medseg.errors import ManifestError, MedsegError, one_line
-from medseg.volumes import check_out_folder, read_volume, replacing
+from medseg.errors import ChangedFileError, ManifestError, MedsegError, one_line
+from medseg.volumes import check_out_folder, read_volume, remove_leftovers, replacing, unchanged
+from medseg.volumes.files import sole_writer
 
 Method = Literal["downloaded", "adopted", "linked", "generated", "verified"]
 _DOWNLOADS = ".download"
@@ -109,9 +110,30 @@ def prepare(
     """
     manifest = read_manifest(name_or_path)
     root = _own_folder(manifest) if root is None else Path(root)
+    if source is None and _needs_no_files(manifest, root):
+        return _install_cases(manifest, root, root, None, "verified", link, on_case)
     check_out_folder(root)
-    root.mkdir(parents=True, exist_ok=True)
-    folder, patterns, method = _obtain(manifest, root, None if source is None else Path(source), link, progress)
+    with sole_writer(root, "a preparation of data"):
+        targets = [manifest.paths(root, case_id) for case_id in manifest.case_ids]
+        for parent in {path.parent for roles in targets for paths in roles.values() for path in paths}:
+            remove_leftovers(parent)
+        folder, patterns, method = _obtain(manifest, root, None if source is None else Path(source), link, progress)
+        report = _install_cases(manifest, root, folder, patterns, method, link, on_case)
+        if not report.problems:
+            shutil.rmtree(root / _DOWNLOADS, ignore_errors=True)
+    return report
+
+
+def _install_cases(
+    manifest: Manifest,
+    root: Path,
+    folder: Path,
+    patterns: FilePatterns | None,
+    method: Method,
+    link: bool,
+    on_case: Callable[[str, int, int], None] | None,
+) -> PreparationReport:
+    """Verify every case in a folder, and put the files of the good ones in place."""
     present: list[str] = []
     absent: list[str] = []
     problems: list[str] = []
@@ -124,14 +146,15 @@ def prepare(
         if files is None:
             absent.append(case_id)
             continue
-        found = case_problems(manifest, files, case_id)
+        try:
+            with unchanged(file for role in targets for file in files[role]) as check:
+                found = case_problems(manifest, files, case_id)
+                pairs = [pair for role in targets for pair in zip(files[role], targets[role], strict=True)]
+                num_written += sum(_install(file, target, check, link) for file, target in pairs if not found)
+        except ChangedFileError as error:
+            found = [f"case {case_id}: {error}"]
         problems += found
-        if not found:
-            pairs = [pair for role in targets for pair in zip(files[role], targets[role], strict=True)]
-            num_written += sum(_install(file, target, link=link) for file, target in pairs)
-            present.append(case_id)
-    if not problems:
-        shutil.rmtree(root / _DOWNLOADS, ignore_errors=True)
+        present += [] if found else [case_id]
     return PreparationReport(
         name=manifest.name,
         root=str(root),
@@ -152,6 +175,13 @@ def _own_folder(manifest: Manifest) -> Path:
     return manifest.folder
 
 
+def _needs_no_files(manifest: Manifest, root: Path) -> bool:
+    """Return whether a folder is only verified: it is complete, or holds cases and the rest cannot be obtained."""
+    present, absent = split_by_presence(manifest, root, manifest.case_ids)
+    can_be_obtained = manifest.source.generator is not None or manifest.source.url is not None
+    return not absent or (bool(present) and not can_be_obtained)
+
+
 def _obtain(
     manifest: Manifest, root: Path, source: Path | None, link: bool, progress: bool
 ) -> tuple[Path, FilePatterns | None, Method]:
@@ -159,22 +189,17 @@ def _obtain(
     if source is not None:
         folder, patterns = _find_layout(manifest, source)
         return folder, patterns, "linked" if link else "adopted"
-    absent = split_by_presence(manifest, root, manifest.case_ids)[1]
-    if not absent:
-        return root, None, "verified"
     if manifest.source.generator is not None:
         _generate(manifest, root)
         return root, None, "generated"
-    num_present = len(manifest.case_ids) - len(absent)
     if manifest.source.url is not None:
+        num_present = len(split_by_presence(manifest, root, manifest.case_ids)[0])
         try:
             folder, patterns = _find_layout(manifest, _download_archive(manifest, root, progress))
         except ManifestError as error:
             hint = f" ({num_present} of {len(manifest.case_ids)} cases are present already)" if num_present else ""
             raise ManifestError(f"{error}{hint}") from error
         return folder, patterns, "downloaded"
-    if num_present:
-        return root, None, "verified"
     page = f" (see {manifest.source.page})" if manifest.source.page else ""
     lacking = "" if page else _lacking_file(manifest, root)
     raise ManifestError(
@@ -242,8 +267,15 @@ def _complete_case(files: dict[str, list[Path]], targets: dict[str, list[Path]])
     return None
 
 
-def _install(source: Path, target: Path, link: bool = False) -> bool:
-    """Copy or link a file atomically, unless it is in place already; return True if the file was written."""
+def _install(source: Path, target: Path, check: Callable[[], None], link: bool = False) -> bool:
+    """Copy or link a file atomically, unless it is in place already; return True if the file was written.
+
+    Args:
+        source: the file.
+        target: its place.
+        check: raises an error if the source is no longer the file that was verified.
+        link: create a link instead of a copy.
+    """
     if target.exists() and (target.samefile(source) or (not link and filecmp.cmp(source, target))):
         return False
     with replacing(target) as temporary:
@@ -251,6 +283,7 @@ def _install(source: Path, target: Path, link: bool = False) -> bool:
             temporary.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()))
         else:
             shutil.copyfile(source, temporary)
+            check()
             # Equal times let the next run compare the files without reading them. Permissions are not copied, because
             # the source may be read-only.
             os.utime(temporary, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))

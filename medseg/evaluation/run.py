@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from medseg.datasets import Manifest, read_manifest
-from medseg.errors import EvaluationError, MedsegError, reason_of_failure
+from medseg.errors import EvaluationError, MedsegError, one_line, reason_of_failure
 from medseg.evaluation.comparison import PairedDifference, compare, read_metrics_csv
 from medseg.evaluation.metrics import (
     EMPTY_MASK_POLICY,
@@ -51,8 +51,7 @@ from medseg.evaluation.statistics import NUM_DRAWS, ClusterBootstrap
 from medseg.evaluation.summary import SCHEMA_VERSION, comparison_json, summarise
 from medseg.evaluation.tables import evaluation_tables, metrics_csv
 from medseg.versions import installed_version
-from medseg.volumes import replacing
-from medseg.volumes.files import file_sha256
+from medseg.volumes import image_sha256, remove_leftovers, staged, unchanged
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,18 @@ class Evaluation:
         return math.nan if entry["value"] is None else float(entry["value"])
 
     def write(self, out_dir: str | Path) -> tuple[Path, Path]:
-        """Write metrics.csv and summary.json atomically into a folder and return their paths."""
+        """Write metrics.csv and summary.json atomically into a folder and return their paths.
+
+        The report.html of an earlier evaluation is removed, because it would show other numbers.
+        """
         size_unit = "ml" if self.summary["spatial_dims"] == 3 else "mm2"
         table, summary = Path(out_dir) / "metrics.csv", Path(out_dir) / "summary.json"
-        with replacing(table) as temporary:
-            temporary.write_text(metrics_csv(self.rows, self.metrics, size_unit), encoding="utf-8")
-        with replacing(summary) as temporary:
+        report = Path(out_dir) / "report.html"
+        remove_leftovers(out_dir)
+        with staged(summary, [report] if report.is_file() else []) as temporary:
+            temporary.with_name(table.name).write_text(
+                metrics_csv(self.rows, self.metrics, size_unit), encoding="utf-8"
+            )
             text = json.dumps(self.summary, indent=2, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
         return table, summary
@@ -232,7 +237,14 @@ def score_cases(
     console = Console(stderr=True)
     is_shown = progress and console.is_terminal  # otherwise Rich writes an empty line into a log file
     for case in track(cases, description="evaluating", disable=not is_shown, transient=True, console=console):
-        pair, found = read_pair(case, predictions[case], references[case], structures)
+        files = (predictions[case], references[case])
+        try:
+            with unchanged(files):
+                pair, found = read_pair(case, *files, structures)
+                digests = {} if found else _file_digests(*files)
+        except OSError as error:
+            reason, _, way_out = one_line(error).partition("; ")
+            pair, found = None, [Problem(case, "changed file", reason, way_out)]
         problems += found
         if pair is None or (problems and not allow_missing):
             continue
@@ -252,7 +264,6 @@ def score_cases(
             )
             known = structures.annotated.get(case)
             rows = [row if known is None or row.label in known else _without_values(row) for row in rows]
-            digests = _file_digests(predictions[case], references[case])
         except MedsegError:  # of the settings, such as object metrics that do not exist in 3D
             raise
         except Exception as error:  # whatever else is raised belongs to this case
@@ -310,9 +321,9 @@ def _without_values(row: LabelScore) -> LabelScore:
 def _file_digests(prediction: Path, reference: Path) -> dict[str, str]:
     return {
         "prediction": str(prediction),
-        "prediction_sha256": file_sha256(prediction),
+        "prediction_sha256": image_sha256(prediction),
         "reference": str(reference),
-        "reference_sha256": file_sha256(reference),
+        "reference_sha256": image_sha256(reference),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from monai.utils import MetaKeys, ensure_tuple
 from medseg.errors import VolumeError
 from medseg.inference.cases import find_cases
 from medseg.inference.scan import Scan, on_one_grid
-from medseg.transforms.intensity import contrast_offset
+from medseg.inference.scan_size import check_growth, check_memory
+from medseg.inference.slice_predictor import Stack, plane_plan
+from medseg.plan import Plan
 from medseg.volumes import (
     Grid,
     Volume,
@@ -34,7 +35,14 @@ class ScanReader(ImageReader):
     There is one file per channel, or one file with all channels.
 
     MONAI's own readers need another package for NRRD and MetaImage, and accept voxels that are not finite.
+
+    Args:
+        plan: refuse scans that its spacing would turn into a huge image (see `check_growth`); None checks nothing.
     """
+
+    def __init__(self, plan: Plan | None = None) -> None:
+        super().__init__()
+        self.plan = plan
 
     def verify_suffix(self, filename: Any) -> bool:
         """Accept every file; a format that medseg cannot read is refused by name later."""
@@ -49,17 +57,25 @@ class ScanReader(ImageReader):
 
         Raises:
             VolumeError: a file cannot be read, or holds voxels that are not finite.
-            GeometryError: the channels lie on different grids.
+            GeometryError: the channels lie on different grids, or the scan's voxels are far too large.
+            MemoryLimitError: the scan on the model grid does not fit into memory.
         """
         volumes = read_channels(img[0]) if len(img) == 1 else on_one_grid([read_volume(path) for path in img])
-        for volume in volumes:
-            if offset := contrast_offset(volume.array, {"scheme": "percentile"}, volume.name):
-                warnings.warn(
-                    f"{volume.name}: float32 cannot hold its contrast above {offset:g}; subtract that from the image",
-                    stacklevel=2,
-                )
+        if self.plan is not None:
+            _check_growth(Scan(tuple(volumes)), self.plan)
         image = Scan(tuple(volumes)).to_tensor()
         return image.numpy(), {**image.meta, "affine": image.affine.numpy(), "original_channel_dim": 0}
+
+
+def _check_growth(scan: Scan, plan: Plan) -> None:
+    """Refuse a scan as `medseg predict` does, if its grid is one that the plan resamples as a whole."""
+    if plan.regions is not None:
+        return  # `RegionInferer` resamples boxes only
+    if plan.slice_axis is not None:
+        scan, plan = next(iter(Stack(scan, plan.slice_axis))), plane_plan(plan)
+    if scan.reference.grid.spatial_dims == plan.spatial_dims:  # another number of axes is refused later
+        check_growth(scan.name, scan.reference.grid, plan)
+        check_memory(scan.name, scan.reference.grid, plan)
 
 
 class NativeWriter(ImageWriter):

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from medseg.errors import BundleError, ScanError
 from medseg.volumes import Grid
+from medseg.volumes.files import read_json
 
 SCHEMA_VERSION = 1
 QUANTILES = {"smallest": 0.0, "0.5%": 0.005, "median": 0.5, "99.5%": 0.995, "largest": 1.0}
@@ -117,12 +118,14 @@ def read_fingerprint(path: str | Path) -> Fingerprint:
     """
     path = Path(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, BundleError)
         labels = {name: LabelStatistics(**statistics) for name, statistics in values.pop("labels").items()}
         fingerprint = Fingerprint(labels=labels, **values)
         if fingerprint.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version {fingerprint.schema_version}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except BundleError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path}: not a fingerprint of training data ({error}); compute it again") from None
     return fingerprint
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any, Literal
 from medseg.errors import OptionError, VolumeError, reason_of_failure
 from medseg.inference.cases import Case, find_cases, resolved
 from medseg.inference.predictor import Predictor
-from medseg.inference.scan import Scan, input_digest, load_scan
+from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import (
     Segmentation,
     has_our_record,
@@ -23,6 +22,7 @@ from medseg.inference.segmentation import (
     map_path,
     provenance_path,
     save_segmentation,
+    was_edited,
 )
 from medseg.plan import Plan
 from medseg.volumes import (
@@ -30,11 +30,13 @@ from medseg.volumes import (
     WRITTEN_SUFFIX,
     check_grid_fits,
     check_out_folder,
+    image_sha256,
     is_dicom,
     is_zarr,
     remove_leftovers,
     suffix_of,
 )
+from medseg.volumes.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -129,20 +131,22 @@ def predict_files(
     if format != "same" and format not in SUFFIX_OF_FORMAT:
         raise OptionError(f"format must be one of same, {', '.join(SUFFIX_OF_FORMAT)}; found {format!r}")
     out_dir = Path(out_dir)
+    remove_leftovers(out_dir)
     cases = find_cases(inputs, predictor.plan.in_channels, exclude=out_dir)
     jobs = [_Job(case, out_dir / (case.name + output_suffix(case, format))) for case in cases]
     if format == "dicom-seg":
         _check_dicom(jobs)
-    _check_outputs(jobs, predictor.map_names, overwrite)
+    _check_names(jobs, predictor.map_names)
     finished = [
         None
         if overwrite or job.case.problem
         else finished_record(job.target, job.case.paths, predictor.identity, predictor.map_names)
         for job in jobs
     ]
+    if not overwrite:
+        _check_earlier_files([job for job, record in zip(jobs, finished, strict=True) if record is None], predictor)
     if None in finished:
         check_out_folder(out_dir)
-        remove_leftovers(out_dir)
     results: list[CaseResult] = []
     with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
         try:
@@ -176,11 +180,13 @@ def predict_case(
     try:
         if is_dicom_seg(target):
             _check_dicom([job])
-        _check_outputs([job], predictor.map_names, overwrite)
+        _check_names([job], predictor.map_names)
         if not overwrite and not case.problem:
             record = finished_record(target, case.paths, predictor.identity, predictor.map_names)
             if record is not None:
                 return _skipped(job, record)
+        if not overwrite:
+            _check_earlier_files([job], predictor)
         if _is_chunked(predictor, job):
             with exclusive or nullcontext():
                 return _segment_chunks(predictor, job)
@@ -213,27 +219,36 @@ def _check_dicom(jobs: Sequence[_Job]) -> None:
             raise VolumeError(f"{source}: DICOM SEG needs a DICOM series as its input; choose another --format")
 
 
-def _check_outputs(jobs: Sequence[_Job], map_names: Sequence[str], overwrite: bool) -> None:
-    """Raise an error if an output would replace an input, another output, or a file that medseg did not write."""
+def _check_names(jobs: Sequence[_Job], map_names: Sequence[str]) -> None:
+    """Raise an error if an output would replace an input, another output, or a `.json` of another program."""
     inputs = {resolved(path) for job in jobs for path in job.case.paths}
     planned: set[Path] = set()
-    foreign: list[Path] = []
     for job in jobs:
-        outputs = [job.target, *(map_path(job.target, name) for name in map_names)]
-        for output in outputs:
+        for output in _outputs(job, map_names):
             if resolved(output) in inputs:
                 raise VolumeError(f"{output}: the output would replace an input; choose another output folder")
             if output in planned:
                 raise VolumeError(f"{output}: would be written for two cases; predict them into separate folders")
             planned.add(output)
-        if not has_our_record(job.target) and not overwrite:
-            foreign += [output for output in outputs if output.exists()]
+        has_our_record(job.target)
+
+
+def _check_earlier_files(jobs: Sequence[_Job], predictor: Predictor) -> None:
+    """Raise an error if an output would replace a file that medseg did not write, or that was edited afterwards."""
+    foreign: list[str] = []
+    for job in jobs:
+        if not has_our_record(job.target):
+            outputs = [path for path in _outputs(job, predictor.map_names) if path.exists()]
+            foreign += [f"{output}: exists without medseg's record beside it" for output in outputs]
+        elif was_edited(job.target):
+            foreign.append(f"{job.target}: was changed after medseg wrote it")
     if foreign:
         more = f" (and {len(foreign) - 1} more files)" if len(foreign) > 1 else ""
-        raise VolumeError(
-            f"{foreign[0]}: exists without medseg's record beside it{more}; choose another output folder, or replace "
-            "with --overwrite"
-        )
+        raise VolumeError(f"{foreign[0]}{more}; choose another output folder, or replace with --overwrite")
+
+
+def _outputs(job: _Job, map_names: Sequence[str]) -> list[Path]:
+    return [job.target, *(map_path(job.target, name) for name in map_names)]
 
 
 def finished_record(
@@ -248,7 +263,7 @@ def finished_record(
         map_names: maps that must exist beside the segmentation.
     """
     try:
-        record = json.loads(provenance_path(target).read_text(encoding="utf-8"))
+        record = read_json(provenance_path(target), VolumeError)
         if not isinstance(record, dict) or any(record.get(key) != value for key, value in identity.items()):
             return None
         # Segmentations of one name in several formats share one record.
@@ -257,8 +272,8 @@ def finished_record(
         if not all(path.exists() for path in (target, *(map_path(target, name) for name in map_names))):
             return None
         # Compare the digests last, because that reads the inputs.
-        return record if record.get("input_sha256") == [input_digest(path) for path in inputs] else None
-    except (OSError, ValueError):
+        return record if record.get("input_sha256") == [image_sha256(path) for path in inputs] else None
+    except OSError:
         return None
 
 

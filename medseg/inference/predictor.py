@@ -25,14 +25,9 @@ from medseg.inference.plausibility import (
     measure,
     suspicions,
 )
-from medseg.inference.preprocessing import (
-    check_growth,
-    model_image,
-    normalize_in_place,
-    preprocessing,
-    warn_of_small_voxels,
-)
+from medseg.inference.preprocessing import model_image, normalize_in_place, preprocessing
 from medseg.inference.scan import Scan, ScanSource, load_scan
+from medseg.inference.scan_size import check_growth, check_memory, warn_of_small_voxels
 from medseg.inference.segmentation import Segmentation, map_names, provenance_record
 from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
 from medseg.inference.tiling.tiles import air_tiles
@@ -72,7 +67,8 @@ class Predictor:
         on_tiles: called with (tiles done, total number of tiles) of the current scan.
         fingerprint: what the training cases were like. Whole scans are refused by a network that was trained on crops,
             and results unlike all training cases are suspicious; None checks nothing.
-        force: predict scans that the fingerprint would have refused; their results are suspicious.
+        force: predict scans that the fingerprint would have refused, whose results are suspicious, and scans whose
+            voxels are so large that the model grid is huge.
 
     Raises:
         PlanError: flips are requested, but the network was not trained to mirror.
@@ -173,8 +169,8 @@ class Predictor:
             read_seconds: time it took to read the scan, for the record.
 
         Raises:
-            GeometryError: its voxels are so large that the model grid would have more than 50 times as many.
-            MemoryLimitError: max_ram cannot be kept.
+            GeometryError: its voxels are so large that the model grid would be huge (see `check_growth`).
+            MemoryLimitError: max_ram cannot be kept, or the model grid does not fit into the machine's memory.
             ScanError: the scan's field of view is too large for a network that was trained on crops.
         """
         grid, fingerprint = scan.reference.grid, self.fingerprint
@@ -188,7 +184,8 @@ class Predictor:
         return segmentation.with_suspicions([*([problem] if problem else []), *found])
 
     def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
-        check_growth(scan, self.image_plan)
+        check_growth(scan.name, scan.reference.grid, self.image_plan, self.force)
+        check_memory(scan.name, scan.reference.grid, self.image_plan)
         window = self.window if self.max_ram is None else self.workload().fit(scan, self.window, self.max_ram)
         return self._predict_image(scan, window, self.on_tiles, read_seconds)
 
@@ -257,7 +254,7 @@ class Predictor:
     def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
         """Return the network's input, and the tiles that need not be predicted because they hold only air."""
         plan = self.image_plan
-        warn_of_small_voxels(scan, plan)
+        warn_of_small_voxels(scan.name, scan.reference.grid, plan)
         image = model_image(scan, plan)
         if image is None:
             return preprocessing(plan)(scan.to_tensor()), frozenset()

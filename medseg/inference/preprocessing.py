@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import isfinite, prod
@@ -12,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, Spacing
 
-from medseg.errors import GeometryError, VolumeError
+from medseg.errors import VolumeError
 from medseg.inference.scan import Scan
 from medseg.plan import Plan
 from medseg.transforms import NormalizeIntensityByModality
@@ -27,8 +26,6 @@ AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 SLAB_VOXELS = 1 << 22
 # Positions that are closer to a voxel than this, in voxels, differ from it by the rounding of affines only.
 ROUNDING = 1e-9
-# More voxels of the model grid per voxel of the scan than this, or fewer, are taken for a wrong voxel size.
-MAX_GROWTH, MIN_GROWTH = 50, 1e-3
 # MONAI does not resample if affines differ by less (monai.data.utils.AFFINE_TOL).
 SAME_AFFINE = 1e-3
 
@@ -72,45 +69,6 @@ def model_grid(native: Grid, plan: Plan) -> Grid:
     if new_shape == shape and torch.allclose(new_affine, affine, rtol=0, atol=SAME_AFFINE):
         return Grid(shape, affine.numpy())
     return Grid(new_shape, new_affine.numpy())
-
-
-def growth(native: Grid, plan: Plan) -> float:
-    """Return how many voxels of the model grid there are per voxel of a scan, up to the rounding of sizes."""
-    if plan.spacing is None:
-        return 1.0
-    spacing = {"LRPAIS".index(letter) // 2: size for letter, size in zip(plan.orientation, plan.spacing, strict=True)}
-    axes = zip(native.shape, native.spacing, native.orientation, strict=True)
-    return prod(((n - 1) * size / spacing["LRPAIS".index(letter) // 2] + 1) / n for n, size, letter in axes)
-
-
-def check_growth(scan: Scan, plan: Plan) -> None:
-    """Refuse a scan whose voxels are so large that resampling would take hours; a wrong unit is the usual reason.
-
-    Raises:
-        GeometryError: the model grid has more than `MAX_GROWTH` times the voxels of the scan.
-    """
-    factor = growth(scan.reference.grid, plan)
-    if factor > MAX_GROWTH:
-        raise GeometryError(
-            f"{scan.name}: {_sizes(scan.reference.grid.spacing)} mm would become {factor:.3g} times as many voxels of "
-            f"{_sizes(plan.spacing or ())} mm, at most {MAX_GROWTH} times are expected; correct the voxel size in the "
-            "header, or resample the scan"
-        )
-
-
-def warn_of_small_voxels(scan: Scan, plan: Plan) -> None:
-    """Warn if nearly all voxels of a scan are lost on the model grid, because their size is wrong by magnitudes."""
-    factor = growth(scan.reference.grid, plan)
-    if factor < MIN_GROWTH:
-        warnings.warn(
-            f"{scan.name}: {1 / factor:,.0f} voxels of {_sizes(scan.reference.grid.spacing)} mm become one voxel of "
-            f"{_sizes(plan.spacing or ())} mm; check the voxel size and its unit in the header",
-            stacklevel=2,
-        )
-
-
-def _sizes(spacing: Sequence[float]) -> str:
-    return "×".join(f"{size:.4g}" for size in spacing)
 
 
 def model_image(scan: Scan, plan: Plan) -> MetaTensor | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from monai.data import MetaTensor
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.plan import Plan
-from medseg.volumes import Volume, as_channels, files_of
-from medseg.volumes.files import file_sha256
+from medseg.transforms.intensity import contrast_offset
+from medseg.volumes import Volume, as_channels, image_sha256, unchanged
 
 # A path, a sequence of paths (one per channel), an image of nibabel or SimpleITK, a medseg Volume, or (array, affine).
 # nibabel and SimpleITK have no types that a checker could use.
@@ -56,6 +56,8 @@ class Scan:
     def to_tensor(self, dtype: np.typing.DTypeLike = np.float32) -> MetaTensor:
         """Return the image (C, *native grid), with the metadata that preprocessing and restoring need.
 
+        A warning names a channel whose offset is so large that float32 loses its contrast. `model_image` removes it.
+
         Args:
             dtype: type of the tensor.
 
@@ -67,6 +69,13 @@ class Scan:
         for c, volume in enumerate(self.channels):
             with np.errstate(over="ignore"):
                 np.copyto(image[c].numpy(), volume.array, casting="unsafe")
+            if image.dtype == torch.float32 and (
+                offset := contrast_offset(volume.array, {"scheme": "percentile"}, volume.name)
+            ):
+                warnings.warn(
+                    f"{volume.name}: float32 cannot hold its contrast above {offset:g}; subtract that from the image",
+                    stacklevel=2,
+                )
             if volume.array.dtype.itemsize > image.itemsize and not np.isfinite(image[c].aminmax()).all():
                 raise VolumeError(f"{volume.name}: holds values beyond the range of float32; rescale them first")
         affine = torch.from_numpy(grid.affine.copy())
@@ -89,10 +98,14 @@ def load_scan(source: ScanSource, plan: Plan) -> Scan:
 
     Raises:
         VolumeError: the source cannot be read, has a wrong number of channels or axes, lies in another plane than the
-            slices of a 2D plan, or holds voxels that are not finite.
+            slices of a 2D plan, holds voxels that are not finite, or is changed while it is read.
         GeometryError: the channels lie on different grids.
     """
-    volumes = as_channels(source, plan.spatial_dims, plan.in_channels)
+    parts = source if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+    with unchanged(Path(part) for part in parts if isinstance(part, str | os.PathLike)):
+        volumes = as_channels(source, plan.spatial_dims, plan.in_channels)
+        images = Scan(tuple(volumes)).images
+        digests = tuple(None if volume.path is None else image_sha256(volume.path) for volume in images)
     if len(volumes) != plan.in_channels:
         names = ", ".join(c.get("name", "?") for c in plan.channels)
         raise VolumeError(
@@ -106,8 +119,6 @@ def load_scan(source: ScanSource, plan: Plan) -> Scan:
             )
     _check_plane(volumes[0], plan)
     volumes = on_one_grid(volumes)
-    images = Scan(tuple(volumes)).images
-    digests = tuple(None if volume.path is None else input_digest(volume.path) for volume in images)
     notes = [note for volume in images for note in volume.notes]
     return Scan(tuple(volumes), digests, (*notes, *_other_modalities(volumes, plan)))
 
@@ -146,18 +157,3 @@ def on_one_grid(volumes: Sequence[Volume]) -> list[Volume]:
         return [reference, *(volume.on_grid(reference.grid, reference.name) for volume in volumes[1:])]
     except GeometryError as error:
         raise GeometryError(f"{error}; the channels of a case must share one grid") from None
-
-
-def input_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content, or of the names and contents of the files of a folder (a DICOM series).
-
-    A header whose voxels are in a second file (.hdr, .mhd, .nhdr) is digested together with that file.
-
-    Raises:
-        OSError: something cannot be read.
-    """
-    parts = files_of(path)
-    if parts == [path]:
-        return file_sha256(path)
-    lines = "".join(f"{file_sha256(part)}  {part.name}\n" for part in parts)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

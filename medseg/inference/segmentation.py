@@ -6,9 +6,7 @@ import json
 import os
 import platform
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +19,7 @@ from medseg.inference.scan import Scan
 from medseg.plan import Plan
 from medseg.versions import software_versions
 from medseg.volumes import DICOM_SEG_SUFFIX, Volume, is_zarr, replacing, staged, stem_of, suffix_of, write_volume
+from medseg.volumes.files import file_sha256, read_json
 from medseg.volumes.ngff import Multiscale, label_attributes
 
 if TYPE_CHECKING:
@@ -232,12 +231,21 @@ def has_our_record(path: Path) -> bool:
     if not beside.is_file():
         return False
     try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(beside, VolumeError)
+    except VolumeError:
         found = None
     if not (isinstance(found, dict) and found.keys() >= {"notice", "plan_sha256"}):
         raise VolumeError(f"{beside}: exists and was not written by medseg; choose another output folder")
     return True
+
+
+def was_edited(path: Path) -> bool:
+    """Return True if the segmentation at `path` is not the one that its record describes, e.g. corrected by hand."""
+    try:
+        record = read_json(provenance_path(path), VolumeError)
+        return record["output"] == path.name and file_sha256(path) != record["output_sha256"]
+    except (OSError, KeyError):
+        return False  # no file, or a record of an earlier version
 
 
 def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
@@ -262,20 +270,17 @@ def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
     }  # fmt: skip
     if segmentation.intervals_ml is not None:
         record["volume_intervals_ml"] = dict(segmentation.intervals_ml)
-    with staged(path) as target:
+    outdated = [map_path(path, name) for name in earlier_maps if name not in maps]
+    with staged(path, outdated) as target:
         record["warnings"] = [*record.get("warnings", ()), *_write_labels(segmentation, target)]
+        if target.is_file():  # a Zarr store is a folder
+            record["output_sha256"] = file_sha256(target)
         if segmentation.entropy is not None:
             write_volume(map_path(target, "entropy"), segmentation.entropy, like=segmentation.scan)
         for label, probability in (segmentation.probabilities or {}).items():
             file = map_path(target, f"probability_{label}")
             write_volume(file, probability.astype(np.float32), like=segmentation.scan)
         write_record(record, provenance_path(target))
-    for stale in {map_path(path, name) for name in earlier_maps} - {map_path(path, name) for name in maps}:
-        with suppress(OSError):
-            if stale.is_dir():
-                shutil.rmtree(stale)
-            else:
-                stale.unlink(missing_ok=True)
     return record
 
 
@@ -289,7 +294,7 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
 
 def _maps_beside(path: Path) -> list[str]:
     """Return the names of the maps that the record of the segmentation at `path` lists."""
-    record = json.loads(provenance_path(path).read_text(encoding="utf-8"))
+    record = read_json(provenance_path(path), VolumeError)
     names = record.get("maps") if record.get("output") == path.name else None
     return [str(name) for name in names] if isinstance(names, list) else []
 

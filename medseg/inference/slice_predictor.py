@@ -12,8 +12,8 @@ from nibabel.orientations import io_orientation
 
 from medseg.errors import PlanError
 from medseg.inference.predictor import Predictor
-from medseg.inference.preprocessing import check_growth
 from medseg.inference.scan import Scan
+from medseg.inference.scan_size import check_growth, check_memory
 from medseg.inference.segmentation import Segmentation
 from medseg.plan import Plan
 from medseg.volumes import Grid, Volume
@@ -47,7 +47,9 @@ class SlicePredictor(Predictor):
 
     def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
         stack = Stack(scan, str(self.plan.slice_axis))
-        check_growth(next(iter(stack)), self.image_plan)
+        slice_grid = next(iter(stack)).reference.grid
+        check_growth(scan.name, slice_grid, self.image_plan, self.force)
+        check_memory(scan.name, slice_grid, self.image_plan)
         window = self.window
         if self.max_ram is not None:
             window = self.workload(kept_slices=len(stack)).fit(next(iter(stack)), window, self.max_ram)

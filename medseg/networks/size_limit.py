@@ -29,7 +29,7 @@ def check_size(name: str, build: Callable[[], nn.Module], max_bytes: int | None 
     Raises:
         NetworkError: the limit is exceeded, or the network has more than 20,000 layers.
     """
-    limit = _physical_memory() if max_bytes is None else max_bytes
+    limit = physical_memory() if max_bytes is None else max_bytes
     with torch.device("meta"), _at_most_layers(name):
         try:
             network = build()
@@ -46,7 +46,8 @@ def check_size(name: str, build: Callable[[], nn.Module], max_bytes: int | None 
     return size
 
 
-def _physical_memory() -> int:
+def physical_memory() -> int:
+    """Return the memory of the machine in bytes, or 256 GiB if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # Windows has no sysconf

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from medseg.training.iteration import FiniteSteps, SupervisedUpdate
 from medseg.training.record import TrainingRecordHandler
 from medseg.training.tensorboard import TensorBoardHandler
 from medseg.training.time_budget import duration
-from medseg.volumes.files import file_sha256
+from medseg.volumes.files import file_sha256, remove_leftovers, sole_writer
 from medseg.weights import load_into
 
 
@@ -69,6 +70,7 @@ class TrainingRunHandler:
         optimizer = state["optimizer"]
         self.update = update
         self.init_weights = init_weights
+        self._lock = ExitStack()  # of output_dir; it ends with the process if the training does not
         self.checkpoints = CheckpointHandler(
             Path(output_dir) / "checkpoints", objects, plan, resume, checkpoint_interval, evaluator=evaluator
         )
@@ -87,7 +89,12 @@ class TrainingRunHandler:
 
         Raises:
             WeightsError: a checkpoint cannot be resumed, or the initial weights are absent or do not fit.
+            OptionError: another training writes to the output folder.
         """
+        if is_main_process():
+            self._lock.enter_context(sole_writer(self.checkpoints.directory.parent, "a training"))
+            engine.add_event_handler(Events.COMPLETED, lambda engine: self._lock.close())
+            remove_leftovers(self.checkpoints.directory.parent)
         self.checkpoints.attach(engine)
         if self.init_weights:
             if not engine.state.iteration:

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,7 +25,8 @@ from medseg.training.distributed import is_main_process
 from medseg.training.history import numbers
 from medseg.training.iteration import FiniteSteps
 from medseg.versions import software_versions
-from medseg.volumes.files import file_sha256, replacing, set_aside
+from medseg.volumes.files import file_sha256, set_aside, staged
+from medseg.volumes.formats import file_state
 from medseg.weights.state_dict import save_state
 
 RECORD_NAME = "training.json"
@@ -63,6 +65,7 @@ class TrainingRecordHandler:
         self.settings = dict(settings)
         self.evaluator = evaluator
         self.precision = precision
+        self._states: dict[Path, tuple[int, ...] | None] = {}
         self._started = 0.0
         self._first_epoch = 0
         self._initial_sha256: str | None = None
@@ -77,6 +80,7 @@ class TrainingRecordHandler:
     def _start(self, engine: Engine) -> None:
         self._started = time.monotonic()
         self._first_epoch = engine.state.epoch
+        self._states = {file: file_state(file) for file in _files_of(self.cases)}
         initial = self.settings.get("init_weights")
         if initial and Path(initial).is_file():
             self._initial_sha256 = file_sha256(initial)
@@ -84,19 +88,20 @@ class TrainingRecordHandler:
             set_aside([self.output_dir / name for name in (WEIGHTS_NAME, RECORD_NAME)])
 
     def _write(self, engine: Engine) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-        save_state(state, self.output_dir / WEIGHTS_NAME)
-        for name, value in ((RECORD_NAME, self._record(engine)), ("plan.json", self.plan.to_dict())):
-            with replacing(self.output_dir / name) as temporary:
-                temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        # The record comes last: where it is, the training is finished.
+        with staged(self.output_dir / RECORD_NAME) as temporary:
+            save_state(state, temporary.with_name(WEIGHTS_NAME))
+            record = self._record(engine, file_sha256(temporary.with_name(WEIGHTS_NAME)))
+            for file, value in ((temporary, record), (temporary.with_name("plan.json"), self.plan.to_dict())):
+                file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
-    def _record(self, engine: Engine) -> dict[str, Any]:
+    def _record(self, engine: Engine, weights_sha256: str) -> dict[str, Any]:
         metrics = self.evaluator.state.metrics if self.evaluator is not None else {}
         return {
             "bundle": self.plan.name,
             "plan_digest": self.plan.digest,
-            "weights_sha256": file_sha256(self.output_dir / WEIGHTS_NAME),
+            "weights_sha256": weights_sha256,
             "command": recorded_command(sys.argv[1:]),
             "settings": {name: without_folders(value) for name, value in self.settings.items()},
             "initial_weights_sha256": self._initial_sha256,
@@ -104,7 +109,7 @@ class TrainingRecordHandler:
             "steps": engine.state.iteration,
             "skipped_steps": FiniteSteps.of(engine).skipped,
             "cases": len(self.cases),
-            "data_sha256": data_checksum(self.cases),
+            "data_sha256": self._data_sha256(),
             "validation": {name: value if math.isfinite(value) else None for name, value in numbers(metrics).items()},
             "processes": idist.get_world_size(),
             "resumed_at_epoch": self._first_epoch or None,  # then `minutes` counts from there
@@ -114,6 +119,18 @@ class TrainingRecordHandler:
             "versions": software_versions(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
+
+    def _data_sha256(self) -> str | None:
+        """Return the checksum of the training data; None if a file is another one now, or gone."""
+        changed = [file for file, state in self._states.items() if state is None or file_state(file) != state]
+        if changed:
+            more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
+            warnings.warn(
+                f"{changed[0]}: was changed or removed during the training{more}; training.json has no data_sha256",
+                stacklevel=2,
+            )
+            return None
+        return data_checksum(self.cases)
 
 
 def recorded_command(arguments: Sequence[str]) -> str:
@@ -156,9 +173,12 @@ def data_checksum(cases: Sequence[Mapping[str, Any]]) -> str:
 
     The lines are sorted and not the files, because a case's scan and label map often have the same name.
     """
-    files = {Path(name) for case in cases for name in _file_names(case)}
-    lines = sorted(f"{file.name} {file_sha256(file)}\n" for file in files)
+    lines = sorted(f"{file.name} {file_sha256(file)}\n" for file in _files_of(cases))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _files_of(cases: Sequence[Mapping[str, Any]]) -> set[Path]:
+    return {Path(name) for case in cases for name in _file_names(case)}
 
 
 def _file_names(case: Mapping[str, Any]) -> list[str]:

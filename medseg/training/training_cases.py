@@ -24,6 +24,7 @@ from medseg.datasets import Manifest, read_case, read_manifest, replace_values
 from medseg.errors import PlanError, first_line
 from medseg.inference.scan import Scan
 from medseg.versions import software_versions
+from medseg.volumes import unchanged
 from medseg.volumes.files import file_sha256
 from medseg.weights.state_dict import save_state
 
@@ -76,9 +77,11 @@ class MappedCases(CacheDataset):
         return super()._fill_cache(every)
 
     def _load_cache_item(self, idx: int) -> Any:
-        path = self.case_file(idx)
-        if (found := _read(path)) is None:
-            item = super()._load_cache_item(idx)
+        with unchanged(_files(self.data[idx])):  # the name of the prepared file is the digest of these files
+            path = self.case_file(idx)
+            if (found := _read(path)) is None:
+                item = super()._load_cache_item(idx)
+        if found is None:
             save_state(item, path)
             found = _read(path)
         return found
@@ -127,6 +130,11 @@ def _sources(steps: Sequence[Any]) -> Iterator[Path]:
             yield from Path(__file__).parents[1].rglob("*.py")
         elif package not in ("monai", "torch", "__main__"):
             yield from folder.glob("*.py")
+
+
+def _files(case: Mapping[str, Any]) -> list[Path]:
+    parts = [part for value in case.values() for part in (value if isinstance(value, list | tuple) else [value])]
+    return [Path(part) for part in parts if isinstance(part, str | Path) and Path(part).is_file()]
 
 
 def _case_digest(recipe: str, case: Mapping[str, Any]) -> str:

@@ -7,9 +7,11 @@ from medseg.volumes.formats import (
     WRITTEN_SUFFIX,
     files_of,
     format_of,
+    image_sha256,
     is_zarr,
     stem_of,
     suffix_of,
+    unchanged,
 )
 from medseg.volumes.grid import Grid, reorder
 from medseg.volumes.in_memory import as_channels, as_volume
@@ -45,6 +47,7 @@ __all__ = [
     "files_of",
     "format_of",
     "holds_dicom",
+    "image_sha256",
     "is_dicom",
     "is_zarr",
     "read_channel_grid",
@@ -60,5 +63,6 @@ __all__ = [
     "staged",
     "stem_of",
     "suffix_of",
+    "unchanged",
     "write_volume",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -20,9 +21,19 @@ import platformdirs
 
 from medseg.errors import MedsegError, OptionError, VolumeError, one_line
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # File systems allow 255 bytes per name; the part taken from the final name has at most 40 characters of 4 bytes each.
 MAX_STEM_CHARACTERS = 40
 TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
+# Folder inside a hidden one, for the files that are being replaced.
+EARLIER = "earlier"
+# Suffix of a file there that marks one which has no successor.
+OUTDATED = ".outdated"
+LOCK_NAME = ".lock"
 LEFTOVER_AGE_SECONDS = 24 * 3600
 MAX_JSON_BYTES = 16 * 1024**2  # the largest JSON file of a bundle or a result has a few hundred kB
 
@@ -61,14 +72,16 @@ def replacing(path: Path | str, suffix: str = "") -> Iterator[Path]:
 
 
 @contextmanager
-def staged(path: Path | str) -> Iterator[Path]:
+def staged(path: Path | str, outdated: Sequence[Path] = ()) -> Iterator[Path]:
     """Write several files that belong together, or a file that contains its own name.
 
     The block writes into a new hidden folder. When it ends without an error, every file in that folder is moved beside
-    `path`: `path` first, and only after all of them are complete.
+    `path`, under a lock, so that two processes never mix their files. An earlier `path` is removed first and the new
+    one is moved last. So `path` exists only beside the files that belong to it, even after `kill -9`.
 
     Args:
         path: main file to create or replace. Its parent folder is created.
+        outdated: files of an earlier run beside `path` that are removed together with it.
 
     Yields:
         A path with the name of `path` in the hidden folder.
@@ -81,17 +94,14 @@ def staged(path: Path | str) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         yield folder / path.name
-        files = sorted(folder.iterdir(), key=lambda file: (file.name != path.name, file.name))
+        files = sorted(folder.iterdir(), key=lambda file: (file.name == path.name, file.name))
         for file in files:
             if not file.is_dir():
                 _check_no_folder_at(path.with_name(file.name))
             for part in [file, *file.rglob("*")]:
                 _flush(part)
-        for file in files:
-            if file.is_dir():
-                swap_in(file, path.with_name(file.name))
-            else:
-                file.replace(path.with_name(file.name))
+        with _folder_lock(path.parent):
+            _exchange(files, path.parent, outdated)
     except MedsegError as error:
         if str(folder) not in str(error):
             raise
@@ -145,15 +155,75 @@ def locked(file: Path, message: str) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path | str) -> None:
-    """Remove temporary files and folders in a folder that have not changed for a day.
+    """Clear up after processes that were killed while they wrote into a folder.
 
-    Only a process that was killed leaves them behind. Younger ones may belong to a process that is still writing.
+    Files of `staged` that were complete are moved to their place. Temporary files and folders that have not changed for
+    a day are removed. Younger ones may belong to a process that is still writing.
     """
     oldest = time.time() - LEFTOVER_AGE_SECONDS
     with suppress(OSError):
         for path in Path(folder).glob(".*.partial*"):
-            if TEMPORARY_NAME.fullmatch(path.name) and path.lstat().st_mtime < oldest:
+            if not TEMPORARY_NAME.fullmatch(path.name):
+                continue
+            if (path / EARLIER).is_dir():
+                _finish_exchange(path)
+            if path.exists() and path.lstat().st_mtime < oldest:
                 _remove(path)
+
+
+@contextmanager
+def sole_writer(folder: Path | str, work: str) -> Iterator[None]:
+    """Refuse to start work in a folder in which another process does it already.
+
+    The lock ends with the process, also after `kill -9`. There is none on Windows, on file systems without locks and in
+    folders that cannot be written.
+
+    Args:
+        folder: created if it does not exist.
+        work: of the other process, for the message: "a training".
+
+    Raises:
+        OptionError: another process holds the lock.
+    """
+    path = Path(folder) / LOCK_NAME
+    descriptor = _locked_file(path, work)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _locked_file(path: Path, work: str) -> int | None:
+    """Open and lock a file; None if there are no locks. It holds the id of the process."""
+    if fcntl is None:
+        return None
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            return None  # whatever writes there next reports it
+        try:
+            # unlike flock, not inherited by the workers of a data loader, which may outlive a killed training
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.read(descriptor, 100).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            raise OptionError(
+                f"{path.parent}: {work} is running in this folder already (process {holder}); wait for it to end, or "
+                "choose another folder"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            return None
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            os.ftruncate(descriptor, 0)
+            with suppress(OSError):  # the disk may be full
+                os.write(descriptor, f"{os.getpid()} on {platform.node()}\n".encode("ascii", "replace"))
+            return descriptor
+        os.close(descriptor)  # the one before removed the file after it was opened here
 
 
 def check_out_folder(folder: Path | str) -> None:
@@ -266,7 +336,8 @@ def read_json(path: Path | str, kind: type[MedsegError]) -> Any:
             raise kind(f"{path}: no such file, or not a regular file; check the path")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise kind(f"{path}: too large; found {path.stat().st_size:,} bytes, expected at most {MAX_JSON_BYTES:,}")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        # editors on Windows write a byte order mark
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except RecursionError:
         raise kind(f"{path}: nested too deeply to be read; write it again") from None
     except OSError as error:
@@ -279,6 +350,77 @@ def read_json(path: Path | str, kind: type[MedsegError]) -> Any:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"found {name}, which JSON does not have")
+
+
+def _exchange(files: Sequence[Path], folder: Path, outdated: Sequence[Path]) -> None:
+    """Move files into a folder. The last one is absent from it as long as it stands beside files of another run.
+
+    If anything cannot be moved, the folder is as before. If the process is killed, `_finish_exchange` goes on.
+    """
+    targets = [folder / file.name for file in files]
+    outdated = [path for path in outdated if path not in targets]
+    is_alone = len(files) == 1 and not outdated and not files[0].is_dir()
+    replaced = [] if is_alone else [targets[-1], *outdated, *reversed(targets[:-1])]
+    earlier = [path for path in replaced if path.exists() or path.is_symlink()]
+    kept = files[0].parent / EARLIER
+    unfinished = kept.with_name(f"{EARLIER}_unfinished")
+    unfinished.mkdir()
+    for path in outdated:
+        (unfinished / f"{path.name}{OUTDATED}").touch()
+    unfinished.rename(kept)
+    try:
+        for path in earlier:
+            path.replace(kept / path.name)
+        for file, target in zip(files, targets, strict=True):
+            file.replace(target)
+    except OSError:
+        for path in earlier:
+            if (kept / path.name).exists():
+                (kept / path.name).replace(path)
+        shutil.rmtree(kept)
+        raise
+
+
+def _finish_exchange(hidden: Path) -> None:
+    """Move the files that a killed process has completed but not moved."""
+    folder, main = hidden.parent, hidden.name.split(".", 1)[1].rsplit(".", 2)[0]
+    kept = hidden / EARLIER
+    with _folder_lock(folder) as is_locked:
+        # A living process holds the lock while this folder exists.
+        if not is_locked or not kept.is_dir():
+            return
+        for mark in kept.glob(f"*{OUTDATED}"):
+            name = mark.name.removesuffix(OUTDATED)
+            if not (kept / name).exists():
+                _remove(folder / name)
+        files = [file for file in hidden.iterdir() if file.name != EARLIER]
+        for file in sorted(files, key=lambda file: (file.name[:MAX_STEM_CHARACTERS] == main, file.name)):
+            if (folder / file.name).is_dir():
+                (folder / file.name).replace(kept / file.name)
+            file.replace(folder / file.name)
+        shutil.rmtree(hidden)
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[bool]:
+    """Wait until no other process moves files in a folder, and keep others waiting.
+
+    Yields:
+        False if there is no lock, because the system (Windows) or the file system has none.
+    """
+    if fcntl is None:
+        yield False
+        return
+    descriptor, is_locked = os.open(folder, os.O_RDONLY), False
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            is_locked = True
+        yield is_locked
+    finally:
+        with suppress(OSError):  # a worker process that was forked meanwhile would keep the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 def _temporary_path(path: Path, suffix: str = "") -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from medseg.errors import VolumeError
+from medseg.errors import ChangedFileError, VolumeError
+from medseg.volumes.files import file_sha256
 
 SUFFIXES: dict[str, str] = {
     ".nii": "nifti",
@@ -108,6 +112,73 @@ def files_of(path: Path) -> list[Path]:
         return series_files(path)
     voxels = voxel_file(path)
     return [path, voxels] if voxels is not None and voxels.is_file() else [path]
+
+
+def image_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, or of the names and contents of the files of a folder (a DICOM series).
+
+    A header whose voxels are in a second file (.hdr, .mhd, .nhdr) is digested together with that file.
+
+    Raises:
+        OSError: something cannot be read.
+    """
+    parts = files_of(path)
+    if parts == [path]:
+        return file_sha256(path)
+    lines = "".join(f"{file_sha256(part)}  {part.name}\n" for part in parts)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@contextmanager
+def unchanged(paths: Iterable[Path]) -> Iterator[Callable[[], None]]:
+    """Raise an error if an image is replaced or written to while the block reads it.
+
+    What was read, its digest and a copy of it would belong to different images otherwise.
+
+    Args:
+        paths: images as `image_sha256` takes them; they may not exist.
+
+    Yields:
+        A function that raises the error earlier, e.g. before a copy gets its name.
+
+    Raises:
+        ChangedFileError: a file is another one than before the block.
+    """
+    before = {part: file_state(part) for path in paths for part in _parts(path)}
+
+    def check() -> None:
+        for part, state in before.items():
+            if file_state(part) != state:
+                raise ChangedFileError(
+                    f"{part}: was changed while it was read; wait until it is complete, and run the command again"
+                )
+
+    try:
+        yield check
+    except VolumeError:  # such as "truncated", for a file that is being copied
+        check()
+        raise
+    check()
+
+
+def _parts(path: Path) -> list[Path]:
+    try:
+        return files_of(path)
+    except (OSError, VolumeError):  # reading says why
+        return [path]
+
+
+def file_state(path: Path) -> tuple[int, ...] | None:
+    """Return numbers that change when a file is replaced or written to, even if its times are set back.
+
+    Returns:
+        None if there is no such file.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def check_readable(path: Path) -> None:

@@ -23,7 +23,7 @@ from medseg.bundle.golden import (
     golden_input,
     make_golden_sample,
     read_golden_sample,
-    save_golden_sample,
+    sample_as_bytes,
 )
 from medseg.errors import BundleError, OptionError
 from medseg.inference.backends.torch_backend import TorchBackend
@@ -44,7 +44,7 @@ class Brightness(nn.Module):
 def write_golden_sample(bundle: Path) -> GoldenSample:
     folder = BundleFolder(bundle)
     sample = make_golden_sample(medseg.load_network(bundle), folder.plan, folder.checked_weights()[1])
-    save_golden_sample(folder, sample)
+    (bundle / GOLDEN).write_bytes(sample_as_bytes(sample))
     return sample
 
 
@@ -224,10 +224,10 @@ def test_low_precision_needs_the_golden_sample(bundle, monkeypatch):
     with pytest.raises(OptionError, match=r"bf16.*the bundle has none"):
         medseg.load(bundle, backend="torch", precision="bf16", device="cpu")
     plan, digest = BundleFolder(bundle).plan, BundleFolder(bundle).checked_weights()[1]
-    save_golden_sample(BundleFolder(bundle), make_golden_sample(Brightness(), plan, digest))
+    (bundle / GOLDEN).write_bytes(sample_as_bytes(make_golden_sample(Brightness(), plan, digest)))
     assert precision()[0] == "fp32"  # the logits of another network
     assert "logits differ" in precision()[1]
-    save_golden_sample(BundleFolder(bundle), make_golden_sample(medseg.load_network(bundle), plan, "another"))
+    (bundle / GOLDEN).write_bytes(sample_as_bytes(make_golden_sample(medseg.load_network(bundle), plan, "another")))
     assert "other weights" in precision()[1]
     write_golden_sample(bundle)
     own = bundle / "models" / "model.pt"

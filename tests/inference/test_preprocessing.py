@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import permutations
 from typing import Any
 
@@ -11,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from inference.plans import small_plan
-from inference.thin_network import ThresholdNetwork
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
-from medseg.errors import GeometryError, VolumeError
-from medseg.inference import Predictor, preprocessing
-from medseg.inference.preprocessing import growth, model_grid, model_image, model_input
+from medseg.errors import VolumeError
+from medseg.inference import preprocessing
+from medseg.inference.preprocessing import model_grid, model_image, model_input
 from medseg.inference.scan import load_scan
-from medseg.inference.slice_predictor import SlicePredictor
+from medseg.inference.scan_size import growth
 
 SCHEMES: list[dict[str, Any]] = [
     {"scheme": "none"},
@@ -134,40 +132,6 @@ def test_the_growth_is_the_ratio_of_the_grids(codes: str, spacing: tuple[float, 
         model = model_grid(grid, plan)
         assert growth(grid, plan) * 60 == pytest.approx(np.prod(model.shape), abs=0.5 * sum(model.shape) + 40, rel=0.1)
     assert growth(grid, small_plan(spacing=None)) == 1
-
-
-@pytest.mark.parametrize("size", [40.0, 100.0, 1000.0, 1e12])
-@pytest.mark.parametrize("max_ram", [None, "8GB"])
-def test_a_voxel_size_wrong_by_magnitudes_is_refused_before_the_work(size: float, max_ram: str | None) -> None:
-    class Watched(ThresholdNetwork):
-        calls = 0
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            return super().forward(x)
-
-    labels = {"background": 0, "bright": 1}
-    network = Watched()
-    array = np.random.default_rng(0).normal(size=(12, 12, 12))
-    predictor = Predictor(network, small_plan(labels=labels), "cpu", max_ram=max_ram)
-    plan = small_plan(
-        spatial_dims=2, orientation="RA", slice_axis="S", patch=[16, 16], tile=[16, 16], spacing=[1, 1], labels=labels
-    )
-    slice_predictor = SlicePredictor(network, plan, "cpu", max_ram=max_ram)
-    network.calls = 0
-    with pytest.raises(GeometryError, match=re.escape(f"{size:.4g}×")):
-        predictor.predict((array, np.diag([size, size, size, 1])))
-    with pytest.raises(GeometryError, match=re.escape(f"{size:.4g}×")):
-        slice_predictor.predict((array, np.diag([size, size, size, 1])))
-    assert network.calls == 0
-
-
-def test_voxels_of_micrometres_read_as_mm_are_a_warning() -> None:
-    array = np.random.default_rng(0).normal(size=(30, 30, 30))
-    predictor = Predictor(ThresholdNetwork(), small_plan(labels={"background": 0, "bright": 1}), "cpu")
-    for size, is_noted in ((0.002, True), (1.0, False), (3.0, False), (0.3, False)):
-        warnings = predictor.predict((array, np.diag([size, size, size, 1]))).provenance["warnings"]
-        assert any(f"{size}×{size}×{size} mm" in line for line in warnings) == is_noted
 
 
 @pytest.mark.parametrize("scheme", ["z_score", "percentile"])

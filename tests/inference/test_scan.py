@@ -20,13 +20,13 @@ from volumes.dicom_series import write_series
 
 from medseg.errors import VolumeError
 from medseg.inference import Predictor, predict_files
-from medseg.inference.scan import input_digest, load_scan
-from medseg.volumes import Grid, Volume, read_volume, write_volume
+from medseg.inference.scan import load_scan
+from medseg.volumes import Grid, Volume, image_sha256, read_volume, write_volume
 
 
 def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"voxels" * 1000)
-    assert input_digest(tmp_path / "a.nii") == hashlib.sha256(b"voxels" * 1000).hexdigest()
+    assert image_sha256(tmp_path / "a.nii") == hashlib.sha256(b"voxels" * 1000).hexdigest()
 
 
 def test_the_digest_of_a_series_changes_with_any_name_or_content(tmp_path: Path) -> None:
@@ -34,13 +34,13 @@ def test_the_digest_of_a_series_changes_with_any_name_or_content(tmp_path: Path)
     folder.mkdir()
     (folder / "1").write_bytes(b"one")
     (folder / "2").write_bytes(b"two")
-    digests = {input_digest(folder)}
+    digests = {image_sha256(folder)}
     (folder / "2").write_bytes(b"TWO")
-    digests.add(input_digest(folder))
+    digests.add(image_sha256(folder))
     (folder / "2").rename(folder / "3")
-    digests.add(input_digest(folder))
+    digests.add(image_sha256(folder))
     (folder / "4").touch()
-    digests.add(input_digest(folder))
+    digests.add(image_sha256(folder))
     assert len(digests) == 4
 
 
@@ -54,7 +54,7 @@ def test_the_digest_of_a_detached_header_includes_the_voxels(tmp_path: Path) -> 
                 nib.save(nib.Nifti1Pair(array, np.eye(4)), path)
             else:
                 sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
-            digests.add((path.read_bytes(), input_digest(path)))
+            digests.add((path.read_bytes(), image_sha256(path)))
         assert len({header for header, _ in digests}) == 1
         assert len(digests) == 2
 

@@ -12,8 +12,7 @@ from volumes.dicom_series import NUM_SLICES, write_series, write_slice
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.inference.cases import Case, find_cases
-from medseg.inference.scan import input_digest
-from medseg.volumes import as_channels, read_grid, read_volume, write_volume
+from medseg.volumes import as_channels, image_sha256, read_grid, read_volume, write_volume
 from medseg.volumes.itk import affine_of
 
 SHARED = Path(os.environ.get("MEDSEG_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -114,10 +113,10 @@ def test_slice_files_of_one_series_are_one_case(series: Path) -> None:
 
 
 def test_a_change_of_any_slice_changes_the_digest(series: Path) -> None:
-    before = input_digest(series / "03.dcm")
-    assert before == input_digest(series / "03.dcm")
+    before = image_sha256(series / "03.dcm")
+    assert before == image_sha256(series / "03.dcm")
     write_slice(series / "01.dcm", (10.0, -20.0, 17.5), value=7)
-    assert input_digest(series / "03.dcm") != before
+    assert image_sha256(series / "03.dcm") != before
 
 
 def other_object(path: Path, sop_class: str, uid: str) -> None:

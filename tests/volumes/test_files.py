@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from medseg.errors import OptionError, VolumeError
 from medseg.volumes import check_out_folder, remove_leftovers, replacing, staged
-from medseg.volumes.files import file_sha256, is_writable, set_aside
+from medseg.volumes.files import file_sha256, is_writable, set_aside, sole_writer
 
 
 def test_replacing_writes_the_complete_file_or_keeps_the_old_one(tmp_path: Path) -> None:
@@ -48,6 +52,109 @@ def test_staged_files_appear_together(tmp_path: Path) -> None:
         path.write_text("labels")
         path.with_name("b.json").write_text("record")
     assert not (tmp_path / "b.nii").exists()
+
+
+def run_and_kill(work: Callable[[], None], before_operation: int) -> bool:
+    """Do some work in a forked process that kills itself before one of its operations on files."""
+    if (pid := os.fork()) == 0:
+        count = 0
+
+        def kill(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal count
+            is_written = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_WRONLY
+            if is_written or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+                count += 1
+                if count == before_operation:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        work()
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def write_new_files(folder: Path) -> None:
+    with staged(folder / "a.nii", outdated=[folder / "a_map.nii"]) as path:
+        path.write_text("new")
+        path.with_name("a.json").write_text("new")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("has_earlier", [True, False])
+def test_kill_9_leaves_the_old_files_or_the_new_ones(tmp_path: Path, has_earlier: bool) -> None:
+    """After every possible moment between two operations, and after the next start has cleared up."""
+    old = {"a.nii": "old", "a.json": "old", "a_map.nii": "old"} if has_earlier else {}
+    new = {"a.nii": "new", "a.json": "new"}
+    folder = tmp_path / "out"
+
+    found, operation = [], 0
+    while True:
+        folder.mkdir()
+        for name, text in old.items():
+            (folder / name).write_text(text)
+        operation += 1
+        if not run_and_kill(lambda: write_new_files(folder), operation):
+            break
+        at_once = {path.name: path.read_text() for path in folder.glob("[!.]*")}
+        # the labels are never beside a record or maps of another run
+        assert "a.nii" not in at_once or at_once in (old, new), at_once
+        remove_leftovers(folder)
+        found.append({path.name: path.read_text() for path in folder.glob("[!.]*")})
+        assert found[-1] in (old, new)
+        shutil.rmtree(folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == new
+    assert found == sorted(found, key=lambda each: each == new)  # first the old ones, then the new ones
+    assert found.count(new) > 2
+
+
+def test_files_that_cannot_be_moved_leave_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.nii", "a.json", "a_map.nii"):
+        (tmp_path / name).write_text("old")
+    moves = []
+
+    def replace(path: Path, target: Path) -> Path:
+        if target == tmp_path / "a.nii":
+            moves.append(target)
+            if len(moves) == 1:
+                raise PermissionError(1, "Operation not permitted", str(target))
+        return Path(os.replace(path, target) or target)  # noqa: PTH105 - pathlib's is replaced
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(VolumeError, match=r"a\.nii: could not be written: Operation not permitted"):
+        write_new_files(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("a.nii", "a.json", "a_map.nii"), "old"
+    )
+
+
+def test_a_folder_named_like_an_outdated_file_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with staged(tmp_path / "a.json", outdated=[tmp_path / "report.html"]) as path:
+        path.write_text("new")
+        path.with_name("a.csv").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json", "report.html"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        with sole_writer(tmp_path, "a training"):
+            os.write(write, b"locked")
+            time.sleep(60)
+        os._exit(0)
+    try:
+        assert os.read(read, 10) == b"locked"
+        with pytest.raises(OptionError, match=rf"{tmp_path}: a training is running.*process {pid} on"):
+            sole_writer(tmp_path, "a training").__enter__()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with sole_writer(tmp_path, "a training"), sole_writer(tmp_path / "new", "a training"):
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_leftovers_are_removed_after_a_day(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from medseg.inference.chunked.model_image import ModelImage, RollingImage
 from medseg.inference.chunked.strips import LabelLayers, Strip, cut_strip, strip_boxes, strip_bytes
 from medseg.inference.memory import MARGIN, candidates, keep_freed_memory, resident_bytes
 from medseg.inference.plausibility import check_field_of_view
-from medseg.inference.preprocessing import check_growth, warn_of_small_voxels
-from medseg.inference.scan import Scan, input_digest
+from medseg.inference.scan import Scan
+from medseg.inference.scan_size import check_growth, warn_of_small_voxels
 from medseg.inference.segmentation import label_image_attributes, provenance_path, provenance_record, write_record
 from medseg.inference.tiling.blending import importance_map
 from medseg.inference.tiling.merging import check_finite_values, merge_tiles
@@ -118,7 +118,7 @@ class ChunkedPrediction:
             if not predictor.force:
                 check_field_of_view(self.scan.name, first.grid, predictor.fingerprint)
             self.notes.append(f"{first.path}: pieces and positions of the structures were not compared with training")
-        check_growth(self.scan, plan)
+        check_growth(self.scan.name, first.grid, plan, predictor.force)
         self.layout = layout_like(target, self.scan.reference)
         self.seconds: dict[str, float] = {}
 
@@ -143,7 +143,7 @@ class ChunkedPrediction:
 
     def _run(self, folder: Path) -> dict[str, Any]:
         with self._timed("read"):
-            digests = [input_digest(image.path) for image in self.images]
+            digests = [image_sha256(image.path) for image in self.images]
         self.scan = replace(self.scan, input_sha256=tuple(digests))
         identity = {**self.predictor.identity, "input_sha256": digests}
         progress = Progress(folder / "progress.json", json.loads(json.dumps(identity)))
@@ -173,7 +173,7 @@ class ChunkedPrediction:
         image = ModelImage(self.images, self.predictor.plan)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            warn_of_small_voxels(self.scan, self.predictor.plan)
+            warn_of_small_voxels(self.scan.name, self.scan.reference.grid, self.predictor.plan)
             image.scalings = fit_scalings(image, self.predictor.plan)
         self.notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         return image

@@ -24,6 +24,7 @@ from scipy import ndimage, sparse
 from scipy.spatial.transform import Rotation
 
 from medseg.errors import RegionError
+from medseg.inference.scan_size import growth_along, refuse_growth
 from medseg.volumes import Grid, Volume, read_volume, write_volume
 from medseg.volumes.itk import to_simpleitk
 
@@ -241,6 +242,9 @@ class _Search:
 
     def __init__(self, array: np.ndarray, affine: np.ndarray, template: Template, name: str, hint: str) -> None:
         self.name, self.hint = name, hint
+        grid = Grid(np.shape(array), affine)
+        factor = growth_along(grid.shape, [size / SPACING_MM for size in grid.spacing])
+        refuse_growth(name, grid, factor, [SPACING_MM] * 3)
         coarse, self.affine = low_resolution(array, affine, SPACING_MM)
         low, high = np.percentile(coarse, [0, 99.8])
         if not high > low:

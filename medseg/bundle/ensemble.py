@@ -67,7 +67,6 @@ def write_ensemble(
         apply_plan(temporary)
         if data is not None:
             write_fingerprint(temporary, data, manifest)
-        written = BundleFolder(temporary)
         digest = ensemble_sha256([record["weights_sha256"] for _, record in finished])
         sample = make_golden_sample(Ensemble(networks), folder.plan, digest)
         (temporary / GOLDEN).write_bytes(sample_as_bytes(sample))

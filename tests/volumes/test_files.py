@@ -129,6 +129,14 @@ def test_files_that_cannot_be_moved_leave_the_old_ones(tmp_path: Path, monkeypat
     )
 
 
+def test_a_new_file_may_replace_an_outdated_one(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("old")
+    with staged(tmp_path / "a.nii", outdated=[tmp_path / "a.json"]) as path:
+        path.write_text("new")
+        path.with_name("a.json").write_text("new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.nii": "new", "a.json": "new"}
+
+
 def test_a_folder_named_like_an_outdated_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with staged(tmp_path / "a.json", outdated=[tmp_path / "report.html"]) as path:

@@ -110,7 +110,9 @@ def moment(case: Undisturbed, found: dict[str, str]) -> str:
 
 
 def at_random_moments(case: Undisturbed, number: int, rng: np.random.Generator) -> Counter[str]:
-    """Kill a process at moments that are spread over its whole run, and check what it left and a second start.
+    """Kill a process at random moments, and check what it left and a second start.
+
+    Half of the moments are spread over the whole run, the others over the part of it in which files are written.
 
     Returns:
         Number of kills by where they fell.
@@ -118,11 +120,12 @@ def at_random_moments(case: Undisturbed, number: int, rng: np.random.Generator) 
     moments: Counter[str] = Counter()
     attempt = 0
     while moments.total() < number:
-        fraction = (attempt % number + rng.uniform()) / number
+        fraction = (attempt // 2 % number + rng.uniform()) * 2 / number % 1
+        first, last = case.ended.window if attempt % 2 else (0, case.seconds)
         attempt += 1
         assert attempt < 10 * number, "most processes ended before they were killed"
         case.restore()
-        ended = run_and_kill(case.work, case.log, fraction * case.seconds)
+        ended = run_and_kill(case.work, case.log, first + fraction * (last - first))
         if ended.code != KILLED:
             assert ended.code == 0, ended.output[-3000:]
             continue

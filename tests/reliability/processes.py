@@ -33,12 +33,14 @@ class Ended:
         output: of stdout and stderr.
         seconds: from the fork to the end.
         operations: number of its operations on files, if they were counted.
+        window: seconds from the fork to the first and to the last of them.
     """
 
     code: int
     output: str
     seconds: float
     operations: int = 0
+    window: tuple[float, float] = (0.0, 0.0)
 
     @property
     def last_line(self) -> str:
@@ -79,8 +81,9 @@ class Process:
         seconds = time.monotonic() - self.started
         _, status = os.waitpid(self.pid, 0)
         text = self.log.read_text(errors="replace")
-        output, _, count = text.partition("\noperations: ")
-        return Ended(os.waitstatus_to_exitcode(status), output, seconds, int(count or 0))
+        output, _, counted = text.partition("\noperations: ")
+        count, first, last = map(float, counted.split() or (0, 0, 0))
+        return Ended(os.waitstatus_to_exitcode(status), output, seconds, int(count), (first, last))
 
 
 def start(work: Callable[[], Any], log: Path, folder: Path | None = None, kill_before: int | None = None) -> Process:
@@ -111,7 +114,8 @@ def start(work: Callable[[], Any], log: Path, folder: Path | None = None, kill_b
         sys.stdout.flush()
         sys.stderr.flush()
         if counter is not None:
-            os.write(1, f"\noperations: {counter.count}".encode())
+            window = [moment - started for moment in counter.window]
+            os.write(1, f"\noperations: {counter.count} {window[0]} {window[-1]}".encode())
         os._exit(code)
     finally:
         os._exit(99)
@@ -157,11 +161,13 @@ class _Counter:
         self.folder = str(folder)
         self.kill_before = kill_before
         self.count = 0
+        self.window: list[float] = []
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._is_counted(event, arguments):
             return
         self.count += 1
+        self.window = [*self.window[:1], time.monotonic()]
         if self.count == self.kill_before:
             os.kill(os.getpid(), signal.SIGKILL)
 

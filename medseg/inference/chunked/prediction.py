@@ -32,6 +32,7 @@ from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import LabelRestorer
 from medseg.transforms.restore.resample import SeparableResampler
 from medseg.volumes.files import locked, read_json, replacing, swap_in, write_error
+from medseg.volumes.formats import image_sha256
 from medseg.volumes.zarr_images import PyramidWriter, ZarrImage, layout_like
 
 if TYPE_CHECKING:

@@ -137,14 +137,6 @@ def test_a_new_file_may_replace_an_outdated_one(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.nii": "new", "a.json": "new"}
 
 
-def test_a_folder_named_like_an_outdated_file_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "report.html").mkdir()
-    with staged(tmp_path / "a.json", outdated=[tmp_path / "report.html"]) as path:
-        path.write_text("new")
-        path.with_name("a.csv").write_text("new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json", "report.html"]
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_one_process_works_in_a_folder(tmp_path: Path) -> None:
     read, write = os.pipe()

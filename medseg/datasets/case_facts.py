@@ -289,24 +289,55 @@ def _measure_label_map(manifest: Manifest, path: Path, root: Path, role: str) ->
     common = _common(volume, root, role, 0)
     array = volume.array
     if array.dtype.kind == "f":
-        bad = ~np.isfinite(array)
-        if bad.any():
-            at = tuple(int(axis[0]) for axis in np.nonzero(bad))
-            return FileFacts(**common, non_finite=int(bad.sum()), non_finite_at=at), None
-        step = label_step(volume)
-        tolerance = step * (0.5 + SLOPE_ROUNDING) if step < 1 else 0.0
-        is_fraction = np.abs(array - np.rint(array)) > tolerance
-        if is_fraction.any():
-            return FileFacts(
-                **common, fractional=int(is_fraction.sum()), fraction=float(array[is_fraction].flat[0])
-            ), None
+        problem = _problem_of_values(array, label_step(volume))
+        if problem:
+            return FileFacts(**common, **problem), None
         try:
-            array = as_integers(array, volume.name, step)
+            array = _whole_numbers(volume)
         except MedsegError as error:
             return FileFacts(role, 0, common["path"], problem=one_line(error)), None
     values, zeros = measure_values(array, count_pieces=role == "label")
     integers = Volume(array, volume.grid, volume.path, volume.format, volume.header, volume.file_grid)
     return FileFacts(**common, values=values, zeros=zeros), integers
+
+
+def _problem_of_values(array: np.ndarray, step: float) -> dict[str, Any]:
+    """Count the values of a label map that are not finite, else those that are not whole numbers, plane by plane.
+
+    Args:
+        array: floating-point numbers.
+        step: as in `as_integers`.
+
+    Returns:
+        Fields of the facts; empty if all values are whole numbers.
+    """
+    non_finite, fractional, example = 0, 0, 0.0
+    at: tuple[int, ...] = ()
+    tolerance = step * (0.5 + SLOPE_ROUNDING) if step < 1 else 0.0
+    for number, plane in enumerate(np.moveaxis(array, -1, 0)):
+        is_finite = np.isfinite(plane)
+        if not is_finite.all():
+            at = at or (*(int(axis[0]) for axis in np.nonzero(~is_finite)), number)
+            non_finite += int(plane.size - np.count_nonzero(is_finite))
+            continue
+        is_fraction = np.abs(plane - np.rint(plane)) > tolerance
+        if is_fraction.any():
+            example = example or float(plane[is_fraction].flat[0])
+            fractional += int(np.count_nonzero(is_fraction))
+    if non_finite:
+        return {"non_finite": non_finite, "non_finite_at": at}
+    return {"fractional": fractional, "fraction": example} if fractional else {}
+
+
+def _whole_numbers(volume: Volume) -> np.ndarray:
+    """Convert whole numbers that are stored as floating-point numbers, plane by plane; raises as `as_integers`."""
+    step = label_step(volume)
+    planes = np.moveaxis(volume.array, -1, 0)
+    dtype = np.result_type(*{as_integers(plane, volume.name, step).dtype for plane in planes})
+    result = np.empty(volume.array.shape, dtype, order="F")
+    for plane, target in zip(planes, np.moveaxis(result, -1, 0), strict=True):
+        target[...] = as_integers(plane, volume.name, step)
+    return result
 
 
 def measure_intensities(array: np.ndarray) -> tuple[Intensities | None, int, tuple[int, ...]]:

@@ -19,7 +19,7 @@ from typing import Any
 from medseg.datasets.case_facts import CaseFacts, FileFacts, measure_case
 from medseg.datasets.manifest import Manifest
 from medseg.errors import MedsegError
-from medseg.volumes import read_grid, replacing
+from medseg.volumes import read_channel_grid, replacing
 from medseg.volumes.files import cache_folder, file_sha256
 from medseg.volumes.formats import files_of
 
@@ -137,7 +137,8 @@ def _suitable_processes(manifest: Manifest, root: Path, case_ids: Sequence[str])
             with suppress(OSError):
                 on_disk += path.stat().st_size
         with suppress(MedsegError, OSError):
-            largest = max(largest, prod(read_grid(paths[0]).shape))
+            grid, num_channels = read_channel_grid(paths[0])
+            largest = max(largest, prod(grid.shape) * (num_channels if manifest.has_channels_in_one_file else 1))
     if on_disk < SMALL_DATASET_BYTES:
         return 1
     memory = available_bytes()

@@ -24,7 +24,7 @@ def test_large_packages_are_not_imported_at_start(code):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["predict"], ["evaluate"], ["demo"], ["data", "prepare"], ["bundle", "promote"]]
+    "command", [[], ["predict"], ["evaluate"], ["doctor"], ["demo"], ["data", "prepare"], ["bundle", "promote"]]
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     from medseg.cli import main

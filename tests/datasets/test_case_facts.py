@@ -1,6 +1,8 @@
 """Facts of files are compared with NumPy and SciPy, and survive JSON."""
 
 import json
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +12,7 @@ from scipy import ndimage
 
 from medseg.datasets import read_manifest
 from medseg.datasets.case_facts import PERCENTILES, CaseFacts, measure_case, measure_intensities, measure_values
+from medseg.datasets.collect_facts import BYTES_PER_VOXEL
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +116,27 @@ def test_a_file_that_cannot_be_read_becomes_a_fact(tmp_path):
     (image, label) = measure_case(manifest, root, "scan_002").files
     assert str(label_file(root, "scan_002")) in label.problem
     assert image.foreground is None
+
+
+def test_the_memory_per_voxel_is_what_the_number_of_processes_assumes(tmp_path):
+    """The worst types: an image of float64 and a label map of float64, each in a process of its own."""
+    root = write_data_set(tmp_path / "livers", names(5))
+    shape = (192, 192, 96)
+    image = np.tile(np.arange(192.0), (96, 192, 1)).T
+    save(image_file(root, "scan_001"), image, np.eye(4))
+    save(label_file(root, "scan_001"), (image > 80).astype(np.float64), np.eye(4))
+    script = """
+import resource, sys
+from pathlib import Path
+from medseg.datasets import read_manifest
+from medseg.datasets.case_facts import measure_case
+root = Path(sys.argv[1])
+manifest = read_manifest(root)
+measure_case(manifest, root, "scan_002")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+facts = measure_case(manifest, root, "scan_001")
+assert facts.label.values[1].voxels > 0
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= BYTES_PER_VOXEL * int(np.prod(shape))

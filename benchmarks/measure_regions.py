@@ -4,13 +4,14 @@ Each head is turned, shifted, cropped, padded, resampled and made noisy; the tab
 centres found and those of the unchanged head, and the change of the volumes. Dice is against FreeSurfer's labels, which
 follow another protocol than the network's training data.
 
-    python benchmarks/measure_regions.py --data DATA/brain_t1 [--rotations 20]
+    python benchmarks/measure_regions.py --data DATA/brain_t1 [--rotations 20] [--orientations]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import permutations, product
 from pathlib import Path
 from time import process_time
 
@@ -86,11 +87,15 @@ def variants(array: np.ndarray, affine: np.ndarray, has_skull: bool, rotations: 
         yield "20 mm cropped below", cropped(array, affine, (0, 0, 22), (0, 0, 0))
         yield "20 mm cropped above", cropped(array, affine, (0, 0, 0), (0, 0, 22))
         yield "50 mm of the face cropped", cropped(array, affine, (0, 0, 0), (0, 60, 0))
-    codes = nib.orientations.axcodes2ornt
-    for name in ("LPS", "ASR", "IRP", "SLA"):
-        image = nib.Nifti1Image(array, affine)
-        change = nib.orientations.ornt_transform(nib.io_orientation(affine), codes(name))
+
+
+def orientations(array: np.ndarray, affine: np.ndarray) -> Iterator[tuple[str, Variant]]:
+    """Yield the head in all 48 orders and directions of its axes."""
+    image = nib.Nifti1Image(array, affine)
+    for order, directions in product(permutations(range(3)), product((1, -1), repeat=3)):
+        change = np.array([[order.index(axis), directions[axis]] for axis in range(3)])
         other = image.as_reoriented(change)
+        name = "".join(nib.aff2axcodes(other.affine))
         yield f"axes {name}", (np.asarray(other.dataobj), other.affine, np.eye(4))
 
 
@@ -106,11 +111,30 @@ def volumes(model: Predictor, array: np.ndarray, affine: np.ndarray) -> tuple[np
     return sides, np.array(centers), regions["correlation"], process_time() - started
 
 
+def print_orientations(model: Predictor, array: np.ndarray, affine: np.ndarray) -> None:
+    """Print the largest difference between the orientations of a head."""
+    sides, centers, names = [], [], []
+    for name, (changed, grid, _) in orientations(array, affine):
+        found, places, _, _ = volumes(model, changed, grid)
+        sides.append(found)
+        centers.append(places)
+        names.append(name)
+    apart = np.linalg.norm(np.array(centers) - centers[0], axis=2).max(axis=1)
+    change = 100 * np.abs(np.array(sides) / sides[0] - 1).max(axis=1)
+    worst = int(change.argmax())
+    print(
+        f"| {len(set(names))} orientations | {apart.max():.3f} | {sides[worst][0]:.3f} | {sides[worst][1]:.3f} | "
+        f"at most {change.max():.2f} ({names[worst]}) | | |",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Print the table of each head."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the three heads")
     parser.add_argument("--rotations", type=int, default=20)
+    parser.add_argument("--orientations", action="store_true", help="all 48 orientations, and nothing else")
     arguments = parser.parse_args()
     model = medseg.load(BUNDLE, device="cpu")
     for head in HEADS:
@@ -122,6 +146,9 @@ def main() -> None:
             + "|"
         )
         reference: tuple[np.ndarray, np.ndarray] | None = None
+        if arguments.orientations:
+            print_orientations(model, array, affine)
+            continue
         for name, (changed, grid, move) in variants(array, affine, "skull" in head, arguments.rotations):
             try:
                 sides, centers, correlation, seconds = volumes(model, changed, grid)

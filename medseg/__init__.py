@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from medseg.evaluation import Evaluation, evaluate
     from medseg.inference import CaseResult, Predictor, Segmentation, SlicePredictor, predict_files
     from medseg.plan import Plan, read_plan
-    from medseg.reporting import WrittenReport, write_report
+    from medseg.reporting import WrittenReport, write_prediction_report, write_report
     from medseg.volumes import Grid, Volume, read_label_map, read_volume, write_volume
 
 __version__ = "0.1.0"
@@ -72,6 +72,7 @@ __all__ = [
     "transforms",
     "volumes",
     "weights",
+    "write_prediction_report",
     "write_report",
     "write_volume",
 ]
@@ -96,6 +97,7 @@ _HOMES = {
     "read_manifest": "datasets",
     "read_plan": "plan",
     "read_volume": "volumes",
+    "write_prediction_report": "reporting",
     "write_report": "reporting",
     "write_volume": "volumes",
 }

@@ -1,5 +1,6 @@
 """Load bundles without running their code, promote weights into them, verify and export them."""
 
+from medseg.bundle.calibrate import write_calibration
 from medseg.bundle.configs import apply_plan, inference_config
 from medseg.bundle.ensemble import write_ensemble
 from medseg.bundle.export import export
@@ -19,6 +20,7 @@ __all__ = [
     "load_network",
     "promote",
     "verify",
+    "write_calibration",
     "write_ensemble",
     "write_fingerprint",
 ]

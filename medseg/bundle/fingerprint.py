@@ -45,7 +45,7 @@ def write_fingerprint(
         for_whole_scans: name of a bundle to which users with whole scans are referred.
 
     Raises:
-        BundleError: the bundle is not of 3D images, or names no manifest.
+        BundleError: the bundle names no manifest.
         ManifestError: no case is there.
     """
     folder = BundleFolder(Path(bundle))
@@ -74,18 +74,13 @@ def compute_fingerprint(
     """Return the fingerprint of training cases; see `write_fingerprint`.
 
     Raises:
-        BundleError: the plan is not for 3D images.
         ManifestError: no case is there.
     """
     if plan.regions is not None:
         # The network's own labels are measured, and each region's labels get their statistics.
-        labels = {name: manifest.labels[name] for name in plan.output_names}
-        network_plan = replace(plan, regions=None, labels=labels)
-        names = {own: known for box in plan.regions["boxes"] for own, known in zip(box["labels"], labels, strict=True)}
-        del names["background"]
+        network_plan, names = plan_of_crops(plan, manifest)
         return compute_fingerprint(network_plan, manifest, data, fold).renamed(names)
-    if plan.spatial_dims != 3:
-        raise BundleError(f"{plan.name}: fingerprints are for 3D images, the plan has {plan.spatial_dims} dimensions")
+    has_volume = plan.spatial_dims == 3 or plan.slice_axis is not None
     extents, spacings, levels = [], [], []
     measured: dict[str, list[Measurement]] = {name: [] for name in plan.structures}
     has_units = any(channel["modality"] == "CT" for channel in plan.channels)
@@ -104,13 +99,27 @@ def compute_fingerprint(
     is_cropped = all(channel["modality"] in PATIENT_MODALITIES for channel in plan.channels)
     return Fingerprint(
         len(extents),
-        _quantiles(extents),
-        _quantiles(spacings),
-        {name: statistics_of(each) for name, each in measured.items()},
+        _quantiles(extents) if has_volume else {},
+        _quantiles(spacings) if has_volume else {},
+        {name: statistics_of(each, has_volume) for name, each in measured.items()},
         [_quantiles([case[channel] for case in levels]) for channel in range(plan.in_channels)] if has_units else None,
         is_cropped and bool(np.max(extents) < CROP_MM),
         for_whole_scans,
     )
+
+
+def plan_of_crops(plan: Plan, manifest: Manifest) -> tuple[Plan, dict[str, str]]:
+    """Return the plan of the network inside a plan's regions, and the network's label of each label of the plan.
+
+    Args:
+        plan: with regions.
+        manifest: of the data that the network was trained on.
+    """
+    assert plan.regions is not None
+    labels = {name: manifest.labels[name] for name in plan.output_names}
+    names = {own: known for box in plan.regions["boxes"] for own, known in zip(box["labels"], labels, strict=True)}
+    del names["background"]
+    return replace(plan, regions=None, labels=labels), names
 
 
 def _quantiles(values: Sequence[Sequence[float] | np.ndarray]) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 from medseg import weights
 from medseg.bundle.configs import ENSEMBLE, inference_config, member_file, num_members
 from medseg.errors import BundleError, WeightsError
-from medseg.inference.plausibility import Fingerprint, read_fingerprint
+from medseg.inference.confidence import Calibration, read_calibration
+from medseg.inference.plausibility import FINGERPRINT, Fingerprint, read_fingerprint
 from medseg.plan import Plan, read_plan
 from medseg.volumes.files import read_json
 
-WEIGHTS, RECORD, FINGERPRINT = "models/model.pt", "models/model.json", "models/fingerprint.json"
+WEIGHTS, RECORD, CALIBRATION = "models/model.pt", "models/model.json", "models/calibration.json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,20 @@ class BundleFolder:
             BundleError: the file is not a fingerprint.
         """
         return read_fingerprint(self.inside(FINGERPRINT)) if (self.path / FINGERPRINT).is_file() else None
+
+    def calibration(self, weights_sha256: Sequence[str]) -> Calibration | None:
+        """Return models/calibration.json; None if there is none, or if it belongs to other weights than these.
+
+        Raises:
+            BundleError: the file is not a calibration, or names labels that the plan does not have.
+        """
+        if not (self.path / CALIBRATION).is_file():
+            return None
+        found = read_calibration(self.inside(CALIBRATION))
+        unknown = {*found.thresholds, *found.dice_offset} - {*self.plan.labels}
+        if unknown:
+            raise BundleError(f"{self.path / CALIBRATION}: unknown label {min(unknown)!r}; calibrate the bundle again")
+        return found if list(weights_sha256) == [found.weights_sha256] else None
 
     @property
     def recorded_sha256(self) -> str | None:

@@ -95,6 +95,7 @@ def load(
         weights_sha256=digests,
         on_tiles=on_tiles,
         fingerprint=bundle.fingerprint,
+        calibration=bundle.calibration(digests),
         force=force,
     )
 

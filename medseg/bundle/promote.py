@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medseg import weights
+from medseg.bundle.calibrate import write_calibration
 from medseg.bundle.configs import ENSEMBLE, apply_plan, format_json
 from medseg.bundle.fingerprint import compute_fingerprint, training_manifest
-from medseg.bundle.folder import FINGERPRINT, RECORD, WEIGHTS, BundleFolder
+from medseg.bundle.folder import CALIBRATION, FINGERPRINT, RECORD, WEIGHTS, BundleFolder
 from medseg.bundle.golden import GOLDEN, describe, make_golden_sample, sample_as_bytes
 from medseg.datasets import read_manifest
 from medseg.errors import BundleError, WeightsError
@@ -20,12 +21,13 @@ from medseg.volumes import files
 
 @dataclass(frozen=True)
 class Promotion:
-    """Promoted weights: their path, SHA-256 and size, and a description of the golden sample."""
+    """Promoted weights: their path, SHA-256 and size, and descriptions of the golden sample and the calibration."""
 
     weights: Path
     sha256: str
     megabytes: float
     golden_sample: str
+    calibration: str
 
 
 def promote(
@@ -40,8 +42,9 @@ def promote(
     Args:
         bundle: folder of the bundle.
         run: the `output_dir` of a finished training, with `model.pt` and `training.json`.
-        data: folder of the training data, from which the bundle's fingerprint is computed. Without it, an earlier
-            fingerprint is removed.
+        data: folder of the training data, from which the bundle's fingerprint is computed. The confidence is
+            calibrated on the fold that the training left out; if there is none, the bundle has no calibration. Without
+            `data`, an earlier fingerprint and calibration are removed.
         manifest: name or file of its manifest; None takes that of the bundle's train.json.
 
     Raises:
@@ -63,7 +66,7 @@ def promote(
     files.remove_leftovers(target.parent)
     is_ensemble = (folder.path / ENSEMBLE).is_file()
     members = [folder.path / ENSEMBLE, *target.parent.glob("model_*.pt")] if is_ensemble else []
-    with files.staged(target, outdated=[folder.path / FINGERPRINT, *members]) as temporary:
+    with files.staged(target, outdated=[folder.path / FINGERPRINT, folder.path / CALIBRATION, *members]) as temporary:
         shutil.copyfile(source, temporary)
         if weights.sha256(temporary) != digest:
             raise WeightsError(f"{source}: was changed while it was copied; wait for the training to end")
@@ -75,7 +78,8 @@ def promote(
         temporary.with_name(Path(GOLDEN).name).write_bytes(sample_as_bytes(sample))
     if is_ensemble:
         apply_plan(folder.path)
-    return Promotion(folder.path / WEIGHTS, digest, source.stat().st_size / 1e6, describe(sample, folder.plan))
+    megabytes, calibration = source.stat().st_size / 1e6, _calibrate(folder, data, manifest)
+    return Promotion(folder.path / WEIGHTS, digest, megabytes, describe(sample, folder.plan), calibration)
 
 
 def finished_run(folder: BundleFolder, run: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -104,3 +108,14 @@ def finished_run(folder: BundleFolder, run: str | Path) -> tuple[Path, dict[str,
     if weights.sha256(source) != weights_sha256:
         raise WeightsError(f"{source}: its record {record_file.name} was written for other weights; train again")
     return source, record
+
+
+def _calibrate(folder: BundleFolder, data: str | Path | None, manifest: str | Path | None) -> str:
+    """Calibrate the promoted weights if a fold was left out of their training; return the result in words."""
+    if data is None:
+        return "none, because no data was given"
+    try:
+        found = write_calibration(folder.path, data, manifest)
+    except BundleError as error:
+        return f"none: {error}"
+    return f"temperature {found.temperature:g}, fitted on {found.cases} cases of {found.data}"

@@ -14,7 +14,8 @@ def promote(
     bundle: Bundle,
     run: Annotated[Path, typer.Option("--from", help="The output_dir of a finished training run.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the training data, to compute the bundle's fingerprint.")
+        Path | None,
+        typer.Option(help="Folder of the training data, for the bundle's fingerprint and the calibration."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -24,9 +25,12 @@ def promote(
 
     promoted = promote_run(bundle, run, data)
     if as_json:
-        print_json({"weights": str(promoted.weights), "megabytes": promoted.megabytes, "sha256": promoted.sha256})
+        facts = {"weights": str(promoted.weights), "megabytes": promoted.megabytes, "sha256": promoted.sha256}
+        print_json({**facts, "calibration": promoted.calibration})
     else:
         print(f"{promoted.weights}  {promoted.megabytes:.1f} MB  sha256 {promoted.sha256}")
+        if data is not None:
+            print(f"calibration: {promoted.calibration}")
 
 
 def fingerprint(
@@ -46,8 +50,9 @@ def fingerprint(
 
     found = write_fingerprint(bundle, data, manifest, fold, whole_scans)
     for name, label in found.labels.items():
-        volumes = ", ".join(f"{key} {value:.2f}" for key, value in label.volume_ml.items())
-        print(f"{name}: {volumes} ml; {label.absent} of {found.cases} without; up to {label.pieces} pieces")
+        sizes, unit = (label.volume_ml, "ml") if label.volume_ml else (label.share, "of the image")
+        quantiles = ", ".join(f"{key} {value:.2f}" for key, value in sizes.items())
+        print(f"{name}: {quantiles} {unit}; {label.absent} of {found.cases} without; up to {label.pieces} pieces")
 
 
 def verify(bundle: Bundle, as_json: Json = False) -> None:

@@ -20,6 +20,7 @@ from medseg.errors import OptionError
 if TYPE_CHECKING:
     from medseg.inference import CaseResult, Predictor
 
+REPORT = "predictions.html"
 Format = Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg", "zarr"]
 
 
@@ -73,6 +74,9 @@ def predict(
             metavar="NAME=X,Y,Z",
         ),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write predictions.html into the folder: a page to look at all results.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with an error if a result is suspicious.")] = False,
     force: Annotated[
         bool,
@@ -93,6 +97,10 @@ def predict(
     if volumes is not None:
         check_out_file("--volumes", volumes)
     centers_mm = _region_centers(region_centre or ())
+    if report:
+        from medseg.reporting import check_report_file
+
+        check_report_file(out / REPORT)
     import medseg
 
     predictor = medseg.load(
@@ -114,7 +122,11 @@ def predict(
     on_case = None if as_json else partial(_print_case, has_volumes)
     results = _predict_with_progress(predictor, inputs, out, format, overwrite, on_case)
     if volumes is not None:
-        write_volumes(results, list(predictor.plan.structures) if has_volumes else [], volumes)
+        calibration = predictor.calibration
+        with_intervals = [] if calibration is None or not has_volumes else list(calibration.thresholds)
+        write_volumes(results, list(predictor.plan.structures) if has_volumes else [], volumes, with_intervals)
+    if report:
+        _write_report(results, predictor, out / REPORT, is_verbose=not as_json)
     if as_json:
         print_json([result.to_dict() for result in results])
     failed = sum(result.status == "failed" for result in results)
@@ -124,6 +136,16 @@ def predict(
     suspicious = sum(bool(result.suspicions) for result in results)
     if suspicious and strict:
         raise ReportedError(f"{suspicious} of {len(results)} results are suspicious (--strict)")
+
+
+def _write_report(results: Sequence[CaseResult], predictor: Predictor, path: Path, *, is_verbose: bool) -> None:
+    from medseg.reporting import write_prediction_report
+
+    written = write_prediction_report(results, path, predictor.plan, predictor.fingerprint, progress=is_verbose)
+    if is_verbose:
+        print(f"{written.path}  {written.megabytes:.1f} MB")
+        for sentence in written.left_out:
+            print(f"medseg: report: {sentence}", file=sys.stderr)
 
 
 def _region_centers(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -145,21 +167,33 @@ def _region_centers(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
     return centers
 
 
-def write_volumes(results: Sequence[CaseResult], label_names: Sequence[str], path: Path) -> None:
+def write_volumes(
+    results: Sequence[CaseResult], label_names: Sequence[str], path: Path, with_intervals: Sequence[str] = ()
+) -> None:
     """Write a CSV file with one row per case: `case`, `status`, `<label>_ml` per label, `output` and `suspicions`.
+
+    Labels with an interval have the columns `<label>_ml_low` and `<label>_ml_high` behind their volume.
 
     Args:
         results: results of the cases. The volumes of a failed case are empty.
         label_names: names of the labels, in the order of the columns; none for images without volumes.
         path: the file. It is replaced atomically.
+        with_intervals: labels whose bundle has a calibration.
     """
     from medseg.volumes import replacing
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "status", *(f"{name}_ml" for name in label_names), "output", "suspicions"])
+    ends = {name: ("_ml", "_ml_low", "_ml_high") if name in with_intervals else ("_ml",) for name in label_names}
+    writer.writerow(
+        ["case", "status", *(name + end for name in label_names for end in ends[name]), "output", "suspicions"]
+    )
     for result in results:
-        volumes = [result.volumes_ml.get(name, "") for name in label_names]
+        volumes = [
+            value
+            for name in label_names
+            for value in (result.volumes_ml.get(name, ""), *result.intervals_ml.get(name, ("", "")))[: len(ends[name])]
+        ]
         writer.writerow([result.case, result.status, *volumes, result.output, "; ".join(result.suspicions)])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

@@ -3,7 +3,7 @@
 from medseg.inference.backends.torch_backend import Backend
 from medseg.inference.cases import Case, find_cases
 from medseg.inference.inferers import OverlapTileInferer, SlidingWindowInferer
-from medseg.inference.monai_io import NativeWriter, ScanReader, scan_files
+from medseg.inference.monai_io import NativeWriter, PlausibilityHandler, ScanReader, scan_files
 from medseg.inference.predict_files import CaseResult, predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
@@ -18,6 +18,7 @@ __all__ = [
     "CaseResult",
     "NativeWriter",
     "OverlapTileInferer",
+    "PlausibilityHandler",
     "Predictor",
     "RegionInferer",
     "RegionPredictor",

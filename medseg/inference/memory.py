@@ -193,6 +193,7 @@ class Workload:
         decision: number of logits per voxel, and type of the labels.
         observer_bytes: bytes per native voxel kept beside the labels.
         kept_slices: number of further scans of the same shape (slices of a volume) whose results are kept.
+        is_observed: True if probabilities are computed from the logits of every voxel.
     """
 
     plan: Plan
@@ -201,6 +202,7 @@ class Workload:
     decision: LabelDecision
     observer_bytes: int = 0
     kept_slices: int = 0
+    is_observed: bool = False
 
     def estimate(self, scan: Scan, window: Window, network_bytes: int | None = None) -> MemoryEstimate:
         """Estimate the memory of one prediction.
@@ -219,7 +221,7 @@ class Workload:
         head = self.backend.head_weight
         held, blending = prediction_bytes(
             model, native, self.plan.in_channels, self.decision.num_channels if head is None else head.shape[1],
-            head is not None, bool(self.observer_bytes), self.decision, window,
+            head is not None, self.is_observed or bool(self.observer_bytes), self.decision, window,
         )  # fmt: skip
         results = (1 + self.kept_slices) * (self.decision.dtype.itemsize + self.observer_bytes) * prod(native.shape)
         preprocess = preprocessing_bytes(native, model, self.plan)
@@ -244,12 +246,16 @@ class Workload:
             estimates.append(self.estimate(scan, candidate, network(candidate.batch_size)))
             if estimates[-1].total <= limit:
                 return candidate
-        least = min(estimates, key=lambda estimate: estimate.total)
-        raise MemoryLimitError(
-            f"{scan.name}: needs at least {_mb(least.total)} of memory ({_mb(least.resident)} for the process and the "
-            f"scan, {_mb(least.preprocess)} for preprocessing, {_mb(least.network)} for the network, "
-            f"{_mb(least.held + least.blending)} for merging tiles), the limit is {_mb(limit)}; raise --max-ram"
-        )
+        raise too_little(scan.name, min(estimates, key=lambda estimate: estimate.total), limit)
+
+
+def too_little(name: str, least: MemoryEstimate, limit: int) -> MemoryLimitError:
+    """Return the error for a scan that no settings predict within a limit."""
+    return MemoryLimitError(
+        f"{name}: needs at least {_mb(least.total)} of memory ({_mb(least.resident)} for the process and the scan, "
+        f"{_mb(least.preprocess)} for preprocessing, {_mb(least.network)} for the network, "
+        f"{_mb(least.held + least.blending)} for merging tiles), the limit is {_mb(limit)}; raise --max-ram"
+    )
 
 
 def candidates(window: Window) -> Iterator[Window]:

@@ -1,20 +1,31 @@
-"""Read and write scans in MONAI's workflows exactly as `medseg predict` does."""
+"""Read, write and check scans in MONAI's workflows exactly as `medseg predict` does."""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import ImageReader, ImageWriter
+from ignite.engine import Engine, Events
+from monai.data import ImageReader, ImageWriter, MetaTensor
 from monai.utils import MetaKeys, ensure_tuple
 
 from medseg.errors import VolumeError
 from medseg.inference.cases import find_cases
+from medseg.inference.plausibility import (
+    FINGERPRINT,
+    field_of_view_problem,
+    measure,
+    read_fingerprint,
+    suspicions,
+)
 from medseg.inference.scan import Scan, on_one_grid
 from medseg.inference.scan_size import check_growth, check_memory
+from medseg.inference.segmentation import Segmentation, provenance_path, provenance_record
 from medseg.inference.slice_predictor import Stack, plane_plan
 from medseg.plan import Plan
 from medseg.volumes import (
@@ -25,8 +36,12 @@ from medseg.volumes import (
     read_channels,
     read_header,
     read_volume,
+    replacing,
     write_volume,
 )
+from medseg.volumes.files import file_sha256
+
+logger = logging.getLogger(__name__)
 
 
 class ScanReader(ImageReader):
@@ -131,3 +146,56 @@ def scan_files(inputs: Iterable[str | Path], num_channels: int = 1) -> list[dict
         if found != num_channels:
             raise VolumeError(f"{case.paths[0]}: holds {found} channels where {num_channels} are expected; convert it")
     return [{"image": [str(path) for path in case.paths], "case": case.name} for case in cases]
+
+
+class PlausibilityHandler:
+    """Write a record beside every label map of MONAI's runner, which says if the result is suspicious and why.
+
+    The checks are those of `medseg predict`, from the fingerprint in the bundle's `models/`. A field of view that
+    `medseg predict` refuses makes the result suspicious here, because a handler sees the result only.
+
+    Args:
+        plan: labels and name.
+        bundle_root: folder of the bundle. Without a fingerprint in it, the status is always "done".
+        key: of the label map in the engine's output, after `SaveImaged`.
+    """
+
+    def __init__(self, plan: Plan, bundle_root: str | Path = ".", key: str = "pred") -> None:
+        self.plan = plan
+        self.key = key
+        file = Path(bundle_root) / FINGERPRINT
+        self.fingerprint = read_fingerprint(file) if file.is_file() else None
+        # model.pt, and the further networks of an ensemble
+        self.weights_sha256 = [file_sha256(file) for file in sorted(Path(bundle_root).glob("models/model*.pt"))]
+
+    def attach(self, engine: Engine) -> None:
+        """Attach the handler to a MONAI evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the records of one batch, and log what is suspicious."""
+        for item in engine.state.output:
+            label_map = item[self.key]
+            target = label_map.meta.get(MetaKeys.SAVED_TO)
+            if target:
+                self._write(Path(str(target)), label_map)
+
+    def _write(self, target: Path, label_map: MetaTensor) -> None:
+        array, affine = label_map[0].numpy(force=True), label_map.affine.numpy(force=True)
+        full = np.eye(4)
+        axes = [*range(len(affine) - 1), 3] if len(affine) < 4 else [0, 1, 2, 3]
+        full[np.ix_(axes, axes)] = affine
+        grid, name = Grid(array.shape, full), str(label_map.meta.get("filename_or_obj", target))
+        found: list[str] = []
+        if self.fingerprint is not None:
+            problem = field_of_view_problem(grid, self.fingerprint)
+            found = [*([problem] if problem else [])]
+            found += suspicions(measure(array, self.plan.structures, grid), self.fingerprint)
+        segmentation = Segmentation(array, dict(self.plan.labels), Volume(array, grid, Path(name)))
+        record = provenance_record(self.plan, "", self.weights_sha256, {}, Scan((segmentation.scan,)), {}, [])
+        record |= {"output": target.name, "volumes_ml": segmentation.volumes_ml()}
+        record |= {"status": "suspicious" if found else "done", "suspicions": found}
+        with replacing(provenance_path(target)) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for suspicion in found:
+            logger.warning(f"{name}: suspicious: {suspicion}")

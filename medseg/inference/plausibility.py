@@ -20,6 +20,7 @@ from medseg.volumes import Grid
 from medseg.volumes.files import read_json
 
 SCHEMA_VERSION = 1
+FINGERPRINT = "models/fingerprint.json"  # in a bundle's folder
 QUANTILES = {"smallest": 0.0, "0.5%": 0.005, "median": 0.5, "99.5%": 0.995, "largest": 1.0}
 # A field of view larger than the largest of training by this factor, along any axis, is refused by networks that were
 # trained on crops.
@@ -41,12 +42,14 @@ class Measurement:
 
     Args:
         volume_ml: in millilitres.
+        share: fraction of the voxels of the image.
         pieces: number of connected components (voxels that share a face, an edge or a corner).
         stray: fraction of the voxels outside the largest component.
         at_border: fraction of the voxels on the outermost layer of the field of view.
     """
 
     volume_ml: float
+    share: float
     pieces: int
     stray: float
     at_border: float
@@ -57,11 +60,12 @@ class LabelStatistics:
     """One label in all training cases.
 
     Args:
-        volume_ml: quantiles of its volume where it is present, by name.
+        volume_ml: quantiles of its volume where it is present, by name; empty for 2D images, which have no thickness.
         absent: number of cases without it.
         pieces: largest number of connected components.
         stray: largest fraction outside the largest component.
         at_border: largest fraction on the border of the field of view.
+        share: for 2D images, quantiles of its fraction of the image where it is present.
     """
 
     volume_ml: Mapping[str, float]
@@ -69,6 +73,7 @@ class LabelStatistics:
     pieces: int
     stray: float
     at_border: float
+    share: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Fingerprint:
 
     Args:
         cases: their number.
-        extent_mm: quantiles of the field of view along right, anterior and superior, by name.
+        extent_mm: quantiles of the field of view along right, anterior and superior, by name; empty for 2D images.
         spacing_mm: quantiles of the voxel size, likewise.
         labels: statistics of each label but the background.
         intensity: per channel, quantiles over the cases of the percentiles 0.5, 50 and 99.5 before normalisation;
@@ -145,7 +150,7 @@ def measure(array: np.ndarray, structures: Mapping[str, Sequence[int]], grid: Gr
     for name, values in structures.items():
         boxes = [found[value - 1] for value in values if found[value - 1] is not None]
         if not boxes:
-            measured[name] = Measurement(0.0, 0, 0.0, 0.0)
+            measured[name] = Measurement(0.0, 0.0, 0, 0.0, 0.0)
             continue
         box = tuple(
             slice(min(part.start for part in parts), max(part.stop for part in parts))
@@ -163,6 +168,7 @@ def measure(array: np.ndarray, structures: Mapping[str, Sequence[int]], grid: Gr
         )
         measured[name] = Measurement(
             voxels * grid.voxel_volume_mm3 / 1000,
+            voxels / array.size,
             pieces,
             float(1 - sizes.max() / voxels),
             float(1 - np.count_nonzero(is_label[inner]) / voxels),
@@ -170,16 +176,23 @@ def measure(array: np.ndarray, structures: Mapping[str, Sequence[int]], grid: Gr
     return measured
 
 
-def statistics_of(measured: Sequence[Measurement]) -> LabelStatistics:
-    """Summarise the measurements of one label in all cases."""
+def statistics_of(measured: Sequence[Measurement], has_volume: bool = True) -> LabelStatistics:
+    """Summarise the measurements of one label in all cases.
+
+    Args:
+        measured: one per case.
+        has_volume: False for 2D images, of which the share of the image is summarised instead of the volume.
+    """
     present = [each for each in measured if each.pieces]
-    volumes = [each.volume_ml for each in present] or [0.0]
+    sizes = [each.volume_ml if has_volume else each.share for each in present] or [0.0]
+    quantiles = {name: round(float(np.quantile(sizes, q)), 4) for name, q in QUANTILES.items()}
     return LabelStatistics(
-        {name: round(float(np.quantile(volumes, q)), 4) for name, q in QUANTILES.items()},
+        quantiles if has_volume else {},
         len(measured) - len(present),
         max((each.pieces for each in present), default=0),
         round(max((each.stray for each in present), default=0.0), 4),
         round(max((each.at_border for each in present), default=0.0), 4),
+        {} if has_volume else quantiles,
     )
 
 
@@ -240,9 +253,17 @@ def _reasons(found: Measurement, known: LabelStatistics, cases: int) -> Iterable
         if known.absent == 0:
             yield f"absent, but present in all {cases} training cases"
         return
-    smallest, largest = known.volume_ml["smallest"], known.volume_ml["largest"]
-    if not smallest / VOLUME_FACTOR <= found.volume_ml <= largest * VOLUME_FACTOR:
-        yield f"{found.volume_ml:.2f} ml, but {smallest:.2f} to {largest:.2f} ml in training"
+    if known.volume_ml:
+        smallest, largest = known.volume_ml["smallest"], known.volume_ml["largest"]
+        if not smallest / VOLUME_FACTOR <= found.volume_ml <= largest * VOLUME_FACTOR:
+            yield f"{found.volume_ml:.2f} ml, but {smallest:.2f} to {largest:.2f} ml in training"
+    if known.share:
+        smallest, largest = known.share["smallest"], known.share["largest"]
+        # Of a structure that fills most of the image, the rest must be as plausible.
+        least, most = (max(smallest / VOLUME_FACTOR, 1 - (1 - smallest) * VOLUME_FACTOR),
+                       min(largest * VOLUME_FACTOR, 1 - (1 - largest) / VOLUME_FACTOR))  # fmt: skip
+        if not least <= found.share <= most:
+            yield f"{found.share:.0%} of the image, but {smallest:.0%} to {largest:.0%} in training"
     if found.stray > max(MAX_STRAY, 1.5 * known.stray):
         yield (
             f"in {found.pieces} pieces, {found.stray:.0%} outside the largest, but at most {known.pieces} pieces with "

@@ -68,6 +68,10 @@ class CaseResult:
         suspicions: why the segmentation is unlike those of the training data, one line each.
         error: type of the exception of a failed case, such as "VolumeError".
         write_seconds: time to write the files.
+        inputs: files of the scan, one per channel.
+        intervals_ml: low and high end of the volume of each label, from bundles with a calibration.
+        predicted_dice: Dice that the probabilities expect of each label, from bundles with a calibration; None for an
+            absent label.
     """
 
     case: str
@@ -80,6 +84,9 @@ class CaseResult:
     suspicions: list[str] = field(default_factory=list)
     error: str = ""
     write_seconds: float = 0.0
+    inputs: list[str] = field(default_factory=list)
+    intervals_ml: dict[str, list[float]] = field(default_factory=dict)
+    predicted_dice: dict[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data, for `--json`."""
@@ -327,8 +334,23 @@ def _skipped(job: _Job, record: Mapping[str, Any]) -> CaseResult:
     volumes, suspicions = dict(record.get("volumes_ml", {})), [str(line) for line in record.get("suspicions", ())]
     message = "; ".join(["finished by an earlier run", *(f"suspicious: {line}" for line in suspicions)])
     return CaseResult(
-        job.case.name, "skipped", str(job.target), message, volumes_ml=volumes, suspicions=suspicions
+        job.case.name, "skipped", str(job.target), message, volumes_ml=volumes, suspicions=suspicions,
+        inputs=_inputs(job), **_confidence(record),
     )  # fmt: skip
+
+
+def _confidence(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return calibrated intervals and predicted Dice of a record; nothing without a calibration."""
+    if "confidence" not in record:
+        return {}
+    return {
+        "intervals_ml": dict(record.get("volume_intervals_ml", {})),
+        "predicted_dice": dict(record.get("predicted_dice", {})),
+    }
+
+
+def _inputs(job: _Job) -> list[str]:
+    return [str(path) for path in job.case.paths]
 
 
 def _segment(
@@ -374,7 +396,7 @@ def _write(job: _Job, segmentation: Segmentation, started: float) -> CaseResult:
     return CaseResult(
         job.case.name, segmentation.status, str(job.target), "; ".join(segmentation.suspicions),
         perf_counter() - started, record["volumes_ml"], record["warnings"], segmentation.suspicions,
-        write_seconds=perf_counter() - begun,
+        write_seconds=perf_counter() - begun, inputs=_inputs(job), **_confidence(record),
     )  # fmt: skip
 
 
@@ -386,5 +408,6 @@ def _failure(job: _Job, error: Exception, started: float) -> CaseResult:
     if not any(path in message for path in paths):
         message = f"{paths[0]}: {message}"
     return CaseResult(
-        job.case.name, "failed", message=message, seconds=perf_counter() - started, error=type(error).__name__
-    )
+        job.case.name, "failed", message=message, seconds=perf_counter() - started, error=type(error).__name__,
+        inputs=_inputs(job),
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from torch import nn
 from medseg.errors import OptionError, PlanError
 from medseg.inference.backends.choice import GoldenCheck, choose_backend
 from medseg.inference.backends.torch_backend import choose_device
+from medseg.inference.confidence import Calibration, VolumeCounts
 from medseg.inference.memory import Workload, parse_bytes
 from medseg.inference.plausibility import (
     Fingerprint,
@@ -31,7 +32,7 @@ from medseg.inference.scan_size import check_growth, check_memory, warn_of_small
 from medseg.inference.segmentation import Segmentation, map_names, provenance_record
 from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
 from medseg.inference.tiling.tiles import air_tiles
-from medseg.inference.uncertainty import ProbabilityMaps, Uncertainty
+from medseg.inference.uncertainty import Observers, ProbabilityMaps, Uncertainty
 from medseg.plan import Plan
 from medseg.transforms.restore.label_decision import LabelDecision
 from medseg.volumes import Grid
@@ -69,6 +70,8 @@ class Predictor:
             and results unlike all training cases are suspicious; None checks nothing.
         force: predict scans that the fingerprint would have refused, whose results are suspicious, and scans whose
             voxels are so large that the model grid is huge.
+        calibration: temperature of the probabilities and entropies, and what turns them into intervals of volumes; it
+            never changes a label. None leaves the probabilities as they are.
 
     Raises:
         PlanError: flips are requested, but the network was not trained to mirror.
@@ -97,6 +100,7 @@ class Predictor:
         on_tiles: Callable[[int, int], None] | None = None,
         fingerprint: Fingerprint | None = None,
         force: bool = False,
+        calibration: Calibration | None = None,
     ) -> None:
         if tta not in ("none", "flip"):
             raise OptionError(f"tta must be none or flip, found {tta!r}")
@@ -126,6 +130,7 @@ class Predictor:
         self.on_tiles = on_tiles
         self.fingerprint = fingerprint
         self.force = force
+        self.calibration = calibration
 
     @staticmethod
     def _image_plan(plan: Plan) -> Plan:
@@ -204,7 +209,7 @@ class Predictor:
             notes.append(f"{scan.name}: restored by linear interpolation, because its axes are not perpendicular")
         merge = partial(self._merge, image, grid, window, on_tiles, skipped)
         try:
-            labels, uncertainty, maps = merge(self.merging_device)
+            labels, kept = merge(self.merging_device)
         except torch.OutOfMemoryError:
             if self.merging_device.type == "cpu":
                 raise
@@ -212,18 +217,22 @@ class Predictor:
         if labels is None:
             notes.append(f"{scan.name}: too large for the memory of {self.merging_device}; tiles are merged on the CPU")
             logger.warning(notes[-1])
-            labels, uncertainty, maps = merge(torch.device("cpu"))
+            labels, kept = merge(torch.device("cpu"))
         seconds = {"read": read_seconds, "preprocess": prepared - started, "predict": perf_counter() - prepared}
         settings = {**self._settings(), "tiles_left_out": len(skipped), "backend_reason": self.backend_reason}
-        names = self.channel_names
-        return Segmentation(
-            labels.numpy(), dict(self.plan.labels), scan.reference,
-            provenance_record(self.image_plan, self.bundle, self.weights_sha256, settings, scan, seconds, notes),
-            entropy=None if uncertainty is None else uncertainty.entropy,
-            probabilities=None if maps is None else dict(zip(names, maps.maps, strict=True)),
-            intervals_ml=None if uncertainty is None else uncertainty.intervals_ml(names, grid.voxel_volume_mm3),
-            regions=dict(self.plan.label_regions or {}),
-        )  # fmt: skip
+        record = provenance_record(self.image_plan, self.bundle, self.weights_sha256, settings, scan, seconds, notes)
+        return kept.segmentation(labels.numpy(), self.plan, scan, record, self.calibration)
+
+    def observers(self, grid: Grid) -> Observers:
+        """Return what is kept of the logits beside the labels of a scan on this grid."""
+        names, activation = self.channel_names, self.plan.activation
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
+        return Observers(
+            Uncertainty(grid.shape, len(names), activation, temperature) if self.uncertainty else None,
+            ProbabilityMaps(grid.shape, len(names), activation, temperature) if self.save_probabilities else None,
+            None if self.calibration is None else VolumeCounts(names, temperature),
+            names,
+        )
 
     @property
     def merging_device(self) -> torch.device:
@@ -238,18 +247,15 @@ class Predictor:
         on_tiles: Callable[[int, int], None] | None,
         skipped: frozenset[tuple[int, ...]],
         device: torch.device,
-    ) -> tuple[torch.Tensor, Uncertainty | None, ProbabilityMaps | None]:
+    ) -> tuple[torch.Tensor, Observers]:
         """Return the labels on the scan's grid, and what is kept beside them."""
-        channels = (self.decision.num_channels, self.plan.activation)
-        uncertainty = Uncertainty(grid.shape, *channels) if self.uncertainty else None
-        maps = ProbabilityMaps(grid.shape, *channels) if self.save_probabilities else None
+        kept = self.observers(grid)
         labels = predict_labels(
             image.as_tensor(), image.affine, grid.affine, grid.shape, self.predict_tiles, self.decision, window,
             self.backend.head_weight, self.backend.head_bias,
-            observers=[each for each in (uncertainty, maps) if each is not None], on_tiles=on_tiles, skipped=skipped,
-            device=device,
+            observers=kept.all, on_tiles=on_tiles, skipped=skipped, device=device,
         )  # fmt: skip
-        return labels, uncertainty, maps
+        return labels, kept
 
     def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
         """Return the network's input, and the tiles that need not be predicted because they hold only air."""
@@ -260,7 +266,8 @@ class Predictor:
             return preprocessing(plan)(scan.to_tensor()), frozenset()
         skipped: frozenset[tuple[int, ...]] = frozenset()
         # A skipped tile has a label but no logits, which probabilities and cubic interpolation around it would need.
-        has_labels_only = window.interpolation == "linear" and not (self.uncertainty or self.save_probabilities)
+        keeps_logits = self.uncertainty or self.save_probabilities or self.calibration is not None
+        has_labels_only = window.interpolation == "linear" and not keeps_logits
         if plan.air_below is not None and has_labels_only:
             skipped = air_tiles(image[0].as_tensor(), plan.air_below, window.lay_tiles(image.shape[1:]), rim=1)
         return normalize_in_place(image, plan), skipped
@@ -281,7 +288,10 @@ class Predictor:
         observers = Uncertainty.bytes_per_voxel() if self.uncertainty else 0
         if self.save_probabilities:
             observers += ProbabilityMaps.bytes_per_voxel(self.decision.num_channels)
-        return Workload(self.image_plan, self.backend, self.predict_tiles, self.decision, observers, kept_slices)
+        return Workload(
+            self.image_plan, self.backend, self.predict_tiles, self.decision, observers, kept_slices,
+            is_observed=bool(observers) or self.calibration is not None,
+        )  # fmt: skip
 
     @property
     def can_predict_chunks(self) -> bool:
@@ -317,6 +327,7 @@ class Predictor:
             "blending": self.window.blending,
             "interpolation": self.window.interpolation,
             "flips": list(self.flips),
+            "temperature": None if self.calibration is None else self.calibration.temperature,
         }
 
 

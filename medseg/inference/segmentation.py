@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medseg.errors import GeometryError, OptionError, VolumeError
+from medseg.inference.confidence import VolumeCounts
 from medseg.inference.scan import Scan
 from medseg.plan import Plan
 from medseg.versions import software_versions
@@ -44,8 +45,11 @@ class Segmentation:
         provenance: record of how the segmentation was made, which is written beside every saved file.
         entropy: (i, j, k) uint8 from 0 (sure) to 255 (undecided); None unless it was requested.
         probabilities: half-precision map by label; None unless requested.
-        intervals_ml: smallest and largest likely volume by label; None unless requested.
+        intervals_ml: smallest and largest likely volume by label: the 90 % intervals of a calibrated bundle, else what
+            `Uncertainty` states; None without a calibration unless requested.
         regions: label values of each structure by name, if structures are unions of labels.
+        predicted_dice: Dice that the probabilities expect by label, for a calibrated bundle; None for an absent label.
+        counts: voxels by calibrated probability, from which intervals and Dice follow.
 
     Raises:
         GeometryError: the array does not have the shape of the scan.
@@ -59,6 +63,8 @@ class Segmentation:
     probabilities: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
     intervals_ml: Mapping[str, Sequence[float]] | None = None
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    predicted_dice: Mapping[str, float | None] | None = None
+    counts: VolumeCounts | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.scan.grid.shape:
@@ -270,6 +276,8 @@ def save_segmentation(segmentation: Segmentation, path: Path) -> dict[str, Any]:
     }  # fmt: skip
     if segmentation.intervals_ml is not None:
         record["volume_intervals_ml"] = dict(segmentation.intervals_ml)
+    if segmentation.predicted_dice is not None:
+        record["predicted_dice"] = dict(segmentation.predicted_dice)
     outdated = [map_path(path, name) for name in earlier_maps if name not in maps]
     with staged(path, outdated) as target:
         record["warnings"] = [*record.get("warnings", ()), *_write_labels(segmentation, target)]

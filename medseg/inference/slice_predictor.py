@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.orientations import io_orientation
 
 from medseg.errors import PlanError
+from medseg.inference.confidence import VolumeCounts
 from medseg.inference.predictor import Predictor
 from medseg.inference.scan import Scan
 from medseg.inference.scan_size import check_growth, check_memory
@@ -56,6 +57,8 @@ class SlicePredictor(Predictor):
         records: list[Mapping[str, Any]] = []
         intervals: list[Mapping[str, Sequence[float]]] = []
         arrays: dict[str, np.ndarray] = {}
+        calibration = self.calibration
+        counts = None if calibration is None else VolumeCounts(self.channel_names, calibration.temperature)
         for number, image in enumerate(stack):
             on_tiles = None if self.on_tiles is None else _counting_all_slices(self.on_tiles, number, len(stack))
             segmentation = self._predict_image(image, window, on_tiles)
@@ -63,13 +66,22 @@ class SlicePredictor(Predictor):
                 if number == 0:
                     arrays[name] = np.zeros(scan.reference.grid.shape, dtype=values.dtype)
                 arrays[name][stack.index(number)] = values
+            if counts is not None and segmentation.counts is not None:
+                counts.add(segmentation.counts)
             records.append(segmentation.provenance)
             intervals += [] if segmentation.intervals_ml is None else [segmentation.intervals_ml]
         probabilities = {name: arrays[name] for name in self.channel_names} if self.save_probabilities else None
-        return Segmentation(
+        segmentation = Segmentation(
             arrays[""], dict(self.plan.labels), scan.reference,
             _merged_record(records, scan, self.plan, read_seconds), entropy=arrays.get("/entropy"),
             probabilities=probabilities, intervals_ml=_summed(intervals), regions=dict(self.plan.label_regions or {}),
+        )  # fmt: skip
+        if calibration is None or counts is None:
+            return segmentation
+        intervals_ml = counts.intervals_ml(calibration, scan.reference.grid.voxel_volume_mm3)
+        return replace(
+            segmentation, counts=counts, intervals_ml=intervals_ml or segmentation.intervals_ml,
+            predicted_dice=counts.predicted_dice(calibration) or None,
         )  # fmt: skip
 
 

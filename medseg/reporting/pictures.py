@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from medseg.evaluation.overlap import bounding_box, union
 from medseg.evaluation.pairs import Structures, read_pair
-from medseg.figures.canvas import PREDICTION_COLOR, REFERENCE_COLOR, rgb
+from medseg.figures.canvas import PREDICTION_COLOR, REFERENCE_COLOR, label_palette, rgb
 from medseg.figures.planes import Panel
 from medseg.figures.viewer import block
 from medseg.figures.viewer.packing import fitted, num_bytes
@@ -36,10 +36,10 @@ THUMBNAIL_MARGIN_MM = 10.0
 # From this size on, the outlines of a thumbnail are two pixels wide.
 THICK_OUTLINE_FROM = 128
 REFERENCE_RGB, PREDICTION_RGB = rgb(REFERENCE_COLOR), rgb(PREDICTION_COLOR)
+# The colours of outlines follow behind the greys in the palette of a thumbnail, which has 256 entries.
 _NUM_GREYS = 48
-# Positions of the two outlines in the palette of a thumbnail, behind its greys.
-_REFERENCE, _PREDICTION = _NUM_GREYS, _NUM_GREYS + 1
-_SUFFIXES_WITHOUT_PATIENT = (".png", ".tif", ".tiff")
+_MAX_COLORS = 256 - _NUM_GREYS
+SUFFIXES_WITHOUT_PATIENT = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
 @dataclass
@@ -79,11 +79,13 @@ class Pictures:
         return "\n".join(parts)
 
 
+# Read the view of a case, with at most so many channels (None: all); the problems get a line if something is missing.
+ReadView = Callable[[str, int | None, dict[str, str]], View | None]
+
+
 def draw_pictures(
-    inputs: Sequence[Mapping[str, str]],
-    images: Images,
-    structures: Structures,
-    label_values: Mapping[str, Sequence[int]],
+    cases: Sequence[str],
+    read_view: ReadView,
     opened: Sequence[str],
     max_bytes: int,
     *,
@@ -92,26 +94,22 @@ def draw_pictures(
     """Draw thumbnails and pack volumes of the cases within a size limit.
 
     What does not fit is left out in this order: resolution of the viewer's volumes, their channels beyond the first,
-    thumbnails of the best cases, volumes of the best cases.
+    thumbnails of the last cases, volumes of the last cases.
 
     Args:
-        inputs: case, prediction and reference file of each case, worst first.
-        images: the scans.
-        structures: the meaning of the values in the label files.
-        label_values: label values of each structure.
+        cases: case ids in the order of the page.
+        read_view: reads the view of a case.
         opened: cases that can be opened in the viewer, the most important first.
         max_bytes: largest size of all pictures together, as text.
         progress: show a progress bar.
     """
-    known = list(dict.fromkeys(value for values in label_values.values() for value in values if value != 0))
-    pixels, reserved = next((size, reserve) for cases, size, reserve in THUMBNAIL_SIZES if len(inputs) <= cases)
-    volumes_left = max(max_bytes - min(len(inputs) * reserved, max_bytes // 3), 0)
+    pixels, reserved = next((size, reserve) for count, size, reserve in THUMBNAIL_SIZES if len(cases) <= count)
+    volumes_left = max(max_bytes - min(len(cases) * reserved, max_bytes // 3), 0)
     waiting = len(opened)
     pictures = Pictures()
     console = Console(stderr=True)
-    for entry in track(inputs, description="drawing", disable=not progress, transient=True, console=console):
-        case = entry["case"]
-        view = _read_view(entry, images, structures, known, pictures.problems, None if case in opened else 1)
+    for case in track(cases, description="drawing", disable=not progress, transient=True, console=console):
+        view = read_view(case, None if case in opened else 1, pictures.problems)
         if view is not None:
             pictures.thumbnails[case] = thumbnail(view, pixels)
         if case not in opened:
@@ -122,12 +120,32 @@ def draw_pictures(
             pictures.views[case] = thin
             pictures.volumes[case] = packed
         waiting -= 1
-    order = [entry["case"] for entry in inputs]
-    _drop_to_fit(pictures, order, opened, max_bytes)
+    _drop_to_fit(pictures, cases, opened, max_bytes)
     # The blocks are numbered in the order of the viewer.
     pictures.views = {case: pictures.views[case] for case in opened if case in pictures.views}
     pictures.volumes = {case: pictures.volumes[case] for case in pictures.views}
     return pictures
+
+
+def evaluated_views(
+    inputs: Sequence[Mapping[str, str]],
+    images: Images,
+    structures: Structures,
+    label_values: Mapping[str, Sequence[int]],
+) -> ReadView:
+    """Return what reads the view of an evaluated case, for `draw_pictures`.
+
+    Args:
+        inputs: case, prediction and reference file of each case.
+        images: the scans.
+        structures: the meaning of the values in the label files.
+        label_values: label values of each structure.
+    """
+    known = list(dict.fromkeys(value for values in label_values.values() for value in values if value != 0))
+    by_case = {entry["case"]: entry for entry in inputs}
+    return lambda case, max_channels, problems: _read_view(
+        by_case[case], images, structures, known, problems, max_channels
+    )
 
 
 def case_view(
@@ -215,11 +233,16 @@ def _draw_thumbnail(view: View, size: int) -> bytes:
         shades = np.rint(channel.grey.shades(next(iter(channel.grey.windows))) * (_NUM_GREYS - 1)).astype(np.uint8)
         pixels = shades[plane(channel.levels)[nearest]]
     line = 2 if size >= THICK_OUTLINE_FROM else 1
-    pixels[outline(plane(_reference(view))[nearest], line)] = _REFERENCE
-    predicted = outline(plane(view.prediction)[nearest], line)
+    prediction = plane(view.prediction)[nearest]
+    predicted = outline(prediction, line)
+    if view.reference is None:
+        colors = [rgb(color) for color in label_palette(len(view.values))][:_MAX_COLORS]
+        pixels[predicted] = _NUM_GREYS + (prediction[predicted] - 1) % max(len(colors), 1)
+        return _palette_png(pixels, colors)
+    pixels[outline(plane(view.reference)[nearest], line)] = _NUM_GREYS
     across, down = np.indices(predicted.shape)
-    pixels[predicted & ((across + down) % 8 < 4)] = _PREDICTION
-    return _palette_png(pixels)
+    pixels[predicted & ((across + down) % 8 < 4)] = _NUM_GREYS + 1
+    return _palette_png(pixels, [REFERENCE_RGB, PREDICTION_RGB])
 
 
 def _reference(view: View) -> np.ndarray:
@@ -241,11 +264,11 @@ def _around_labels(view: View, panel: Panel) -> tuple[slice, slice]:
     return rows, columns
 
 
-def _palette_png(pixels: np.ndarray) -> bytes:
-    """Encode palette positions, greys and the colours of the two outlines, as a PNG."""
+def _palette_png(pixels: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> bytes:
+    """Encode palette positions, greys and the colours of the outlines, as a PNG."""
     greys = [(round(255 * grey / (_NUM_GREYS - 1)),) * 3 for grey in range(_NUM_GREYS)]
     picture = Image.fromarray(pixels).convert("P")
-    picture.putpalette([value for color in (*greys, REFERENCE_RGB, PREDICTION_RGB) for value in color])
+    picture.putpalette([value for color in (*greys, *colors) for value in color])
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=9)
     return buffer.getvalue()
@@ -272,7 +295,7 @@ def _read_view(
         grid,
         islice(images.read(case, grid, left_out), max_channels),
         modalities=images.modalities,
-        has_patient=suffix_of(reference_file) not in _SUFFIXES_WITHOUT_PATIENT,
+        has_patient=suffix_of(reference_file) not in SUFFIXES_WITHOUT_PATIENT,
         known=known,
     )
     if left_out:

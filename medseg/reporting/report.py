@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
 from markupsafe import Markup
 
 from medseg.datasets import Manifest, read_manifest
-from medseg.errors import OptionError
 from medseg.evaluation import Evaluation
 from medseg.evaluation.pairs import Labels, Source, structures_of
 from medseg.figures import viewer
 from medseg.figures.viewer.packing import pack_json
-from medseg.reporting import content, page_parts
+from medseg.reporting import content
 from medseg.reporting.calibration import REGION_MM, draw_diagram, measure_calibration, rank_correlation, risk_coverage
+from medseg.reporting.html_page import (
+    DEFAULT_MAX_MB,
+    WrittenReport,
+    check_max_mb,
+    fixed,
+    page_scripts,
+    render_page,
+    write_page,
+)
 from medseg.reporting.images import Images, find_images
-from medseg.reporting.pictures import Pictures, draw_pictures
-from medseg.versions import installed_version
-from medseg.volumes import replacing
+from medseg.reporting.pictures import Pictures, draw_pictures, evaluated_views
 
-DEFAULT_MAX_MB = 15.0
-LARGEST_MAX_MB = 25.0
-# Of this folder, in the order the page must hold them.
-SCRIPTS = ("tables.js", "distributions.js", "cases.js", "page.js")
+SCRIPTS = page_scripts("evaluation.js")
 # Sections of a page with an evaluation, by id, in their order.
 SECTIONS = {
     "metrics": "Metrics",
@@ -39,21 +39,6 @@ SECTIONS = {
     "manifest": "Manifest",
     "methods": "Methods",
 }
-
-
-@dataclass(frozen=True)
-class WrittenReport:
-    """A page on disk.
-
-    Args:
-        path: path of the page.
-        megabytes: size of the page.
-        left_out: what the page does not show and why, one sentence each.
-    """
-
-    path: Path
-    megabytes: float
-    left_out: tuple[str, ...]
 
 
 def write_report(
@@ -94,14 +79,13 @@ def write_report(
         EvaluationError: there are no files at `images`.
         VolumeError: the page cannot be written.
     """
-    if not 0 < max_mb <= LARGEST_MAX_MB:
-        raise OptionError(f"max_mb must be above 0 and at most {LARGEST_MAX_MB:g}, found {max_mb:g}; choose another")
+    check_max_mb(max_mb)
     if isinstance(labels, str | Path):
         labels = read_manifest(labels)
     if evaluation is None:
         failure = failure or "no case was given"
         page = _render(title, None, {}, remarks=["Every case: nothing was evaluated."], failure=failure)
-        return _write(Path(path), page, (failure,))
+        return write_page(Path(path), page, (failure,))
     summary = evaluation.summary
     order = [entry["case"] for entry in summary["cases"]]
     patients = [entry["patient"] for entry in summary["cases"]]
@@ -114,10 +98,8 @@ def write_report(
         manifest = labels if isinstance(labels, Manifest) else None
         found = find_images(images, {case: Path(entry["reference"]) for case, entry in inputs.items()}, manifest)
         pictures = draw_pictures(
-            [inputs[case] for case in order],
-            found,
-            structures,
-            summary["label_values"],
+            order,
+            evaluated_views([inputs[case] for case in order], found, structures, summary["label_values"]),
             content.viewer_cases(summary),
             int(max_mb * 1e6) - _reserved_bytes(evaluation),
             progress=progress,
@@ -157,44 +139,21 @@ def write_report(
         methods=content.methods_paragraph(summary),
         blocks=Markup(f"{viewer.block('data', pack_json(data))}\n{pictures.blocks(order)}"),
     )
-    return _write(Path(path), page, tuple(remarks))
-
-
-def fixed(value: float, digits: int) -> str:
-    """Format a number with a true minus sign."""
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-@cache
-def _environment() -> Environment:
-    """Return the report's templates with its filters."""
-    environment = page_parts.environment()
-    environment.filters |= {"fixed": fixed, "thousands": "{:,}".format}
-    return environment
+    return write_page(Path(path), page, tuple(remarks))
 
 
 def _render(title: str, summary: dict[str, Any] | None, sections: dict[str, str], **values: Any) -> str:
-    environment = _environment()
-    values = {"problems": [], "blocks": ""} | values
-    has_remarks = bool(values["remarks"] or values["problems"] or values["failure"])
-    scripts = [viewer.script(), *(page_parts.part(name) for name in SCRIPTS), page_parts.part("theme.js")]
-    return environment.get_template("report.html").render(
-        title=title,
-        version=installed_version("medseg"),
-        summary=summary,
-        navigation=({"left-out": "Left out"} if has_remarks else {}) | sections,
-        style=Markup(page_parts.style()),
-        script=Markup("\n".join(scripts)),
-        **values,
+    has_remarks = bool(values["remarks"] or values.get("problems") or values["failure"])
+    return render_page(
+        title,
+        ({"left-out": "Left out"} if has_remarks else {}) | ({} if summary is None else sections),
+        SCRIPTS,
+        header="" if summary is None else "header.html",
+        content="sections.html",
+        **{"problems": [], "summary": summary} | values,
     )
 
 
 def _reserved_bytes(evaluation: Evaluation) -> int:
     """Estimate an upper bound of the page's size without pictures: scripts, tables, and the rows of all cases."""
     return 200_000 + 12 * len(evaluation.rows) * len(evaluation.metrics) + 300 * len(evaluation.summary["inputs"])
-
-
-def _write(path: Path, page: str, left_out: tuple[str, ...]) -> WrittenReport:
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return WrittenReport(path, path.stat().st_size / 1e6, left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from bundle.tiny_bundles import add_fingerprint
 from volumes.dicom_series import write_series
 
 import medseg
@@ -60,6 +62,20 @@ def test_every_format_is_read_and_gives_the_same_labels(bundle, tmp_path, run_in
         found = nib.load(out / f"{name.split('.')[0]}_seg.nii.gz")
         np.testing.assert_array_equal(found.get_fdata(), expected.array)
         np.testing.assert_allclose(found.affine, expected.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(("range_ml", "is_suspicious"), [((1e-6, 1e6), False), ((1e5, 1e6), True)])
+def test_records_state_what_is_suspicious_as_ours_do(bundle, scan, tmp_path, run_inference, range_ml, is_suspicious):
+    add_fingerprint(bundle, range_ml)
+    ours = medseg.load(bundle).predict(scan)
+    ours.save(tmp_path / "ours.nii.gz")
+    expected = json.loads((tmp_path / "ours.json").read_text())
+    found = json.loads((run_inference(bundle, scan.parent) / "case_a_seg.json").read_text())
+    assert bool(found["suspicions"]) == is_suspicious
+    for key in ("status", "suspicions", "volumes_ml", "labels", "plan_sha256", "weights_sha256"):
+        assert found[key] == expected[key], key
+    assert found["output"] == "case_a_seg.nii.gz"
+    assert found["input"] == [str(scan)]
 
 
 def run(bundle: Path, *options: object) -> subprocess.CompletedProcess:

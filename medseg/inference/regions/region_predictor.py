@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil, prod
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import Orientation
 from torch import nn
 
-from medseg.errors import OptionError
 from medseg.inference.inferers import SlidingWindowInferer
+from medseg.inference.memory import MemoryEstimate, keep_freed_memory, resident_bytes, too_little
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import AXIS_LABELS
+from medseg.inference.regions.atlas import SCALES
 from medseg.inference.regions.region_inferer import RegionInferer, RegionLogits
 from medseg.inference.scan import Scan
 from medseg.inference.segmentation import Segmentation, provenance_record
-from medseg.inference.uncertainty import ProbabilityMaps, Uncertainty
 from medseg.plan import Plan
-from medseg.transforms.restore.label_decision import apply_head
+from medseg.transforms.restore.label_decision import CHUNK_VALUES, CHUNK_VOXELS, SLAB_PLANES, apply_head
 from medseg.transforms.restore.native import restore_labels
+
+# Boxes are moved onto what is found in them, by a few millimetres.
+BOX_MARGIN_MM = 10.0
 
 
 class RegionPredictor(Predictor):
@@ -37,7 +42,6 @@ class RegionPredictor(Predictor):
 
     Raises:
         RegionError: the plan has no regions, its template cannot be used, or centers_mm names an unknown region.
-        OptionError: max_ram is given; a memory limit is for bundles without regions.
     """
 
     def __init__(
@@ -49,40 +53,61 @@ class RegionPredictor(Predictor):
         centers_mm: Mapping[str, Sequence[float]] | None = None,
         **options: Any,
     ) -> None:
-        if options.get("max_ram") is not None:
-            raise OptionError(
-                f"max_ram cannot be used with {plan.name}, which finds regions in the scan; leave it out: a head of "
-                "256×256×256 voxels takes about 1 GB"
-            )
         super().__init__(network, plan, device, **options)
         window = SlidingWindowInferer(plan.tile, self.window.batch_size, self.window.overlap, self.window.blending)
         self.inferer = RegionInferer(window, plan, centers_mm=centers_mm)
 
+    def memory(self, scan: Scan) -> MemoryEstimate:
+        """Estimate the memory of one prediction.
+
+        Args:
+            scan: as read.
+        """
+        workload = self.workload()
+        network = workload.network_bytes(self.window.batch_size)
+        grid, itemsize = scan.reference.grid, torch.float32.itemsize
+        voxels, labels = prod(grid.shape), len(self.plan.labels)
+        image = itemsize * len(scan.channels) * voxels
+        kept = (self.decision.dtype.itemsize + workload.observer_bytes) * voxels
+        # Boxes that are turned by 30 degrees fill a window of twice their size.
+        regions = self.inferer.regions
+        sizes, centers = (np.array([getattr(r, name) for r in regions]) for name in ("size_mm", "center_mm"))
+        spans = SCALES[1] * np.ptp(centers, axis=0) + sizes.max(axis=0) + BOX_MARGIN_MM
+        window, inner = (
+            min(ceil(2 * float(np.prod(mm)) / grid.voxel_volume_mm3), voxels) for mm in (spans, sizes.max(axis=0))
+        )
+        # Logits of the window; per box, its logits thrice and positions in double precision.
+        boxes = itemsize * (labels * window + (3 * self.plan.out_channels + 14) * inner)
+        if workload.is_observed:
+            restoring = itemsize * min(CHUNK_VALUES // labels, voxels) * (5 * labels + 4)
+        else:
+            plane = prod(grid.shape[1:])
+            restoring = itemsize * (2 * SLAB_PLANES * plane + 5 * max(CHUNK_VOXELS, plane))
+        # The scan as a tensor, turned, and smoothed.
+        return MemoryEstimate(resident_bytes(), 3 * image, image + kept, boxes + restoring, network)
+
     def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
+        if self.max_ram is not None:
+            keep_freed_memory(False)
+            estimate = self.memory(scan)
+            if estimate.total > self.max_ram:
+                raise too_little(scan.name, estimate, self.max_ram)
         started = perf_counter()
-        grid, names = scan.reference.grid, self.channel_names
+        grid = scan.reference.grid
         image = Orientation(axcodes=self.plan.orientation, labels=AXIS_LABELS)(scan.to_tensor())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             found = self._predict_regions(image.as_tensor(), image.affine.numpy(), scan.name)
         predicted = perf_counter()
-        channels = (self.decision.num_channels, self.plan.activation)
-        uncertainty = Uncertainty(grid.shape, *channels) if self.uncertainty else None
-        maps = ProbabilityMaps(grid.shape, *channels) if self.save_probabilities else None
+        kept = self.observers(grid)
         labels = restore_labels(
-            found.logits, found.affine, grid.affine, grid.shape, self.decision,
-            observers=[each for each in (uncertainty, maps) if each is not None],
+            found.logits, found.affine, grid.affine, grid.shape, self.decision, observers=kept.all
         )  # fmt: skip
         seconds = {"read": read_seconds, "predict": predicted - started, "restore": perf_counter() - predicted}
         notes = [*scan.notes, *(str(w.message) for w in caught if issubclass(w.category, UserWarning))]
         settings = {**self._settings(), "backend_reason": self.backend_reason, "regions": _described(found)}
-        return Segmentation(
-            labels.numpy(), dict(self.plan.labels), scan.reference,
-            provenance_record(self.plan, self.bundle, self.weights_sha256, settings, scan, seconds, notes),
-            entropy=None if uncertainty is None else uncertainty.entropy,
-            probabilities=None if maps is None else dict(zip(names, maps.maps, strict=True)),
-            intervals_ml=None if uncertainty is None else uncertainty.intervals_ml(names, grid.voxel_volume_mm3),
-        )  # fmt: skip
+        record = provenance_record(self.plan, self.bundle, self.weights_sha256, settings, scan, seconds, notes)
+        return kept.segmentation(labels.numpy(), self.plan, scan, record, self.calibration)
 
     def _predict_regions(self, image: torch.Tensor, affine: Any, name: str) -> RegionLogits:
         done, per_box = 0, 2 * len(self.inferer.regions)

@@ -4,10 +4,12 @@
 medseg.distributions = (function () {
   const ROWS = 12, HEIGHT = 46;
   const { element } = medseg;
-  let data, root, metric, first = 0, order = [];
+  let data, kind, root, metric, first = 0, order = [];
 
-  // Range and ticks of the axis. Fractions end at 1 and begin near the lowest case; all other ranges contain 0.
+  // Range and ticks of the axis, unless the metric states them. Fractions end at 1 and begin near the lowest case; all
+  // other ranges contain 0.
   function scale() {
+    if (metric.range) return { low: metric.range[0], high: metric.range[1], steps: metric.range[2] };
     const all = data.values[metric.name].flat().filter((value) => value !== null);
     const least = Math.min(...all), most = Math.max(...all);
     if (!all.length) return { low: 0, high: 1, steps: 4 };
@@ -28,14 +30,14 @@ medseg.distributions = (function () {
     const ranked = values.map((value, i) => [value, i]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
     const svg = element("svg", { height: HEIGHT, tabindex: 0, role: "img", class: "dots" });
     const text = ranked.length
-      ? `${label}: ${metric.title} of ${ranked.length} cases from ${medseg.number(ranked[0][0], metric.unit)} to ${medseg.number(ranked[ranked.length - 1][0], metric.unit)}, mean ${medseg.number(mean.value, metric.unit)}`
+      ? `${label}: ${metric.title} of ${ranked.length} cases from ${medseg.number(ranked[0][0], metric.unit)} to ${medseg.number(ranked[ranked.length - 1][0], metric.unit)}, ${kind.center} ${medseg.number(mean.value, metric.unit)}`
       : `${label}: no case counts`;
     svg.setAttribute("aria-label", `${text}. Arrow keys choose a case, Enter opens it.`);
     svg.append(element("line", { class: "grid-line", x1: "0", x2: "100%", y1: HEIGHT / 2, y2: HEIGHT / 2 }));
     svg.append(...ticks(range).map((value) => element("line", { class: "grid-line", x1: x(value), x2: x(value), y1: 0, y2: HEIGHT })));
     if (mean.low !== null && mean.low !== undefined) svg.append(element("line", { class: "interval", x1: x(mean.low), x2: x(mean.high), y1: HEIGHT / 2, y2: HEIGHT / 2 }));
     const dots = ranked.map(([value, i], rank) => {
-      const one = data.outcomes[i][number], penalised = one === "missed" || one === "spurious" || one === "disjoint";
+      const one = data.outcomes[i][number], penalised = kind.ringed.includes(one);
       const dot = element("circle", { class: penalised ? "dot penalised" : "dot", cx: x(value), cy: (HEIGHT / 2 + ((rank * 7) % 5 - 2) * 7).toFixed(1), r: 4.5, "data-case": i },
         element("title", {}, `${data.cases[i].name}: ${medseg.number(value, metric.unit)}${penalised ? ` (${one})` : ""}`));
       dot.addEventListener("click", () => medseg.open(i));
@@ -55,13 +57,13 @@ medseg.distributions = (function () {
       const [value, i] = ranked[chosen];
       root.status.textContent = `${label}: ${data.cases[i].name}, ${metric.title} ${medseg.number(value, metric.unit)}, ${data.outcomes[i][number]}`;
     });
-    const interval = mean.low === null || mean.low === undefined ? "" : `${medseg.number(mean.low, metric.unit).replace(/ .*/, "")} to ${medseg.number(mean.high, metric.unit)}, `;
+    const interval = mean.low === null || mean.low === undefined ? "" : `${kind.interval}${medseg.number(mean.low, metric.unit).replace(/ .*/, "")} to ${medseg.number(mean.high, metric.unit)}, `;
     return [element("b", {}, label), svg, element("span", {}, element("b", {}, medseg.number(mean.value, metric.unit)), element("small", {}, `${interval}n=${ranked.length}`))];
   }
 
   function axis(range) {
     const svg = element("svg", { class: "axis", height: 18, "aria-hidden": "true" }), all = ticks(range);
-    const digits = range.steps === 5 ? 2 : null;
+    const digits = range.steps === 5 && metric.unit === "" ? 2 : null;
     all.forEach((value, i) => svg.append(element("text", { x: place(value, range), y: 13, "text-anchor": i === 0 ? "start" : i === all.length - 1 ? "end" : "middle" },
       digits === null ? medseg.number(value, metric.unit) : value.toFixed(digits))));
     return svg;
@@ -71,7 +73,7 @@ medseg.distributions = (function () {
     const range = scale(), shown = order.slice(first, first + ROWS);
     root.strip.replaceChildren(...shown.flatMap((number) => row(data.labels[number], number, range)), axis(range));
     root.pager.hidden = order.length <= ROWS;
-    root.pageText.textContent = `structures ${first + 1}–${first + shown.length} of ${order.length}, lowest Dice first`;
+    root.pageText.textContent = `structures ${first + 1}–${first + shown.length} of ${order.length}, ${kind.order}`;
     root.before.disabled = first === 0; root.after.disabled = first + ROWS >= order.length;
     highlight(medseg.found());
   }
@@ -81,8 +83,8 @@ medseg.distributions = (function () {
     for (const dot of root.strip.querySelectorAll(".dot")) dot.classList.toggle("hit", found !== null && found.has(Number(dot.dataset.case)));
   }
 
-  function build(into, given) {
-    data = given;
+  function build(into, given, ofKind) {
+    data = given; kind = ofKind;
     metric = data.metrics[0];
     const dice = (label) => { const mean = (data.means[label] || {}).dice; return mean && mean.value !== null ? mean.value : 2; };
     order = data.labels.map((_, i) => i);

@@ -28,20 +28,12 @@
     return;
   }
 
-  function details(i) {
-    const columns = data.metrics.filter(({ better }) => better !== "neither");
-    const head = ["structure", "outcome", ...columns.map(({ title, unit }) => (unit ? `${title} (${unit})` : title))];
-    const rows = data.labels.map((label, k) => element("tr", {}, element("th", { scope: "row" }, label),
-      element("td", { class: "text" }, ["detected", "absent"].includes(data.outcomes[i][k]) ? data.outcomes[i][k] : element("span", { class: "bad" }, data.outcomes[i][k])),
-      ...columns.map(({ name, unit }) => element("td", {}, medseg.number(data.values[name][i][k], unit).replace(/ .*/, "")))));
-    return medseg.table("details", `Metrics of ${data.cases[i].name}`, element("tr", {}, ...head.map((text, k) => element("th", { scope: "col", class: k < 2 ? "text" : null }, text))), rows);
-  }
-
+  const kind = medseg.kind(data);
   const steps = data.views.map((view) => view.case);
   medseg.open = function (i, scroll = true) {
     open = i;
     const one = data.cases[i];
-    byId("details-place").replaceChildren(details(i));
+    byId("details-place").replaceChildren(kind.details(i));
     byId("no-volume").hidden = one.view !== null;
     byId("no-volume").textContent = one.view === null ? `${one.name} has no volume on this page: ${data.view_note}` : "";
     for (const button of byId("choices").querySelectorAll("button[data-case]")) button.setAttribute("aria-pressed", String(Number(button.dataset.case) === i));
@@ -56,15 +48,13 @@
   };
 
   if (data.cases.length) {
-    medseg.cases.build(byId("cases-place"), data);
-    medseg.distributions.build(byId("distributions-place"), data);
+    medseg.cases.build(byId("cases-place"), data, kind);
+    medseg.distributions.build(byId("distributions-place"), data, kind);
     byId("search").addEventListener("input", (event) => medseg.cases.search(event.target.value));
     if (data.views.length) medseg.viewer.build(byId("viewer-place"), data, { showError: medseg.showError, step: medseg.step });
     else medseg.viewer.show = medseg.viewer.hide = () => {};
-    const choice = (i, text) => element("button", { type: "button", "aria-pressed": "false", "data-case": i, onclick: () => medseg.open(i, false) }, text, element("small", {}, medseg.number(data.cases[i].dice)));
-    const worst = data.worst.map((i) => choice(i, data.cases[i].name));
-    const percentiles = Object.entries(data.percentiles).map(([percent, i]) => choice(i, `${percent} %: ${data.cases[i].name}`));
-    byId("choices").append(element("div", { class: "bar choices" }, element("span", { class: "soft" }, "worst"), ...worst), data.cases.length > 1 ? element("div", { class: "bar choices" }, element("span", { class: "soft" }, "percentiles of Dice"), ...percentiles) : "");
+    const choice = ([i, text, number]) => element("button", { type: "button", "aria-pressed": "false", "data-case": i, onclick: () => medseg.open(i, false) }, text, element("small", {}, number));
+    byId("choices").append(...kind.choices().map(([title, list]) => element("div", { class: "bar choices" }, element("span", { class: "soft" }, title), ...list.map(choice))));
     document.addEventListener("click", (event) => {
       const link = event.target.closest("a[data-case]");
       if (link) { event.preventDefault(); medseg.open(Number(link.dataset.case)); }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +25,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from medseg.errors import MedsegError, OptionError, PlanError, RegionError
+from medseg.errors import MedsegError, MemoryLimitError, PlanError, RegionError
 from medseg.inference import RegionInferer, RegionPredictor, SlidingWindowInferer
 from medseg.inference.regions import Box, Region
 from medseg.inference.regions.region_inferer import ABSENT, merge_boxes, recentered, resample
@@ -124,9 +127,48 @@ def test_an_unknown_region_is_named(plan):
         RegionPredictor(Bright(), plan, "cpu", centers_mm={"middle": (0, 0, 0)})
 
 
-def test_a_memory_limit_is_refused_before_the_work(plan):
-    with pytest.raises(OptionError, match="max_ram"):
-        RegionPredictor(Bright(), plan, "cpu", max_ram="4GB")
+def test_a_memory_limit_that_cannot_be_kept_is_refused_before_the_work(plan):
+    shape, affine = grid()
+    model = RegionPredictor(Bright(), plan, "cpu", max_ram="100MB")
+    model.inferer.predict = None  # would fail if it were called
+    with pytest.raises(MemoryLimitError, match="100 MB"):
+        model.predict((head(positions(shape, affine)), affine))
+
+
+MEASURED = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import nibabel as nib
+import numpy as np
+from inference.regions.phantom_head import Bright
+from medseg.inference import RegionPredictor
+from medseg.inference.memory import keep_freed_memory
+from medseg.inference.scan import load_scan
+from medseg.plan import read_plan
+
+small = nib.load({head!r})
+array = np.asarray(small.dataobj, dtype=np.float32).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+affine = small.affine @ np.diag([0.5, 0.5, 0.5, 1])
+model = RegionPredictor(Bright(), read_plan({plan!r}), "cpu", max_ram="100GB", uncertainty=True)
+keep_freed_memory(False)
+scan = load_scan((array, affine), model.plan)
+estimate = model.memory(scan)
+model.predict_scan(scan)
+peak = 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+print(json.dumps({{"estimate": estimate.total, "resident": estimate.resident, "peak": peak}}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_the_memory_estimate_bounds_the_real_peak(plan, tmp_path):
+    shape, affine = grid()
+    nib.save(nib.Nifti1Image(head(positions(shape, affine)).astype(np.float32), affine), tmp_path / "head.nii.gz")
+    tests = str(Path(__file__).resolve().parents[2])
+    code = MEASURED.format(tests=tests, head=str(tmp_path / "head.nii.gz"), plan=plan.source)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] <= found["estimate"]
+    assert found["peak"] - found["resident"] > 0.3 * (found["estimate"] - found["resident"])
 
 
 def test_a_region_outside_the_scan_is_refused(plan):

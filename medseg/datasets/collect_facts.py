@@ -187,12 +187,17 @@ def _measure_all(
         return
     except BrokenProcessPool:
         pass  # a process was killed; find out at which case, one at a time
+    alone: ProcessPoolExecutor | None = None
     for case_id in left:
+        alone = alone or ProcessPoolExecutor(1, mp_context=context)
         try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                yield pool.submit(_measure, manifest, root, case_id).result()
+            result = alone.submit(_measure, manifest, root, case_id).result()
         except BrokenProcessPool:
-            yield CaseFacts(case_id, tuple(_killed(manifest, root, case_id))), {}
+            alone = None
+            result = CaseFacts(case_id, tuple(_killed(manifest, root, case_id))), {}
+        yield result
+    if alone is not None:
+        alone.shutdown()
 
 
 def _bounded(
@@ -212,7 +217,8 @@ def _bounded(
 def _killed(manifest: Manifest, root: Path, case_id: str) -> Iterator[FileFacts]:
     for role, paths in manifest.paths(root, case_id).items():
         for number, path in enumerate(paths):
-            yield FileFacts(role, number, str(path), problem=f"{path}: {KILLED}")
+            name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+            yield FileFacts(role, number, name, problem=f"{path}: {KILLED}")
 
 
 class _Cache:

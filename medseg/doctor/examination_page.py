@@ -14,7 +14,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from medseg.doctor.examine import Examination
-from medseg.doctor.findings import RULES, SEVERITIES, Finding
+from medseg.doctor.findings import SEVERITIES, Finding, all_rules
 from medseg.doctor.offender_pictures import Picture, PictureBook, describe
 from medseg.reporting import page_parts
 from medseg.versions import installed_version
@@ -63,6 +63,7 @@ def write_page(
         VolumeError: the page cannot be written.
     """
     book = PictureBook(examination.dataset)
+    rules = all_rules()
     groups, num_bytes, number = [], 0, 0
     for (severity, name), findings in examination.grouped().items():
         cards = []
@@ -78,7 +79,7 @@ def write_page(
         groups.append(
             {
                 "severity": severity,
-                "rule": RULES[name],
+                "rule": rules[name],
                 "advice": list(dict.fromkeys(finding.advice for finding in findings)),
                 "cards": [card for card in cards if card.pictures],
                 "rows": [card.finding for card in cards if not card.pictures],
@@ -101,7 +102,7 @@ def write_page(
             facts=_facts(examination),
             rules=[
                 {"rule": rule, "count": sum(finding.rule == name for finding in examination.findings)}
-                for name, rule in RULES.items()
+                for name, rule in rules.items()
             ],
             has_pictures=any(group["cards"] for group in groups),
         )

@@ -12,7 +12,7 @@ from typing import Any
 from medseg.datasets import Manifest, describe_dataset, list_manifests, read_manifest
 from medseg.datasets.case_facts import CaseFacts
 from medseg.datasets.collect_facts import collect_facts
-from medseg.doctor.findings import RULES, SEVERITIES, DatasetFacts, Finding, check_dataset, counted
+from medseg.doctor.findings import SEVERITIES, DatasetFacts, Finding, check_dataset, counted
 from medseg.errors import ManifestError
 from medseg.volumes import suffix_of
 
@@ -63,7 +63,7 @@ class Examination:
         """Return the findings as a table of at most `width` columns, grouped by rule."""
         lines = textwrap.wrap(self.headline, width)
         for (severity, name), findings in self.grouped().items():
-            lines += ["", *textwrap.wrap(f"{severity.upper()} {name}: {RULES[name].title} ({len(findings)})", width)]
+            lines += ["", *textwrap.wrap(f"{severity.upper()} {name}: {findings[0].title} ({len(findings)})", width)]
             shown = findings[:MAX_ROWS]
             expected = {finding.expected for finding in findings}
             column = max((len(one.subject) + 2 for one in shown if len(one.subject) < width // 2), default=0)

@@ -44,6 +44,11 @@ class Finding:
     fix: str = ""
 
     @property
+    def title(self) -> str:
+        """The rule as a phrase: what is wrong."""
+        return all_rules()[self.rule].title
+
+    @property
     def subject(self) -> str:
         """The cases, shortened to three, or the file, or "data set"."""
         if not self.cases:
@@ -55,13 +60,13 @@ class Finding:
         """Return the finding as one line."""
         subject = f"case {self.subject}" if len(self.cases) == 1 else self.subject
         file = f" ({self.file})" if self.file and self.cases else ""
-        return f"{subject}{file}: {RULES[self.rule].title}; found {self.found}, expected {self.expected}; {self.advice}"
+        return f"{subject}{file}: {self.title}; found {self.found}, expected {self.expected}; {self.advice}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {
             "rule": self.rule,
-            "title": RULES[self.rule].title,
+            "title": self.title,
             "severity": self.severity,
             "cases": list(self.cases),
             "file": self.file,
@@ -167,25 +172,31 @@ class Rule:
     check: RuleFunction = field(repr=False)
 
 
-RULES: dict[str, Rule] = {}
+_REGISTERED: dict[str, Rule] = {}
 
 
 def rule(name: str, title: str) -> Callable[[RuleFunction], RuleFunction]:
-    """Register a function as a rule; the order of registration is the order of the findings."""
+    """Register a function as a rule."""
 
     def register(check: RuleFunction) -> RuleFunction:
-        RULES[name] = Rule(name, title, check)
+        _REGISTERED[name] = Rule(name, title, check)
         return check
 
     return register
 
 
+def all_rules() -> dict[str, Rule]:
+    """Return every rule by name: about files, about outliers, about cases that share something; each as defined."""
+    from medseg.doctor import file_rules, outlier_rules, sharing_rules  # importing a module registers its rules
+
+    modules = [module.__name__ for module in (file_rules, outlier_rules, sharing_rules)]
+    ordered = sorted(_REGISTERED.values(), key=lambda one: modules.index(one.check.__module__))
+    return {one.name: one for one in ordered}
+
+
 def check_dataset(dataset: DatasetFacts) -> list[Finding]:
     """Apply every rule; errors come first, then warnings, then notes."""
-    # Importing a module of rules registers them, in this order.
-    from medseg.doctor import file_rules, outlier_rules, sharing_rules  # noqa: F401
-
-    findings = [finding for one in RULES.values() for finding in one.check(dataset)]
+    findings = [finding for one in all_rules().values() for finding in one.check(dataset)]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 

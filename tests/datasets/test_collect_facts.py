@@ -1,10 +1,11 @@
 """Facts are kept between runs, measured again after changes, and the same for every number of processes."""
 
+import dataclasses
 import os
 
 import numpy as np
 import pytest
-from doctor.data_sets import change, image_file, label_file, names, write_data_set
+from doctor.data_sets import KillingManifest, change, image_file, label_file, names, write_data_set
 
 from medseg.datasets import collect_facts as module
 from medseg.datasets import read_manifest
@@ -99,3 +100,14 @@ def test_the_number_of_processes_fits_cores_and_memory(folder, monkeypatch):
     assert module._suitable_processes(manifest, folder, names(6)) == 3
     monkeypatch.setattr(module, "available_bytes", lambda: 1)
     assert module._suitable_processes(manifest, folder, names(6)) == 1
+
+
+def test_a_case_that_kills_its_process_does_not_stop_the_others(folder):
+    manifest = read_manifest(folder)
+    killing = KillingManifest(**{field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)})
+    collected = collect_facts(killing, folder, num_processes=2)
+    problems = {case: [file.problem for file in facts.files] for case, facts in collected.cases.items()}
+    assert list(problems) == names(6)
+    assert all("killed" in problem and "scan_003" in problem for problem in problems.pop("scan_003"))
+    assert not any(problem for of_case in problems.values() for problem in of_case)
+    assert collect_facts(manifest, folder).num_measured == 1  # the others were kept

@@ -1,8 +1,10 @@
 """Each rule finds the problem that was made for it, and nothing in a data set without a problem."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +15,7 @@ from scipy import ndimage
 
 from medseg.datasets import read_manifest
 from medseg.doctor import examine
-from medseg.doctor.findings import RULES, check_dataset
+from medseg.doctor.findings import all_rules
 from medseg.doctor.outlier_rules import outliers
 from medseg.errors import ManifestError
 
@@ -29,14 +31,18 @@ def test_the_line_names_the_case_the_rule_the_value_and_what_to_do(tmp_path, pro
     assert len(found) == 1
     line = found[0].line()
     assert line.startswith((f"case {problem.case}", problem.case))
-    for fact in (RULES[problem.rule].title, problem.found, problem.advice):
+    for fact in (all_rules()[problem.rule].title, problem.found, problem.advice):
         assert fact in line
     assert "\n" not in line
 
 
 def test_every_rule_is_tested():
-    check_dataset  # noqa: B018  importing it is not enough: the rules register themselves with the first check
-    assert {problem.rule for problem in SPOILT} | {"no-files", "left-out"} == {*RULES}
+    assert {problem.rule for problem in SPOILT} | {"no-files", "left-out"} == {*all_rules()}
+
+
+def test_the_documentation_lists_every_rule_in_order():
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE) == list(all_rules())
 
 
 @pytest.mark.parametrize("channels", [("mri",), ("t1", "t2")])

@@ -1,5 +1,6 @@
 """Pairs of one patient are recognised by number, name and header; single patients give no alarm."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 from medseg.datasets import read_manifest
-from medseg.datasets.case_facts import CaseFacts
+from medseg.datasets.case_facts import CaseFacts, FileFacts, measure_case
 from medseg.datasets.collect_facts import collect_facts
-from medseg.datasets.manifest import Case
+from medseg.datasets.manifest import Case, FilePatterns
 from medseg.doctor.same_patient import neighbouring_slices, probable_patients
 
 
@@ -88,6 +89,37 @@ def test_slices_of_one_stack_are_told_from_a_series_of_heads(hippocampi, shared_
 def test_names_of_one_patient(ids, expected):
     facts = {case: CaseFacts(case, ()) for case in ids}
     assert [group.cases for group in probable_patients(facts)] == expected
+
+
+def test_identifiers_of_dicom_headers():
+    def facts(case, **header):
+        return CaseFacts(case, (FileFacts("image", 0, case, header=header),))
+
+    cases = [facts("x", PatientID="a"), facts("y", PatientID="b"), facts("z", PatientID="a"), facts("w")]
+    groups = probable_patients({one.case: one for one in cases})
+    assert [group.cases for group in groups] == [("x", "z")]
+    assert "patient ID" in groups[0].evidence
+    anonymised = [facts(case, PatientID="same", StudyInstanceUID=case) for case in "xyz"]
+    assert probable_patients({one.case: one for one in anonymised}) == []
+
+
+@pytest.mark.data
+def test_identifiers_of_a_dicom_series_are_hashed(shared_data, tmp_path):
+    from pydicom import dcmread
+
+    for file in sorted((shared_data / "ct_abdomen" / "dicom_series").iterdir()):
+        content = dcmread(file)
+        content.PatientID = "patient 4711"
+        (tmp_path / "series").mkdir(exist_ok=True)
+        content.save_as(tmp_path / "series" / file.name)
+    manifest = replace(
+        read_manifest("em_membrane"), spatial_dims=3, cases=(Case("series", "one"),), folds={}, test_fold=None,
+        files=FilePatterns(("{case}",), "{case}.nii.gz"),
+    )  # fmt: skip
+    found = measure_case(manifest, tmp_path, "series").images[0]
+    assert found.format == "dicom"
+    assert len(found.header["PatientID"]) == 16
+    assert "4711" not in json.dumps(found.header)
 
 
 def test_scans_that_are_tilted_alike_come_from_one_session(tmp_path):

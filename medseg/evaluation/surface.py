@@ -8,10 +8,12 @@ table of areas is MONAI's copy of that package's.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from itertools import product
 
 import numpy as np
@@ -150,11 +152,23 @@ def surfels(codes: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def surfel_areas(spacing: tuple[float, ...]) -> np.ndarray:
-    """Return the area in mm² (in 2D length in mm) of the surfel of each neighbourhood code, float64."""
-    from monai.metrics.utils import get_code_to_measure_table  # imports torch, which takes seconds
+    """Return the area in mm² (in 2D length in mm) of the surfel of each neighbourhood code, float64.
 
-    table, _ = get_code_to_measure_table(spacing)
-    return table.numpy().astype(np.float64)
+    The values are those of `monai.metrics.utils.get_code_to_measure_table`, which would import torch and all of MONAI.
+    """
+    if len(spacing) == 2:
+        first, second = spacing
+        diagonal = math.hypot(first, second) / 2
+        lengths = np.full(16, diagonal)  # of one voxel or three: a cut corner
+        lengths[[0b0000, 0b1111]] = 0
+        lengths[[0b0011, 0b1100]] = second
+        lengths[[0b0101, 0b1010]] = first
+        lengths[[0b0110, 0b1001]] = 2 * diagonal
+        return lengths
+    stored = json.loads((files("medseg.evaluation") / "surfel_normals.json").read_text(encoding="utf-8"))
+    normals = np.array(stored["normals"], dtype=np.float64).reshape(256, 4, 3) / 8
+    i, j, k = spacing
+    return np.linalg.norm(normals * [j * k, i * k, i * j], axis=-1).sum(-1)
 
 
 def _weighted_percentile(distances: np.ndarray, areas: np.ndarray, percent: float) -> float:

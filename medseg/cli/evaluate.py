@@ -77,7 +77,7 @@ def evaluate(
 
             write_report(None, report, failure=str(error))
         raise
-    # Imported after the comparison, because it imports torch, which takes seconds.
+    # Imported after the comparison, because it imports matplotlib.
     from medseg.reporting import write_report
 
     written = write_report(

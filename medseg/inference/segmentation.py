@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,19 +18,15 @@ from medseg.inference.confidence import VolumeCounts
 from medseg.inference.scan import Scan
 from medseg.plan import Plan
 from medseg.versions import software_versions
-from medseg.volumes import DICOM_SEG_SUFFIX, Volume, is_zarr, replacing, staged, stem_of, suffix_of, write_volume
+from medseg.volumes import Volume, is_zarr, replacing, staged, write_volume
 from medseg.volumes.files import file_sha256, read_json
 from medseg.volumes.ngff import Multiscale, label_attributes
+from medseg.volumes.result_files import is_dicom_seg, map_names, map_path, provenance_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTICE = "Research use only. Not a medical device; not for diagnosis or treatment."
-# A DICOM Segmentation cannot hold the numbers of a map, and PNG cannot hold probabilities.
-MAP_SUFFIX_OF_DICOM_SEG = ".nii.gz"
-PROBABILITY_SUFFIX_OF_PNG = ".tif"
-# Windows does not allow these characters in a file name, and no system allows a slash.
-NOT_IN_FILE_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,38 +188,6 @@ class Segmentation:
     def _has_patient(self) -> bool:
         """True if the scan's file format states its position in a patient."""
         return self.scan.format not in ("png", "tiff")
-
-
-def map_names(has_entropy: bool, probability_labels: Iterable[str]) -> list[str]:
-    """Return the names of the maps beside a segmentation."""
-    return ["entropy"] * has_entropy + [f"probability_{label}" for label in probability_labels]
-
-
-def map_path(path: Path, name: str) -> Path:
-    """Return the file of a map beside a segmentation.
-
-    Args:
-        path: the segmentation's file.
-        name: one of `map_names`.
-    """
-    suffix = MAP_SUFFIX_OF_DICOM_SEG if is_dicom_seg(path) else suffix_of(path)
-    if suffix == ".png" and name.startswith("probability_"):
-        suffix = PROBABILITY_SUFFIX_OF_PNG
-    return path.with_name(f"{_stem(path)}_{NOT_IN_FILE_NAMES.sub('_', name)}{suffix}")
-
-
-def provenance_path(path: str | Path) -> Path:
-    """Return the file of a segmentation's record, which has the suffix .json instead of the image's."""
-    return Path(path).with_name(_stem(Path(path)) + ".json")
-
-
-def is_dicom_seg(path: Path) -> bool:
-    """Return True if a segmentation of that name is a DICOM Segmentation."""
-    return path.suffix.lower() == DICOM_SEG_SUFFIX
-
-
-def _stem(path: Path) -> str:
-    return path.stem if is_dicom_seg(path) else stem_of(path)
 
 
 def has_our_record(path: Path) -> bool:

@@ -14,8 +14,8 @@ from medseg.evaluation.overlap import bounding_box, union
 from medseg.evaluation.pairs import Structures, read_pair
 from medseg.figures import CalibrationBins, calibration_bins, reliability_diagram
 from medseg.figures.canvas import inline_svg
-from medseg.inference.segmentation import map_path
 from medseg.volumes import Grid, read_volume, reorder
+from medseg.volumes.result_files import map_path
 
 # Calibration is measured within this distance of reference or prediction; further away all is certain background.
 REGION_MM = 10.0

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from cli.commands import write
 
 HEAVY = {"torch", "monai", "nibabel", "SimpleITK", "scipy", "numpy", "matplotlib"}
 
@@ -24,7 +26,8 @@ def test_large_packages_are_not_imported_at_start(code):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["predict"], ["evaluate"], ["doctor"], ["demo"], ["data", "prepare"], ["bundle", "promote"]]
+    "command",
+    [[], ["predict"], ["evaluate"], ["train"], ["doctor"], ["demo"], ["data", "prepare"], ["bundle", "promote"]],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     from medseg.cli import main
@@ -36,6 +39,25 @@ def test_every_command_has_help_with_an_example(command, capsys):
     assert "Usage" in shown
     if command and command != ["data"]:
         assert "Example: medseg" in shown
+
+
+def test_evaluate_imports_neither_torch_nor_monai(tmp_path):
+    label = np.zeros((9, 8, 7), np.uint8)
+    label[2:6, 2:6, 2:6] = 1
+    for folder in ("predictions", "references"):
+        write(tmp_path / folder / "case.nii.gz", label, np.diag([1.0, 1.5, 2.0, 1.0]))
+    given = ["evaluate", str(tmp_path / "predictions"), str(tmp_path / "references"), "--out", str(tmp_path / "out")]
+    code = f"""
+import sys
+from medseg.cli import main
+try:
+    main({given!r})
+except SystemExit as stop:
+    print(stop.code, *sorted({{"torch", "monai", "ignite", "openvino"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_evaluate_reports_wrong_paths_without_importing_torch(tmp_path):

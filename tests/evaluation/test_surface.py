@@ -63,6 +63,14 @@ def test_areas_of_flat_faces_are_exact(spacing: tuple[float, float, float]) -> N
     assert areas[0] == areas[255] == 0
 
 
+@pytest.mark.parametrize("spacing", [*SPACINGS, (0.7, 3.0)])
+def test_areas_are_those_of_monai(spacing: tuple[float, ...]) -> None:
+    from monai.metrics.utils import get_code_to_measure_table
+
+    expected = get_code_to_measure_table(spacing)[0].numpy()
+    np.testing.assert_allclose(surfel_areas(spacing), expected, rtol=1e-6)
+
+
 def test_lengths_of_straight_contours_are_exact() -> None:
     lengths = surfel_areas((2.0, 5.0))
     assert lengths[0b1100] == 5.0  # the first row inside: an edge along the second axis

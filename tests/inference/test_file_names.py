@@ -20,7 +20,7 @@ from inference.thin_network import ThresholdNetwork
 
 from medseg.errors import VolumeError
 from medseg.inference import Predictor, predict_files
-from medseg.inference.segmentation import map_path
+from medseg.volumes.result_files import map_path
 
 ARRAY = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
 

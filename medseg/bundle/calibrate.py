@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage, optimize
 
 from medseg.bundle.configs import format_json
-from medseg.bundle.fingerprint import plan_of_crops, training_manifest
+from medseg.bundle.fingerprint import plan_of_crops
 from medseg.bundle.folder import CALIBRATION, RECORD, BundleFolder
 from medseg.bundle.loading import load_network
 from medseg.datasets import Manifest, case_files, read_manifest
@@ -81,7 +81,7 @@ def write_calibration(
         ManifestError: no case is there.
     """
     folder = BundleFolder(Path(bundle))
-    manifest = training_manifest(folder) if manifest is None else manifest
+    manifest = folder.manifest if manifest is None else manifest
     fold = unseen_fold(folder.path / RECORD, folder.read_json(RECORD) if fold is None else {"settings": {"fold": fold}})
     calibration = fit_calibration(folder.path, read_manifest(manifest), data, fold)
     save_calibration(folder, calibration)

@@ -11,7 +11,6 @@ import numpy as np
 from medseg.bundle.configs import format_json
 from medseg.bundle.folder import FINGERPRINT, BundleFolder
 from medseg.datasets import Manifest, case_files, read_manifest
-from medseg.errors import BundleError
 from medseg.inference.plausibility import (
     CROP_MM,
     PATIENT_MODALITIES,
@@ -49,23 +48,11 @@ def write_fingerprint(
         ManifestError: no case is there.
     """
     folder = BundleFolder(Path(bundle))
-    manifest = training_manifest(folder) if manifest is None else manifest
+    manifest = folder.manifest if manifest is None else manifest
     fingerprint = compute_fingerprint(folder.plan, read_manifest(manifest), data, fold, for_whole_scans)
     with replacing(folder.path / FINGERPRINT) as temporary:
         temporary.write_text(format_json(fingerprint.to_dict()) + "\n", encoding="utf-8")
     return fingerprint
-
-
-def training_manifest(folder: BundleFolder) -> str:
-    """Return the name or path of the manifest in a bundle's train.json.
-
-    Raises:
-        BundleError: there is none.
-    """
-    manifest = folder.read_json("configs/train.json").get("manifest")
-    if not isinstance(manifest, str):
-        raise BundleError(f"{folder.path}: train.json names no manifest; give one")
-    return manifest
 
 
 def compute_fingerprint(

@@ -16,6 +16,8 @@ from medseg.inference.plausibility import FINGERPRINT, Fingerprint, read_fingerp
 from medseg.plan import Plan, read_plan
 from medseg.volumes.files import read_json
 
+# Value of train.json for a manifest that lies in the bundle, as a planned one does.
+OWN_MANIFEST = "$@bundle_root + '/configs/manifest.yaml'"
 WEIGHTS, RECORD, CALIBRATION = "models/model.pt", "models/model.json", "models/calibration.json"
 
 
@@ -79,6 +81,18 @@ class BundleFolder:
         if unknown:
             raise BundleError(f"{self.path / CALIBRATION}: unknown label {min(unknown)!r}; calibrate the bundle again")
         return found if list(weights_sha256) == [found.weights_sha256] else None
+
+    @property
+    def manifest(self) -> str | Path:
+        """Name of the data set's manifest in train.json, or its file in the bundle.
+
+        Raises:
+            BundleError: train.json names no manifest.
+        """
+        manifest = self.read_json("configs/train.json").get("manifest")
+        if not isinstance(manifest, str):
+            raise BundleError(f"{self.path}: train.json names no manifest; give one")
+        return self.inside("configs/manifest.yaml") if manifest == OWN_MANIFEST else manifest
 
     @property
     def recorded_sha256(self) -> str | None:

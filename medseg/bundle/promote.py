@@ -11,7 +11,7 @@ from typing import Any
 from medseg import weights
 from medseg.bundle.calibrate import write_calibration
 from medseg.bundle.configs import ENSEMBLE, apply_plan, format_json
-from medseg.bundle.fingerprint import compute_fingerprint, training_manifest
+from medseg.bundle.fingerprint import compute_fingerprint
 from medseg.bundle.folder import CALIBRATION, FINGERPRINT, RECORD, WEIGHTS, BundleFolder
 from medseg.bundle.golden import GOLDEN, describe, make_golden_sample, sample_as_bytes
 from medseg.datasets import read_manifest
@@ -59,7 +59,7 @@ def promote(
     sample = make_golden_sample(network.eval(), folder.plan, digest)
     fingerprint = None
     if data is not None:
-        described = read_manifest(training_manifest(folder) if manifest is None else manifest)
+        described = read_manifest(folder.manifest if manifest is None else manifest)
         fold = record.get("settings", {}).get("fold", "all")
         fingerprint = compute_fingerprint(folder.plan, described, data, fold)
     target = folder.path / WEIGHTS

@@ -11,6 +11,7 @@ from medseg.cli.bundle import export, fingerprint, promote, verify
 from medseg.cli.data import demo, describe, list_data, prepare
 from medseg.cli.doctor import doctor
 from medseg.cli.evaluate import evaluate
+from medseg.cli.planning import plan
 from medseg.cli.predict import predict
 from medseg.cli.running import run
 from medseg.cli.train import train
@@ -36,6 +37,7 @@ app.command(epilog=f"Example: medseg train {_BUNDLE} --data data/hippocampus --f
 app.command(epilog=f"Example: medseg predict {_BUNDLE} scans/ --out predictions")(predict)
 app.command(epilog="Example: medseg evaluate predictions references --out evaluation --labels hippocampus")(evaluate)
 app.command(epilog="Example: medseg doctor data/hippocampus --manifest hippocampus --page doctor.html")(doctor)
+app.command(epilog="Example: medseg plan data/livers --out bundles/livers_segmentation --hours 2")(plan)
 app.command(epilog="Example: medseg demo --out demo")(demo)
 app.add_typer(data, name="data")
 app.add_typer(bundle, name="bundle")

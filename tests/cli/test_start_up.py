@@ -27,7 +27,17 @@ def test_large_packages_are_not_imported_at_start(code):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["predict"], ["evaluate"], ["train"], ["doctor"], ["demo"], ["data", "prepare"], ["bundle", "promote"]],
+    [
+        [],
+        ["predict"],
+        ["evaluate"],
+        ["train"],
+        ["doctor"],
+        ["plan"],
+        ["demo"],
+        ["data", "prepare"],
+        ["bundle", "promote"],
+    ],
 )
 def test_every_command_has_help_with_an_example(command, capsys):
     from medseg.cli import main

@@ -13,7 +13,7 @@ INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constrain
 # Installed without their dependencies, because some of them require torchvision, which would replace torch.
 PEERS = torchio batchgeneratorsv2 batchgenerators fft-conv-pytorch deprecated wrapt humanize jaxtyping wadler_lindig pandas six \
 	nnunetv2 acvl_utils dynamic-network-architectures threadpoolctl blosc2 numexpr msgpack ndindex httpx idna scikit-image \
-	lazy_loader tifffile
+	lazy_loader tifffile seaborn connected-components-3d scikit-learn joblib cloudpickle narwhals
 # The reader of OME-Zarr for the slow tests, without the packages for S3 and HTTP that it requires.
 OME_READER = ome-zarr ome-zarr-models pydantic-zarr dask toolz cloudpickle partd locket importlib_metadata zipp lazy-importer \
 	deprecated wrapt scikit-image lazy_loader

@@ -32,6 +32,7 @@ _LATER_KEYS = (
     "regions",
     "label_regions",
     "regions_class_order",
+    "resampling",
 )  # added after the first plans were published
 
 
@@ -67,6 +68,8 @@ class Plan:
             structure. A later structure is drawn over an earlier one, as in nnU-Net.
         regions: parts of a scan to which a network that was trained on crops is applied; see `region_rules` for the
             keys. None applies the network to the whole scan.
+        resampling: how scans are resampled and logits restored if the network was trained by another program, whose
+            steps are then repeated exactly; see `resampling_rules` for the keys. None is medseg's own way.
         description: one sentence about the bundle.
         source: the file that the plan was read from, for error messages.
     """
@@ -91,13 +94,14 @@ class Plan:
     regions: Mapping[str, Any] | None = None
     label_regions: Mapping[str, Sequence[int]] | None = None
     regions_class_order: Sequence[int] | None = None
+    resampling: Mapping[str, Any] | None = None
     description: str = ""
     schema_version: int = SCHEMA_VERSION
     source: str = field(default="<plan>", compare=False)
 
     def __post_init__(self) -> None:
         # Types are checked first, because the rules about values compare and count them.
-        for check in (_type_rules, _rules, region_rules, label_region_rules):
+        for check in (_type_rules, _rules, region_rules, label_region_rules, resampling_rules):
             for rule, holds in check(self):
                 if not holds:
                     raise PlanError(f"{self.source}: {_shortened(rule)}")
@@ -280,6 +284,7 @@ def _type_rules(plan: Plan) -> list[tuple[str, bool]]:
             or (isinstance(overlapping, Mapping) and all(is_list_of(values, int) for values in overlapping.values())),
         ),
         "regions_class_order": ("a list of whole numbers, or null", order is None or is_list_of(order, int)),
+        "resampling": ("an object, or null", plan.resampling is None or isinstance(plan.resampling, Mapping)),
         "mirror_axes": ("a list of whole numbers", is_list_of(plan.mirror_axes, int)),
         "air_below": ("a finite number, or null", air is None or is_number(air)),
         "slice_axis": ("text such as S, or null", axis is None or isinstance(axis, str)),
@@ -441,3 +446,53 @@ def _begins_with_background(names: Any) -> bool:
 def _are_three_numbers(values: Any) -> bool:
     is_list = isinstance(values, list | tuple) and len(values) == 3
     return is_list and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+
+
+_RESAMPLING_KEYS = ("axes", "image", "logits", "program", "transpose")
+_STEP_KEYS = ("method", "order", "order_z", "separate_z", "threshold")
+
+
+def resampling_rules(plan: Plan) -> list[tuple[str, bool]]:
+    """Return the rules about the `resampling` of a plan, and whether they are met.
+
+    `resampling` has the keys:
+
+    - `program`: whose steps are repeated; `nnunet` is nnU-Net 2.
+    - `axes`: `file` takes the axes of an array as they are stored, `RAS` turns them to RAS+ first.
+    - `transpose`: order of the network's axes, as numbers of the reversed axes of the array (nnU-Net's
+      `transpose_forward`).
+    - `image`, `logits`: how each is resampled: `method` (`spline`: scikit-image's `resize`; `torch`:
+      `torch.nn.functional.interpolate`; `none`), `order` of the spline, `order_z` along a coarse axis, `separate_z`
+      (true, false, or null to decide by the spacing), and the `threshold` of that decision: the ratio of the largest to
+      the smallest spacing above which the coarse axis is resampled separately.
+    """
+    found = plan.resampling
+    if found is None:
+        return []
+    if sorted(found) != sorted(_RESAMPLING_KEYS):
+        return [(f"resampling needs the keys {', '.join(_RESAMPLING_KEYS)}; found {', '.join(map(str, found))}", False)]
+    rules = [
+        (f"resampling: program must be nnunet; found {found['program']!r}", found["program"] == "nnunet"),
+        (f"resampling: axes must be file or RAS; found {found['axes']!r}", found["axes"] in ("file", "RAS")),
+        (
+            f"resampling: transpose must be an order of 0, 1, 2; found {found['transpose']!r}",
+            isinstance(found["transpose"], list | tuple) and sorted(map(str, found["transpose"])) == ["0", "1", "2"],
+        ),
+        ("resampling: regions cannot be combined with it", plan.regions is None),
+    ]
+    for part, largest in (("image", 5), ("logits", 1)):
+        step = found[part]
+        if not isinstance(step, Mapping) or sorted(step) != sorted(_STEP_KEYS):
+            return [*rules, (f"resampling: {part} needs the keys {', '.join(_STEP_KEYS)}; found {step!r}", False)]
+        method, orders, threshold = step["method"], (step["order"], step["order_z"]), step["threshold"]
+        rules += [
+            (f"resampling: {part}: method must be spline, torch or none; found {method!r}",
+             method in ("spline", "torch", "none")),
+            (f"resampling: {part}: order and order_z must be in 0..{largest}; found {orders}",
+             all(isinstance(order, int) and 0 <= order <= largest for order in orders)),
+            (f"resampling: {part}: separate_z must be true, false or null; found {step['separate_z']!r}",
+             step["separate_z"] in (True, False, None)),
+            (f"resampling: {part}: threshold must be a number; found {threshold!r}",
+             isinstance(threshold, int | float) and math.isfinite(threshold)),
+        ]  # fmt: skip
+    return rules

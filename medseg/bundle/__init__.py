@@ -6,6 +6,7 @@ from medseg.bundle.ensemble import write_ensemble
 from medseg.bundle.export import export
 from medseg.bundle.fingerprint import compute_fingerprint, write_fingerprint
 from medseg.bundle.folder import BundleFolder
+from medseg.bundle.importing import import_bundle
 from medseg.bundle.loading import load, load_network
 from medseg.bundle.promote import promote
 from medseg.bundle.verify import verify
@@ -15,6 +16,7 @@ __all__ = [
     "apply_plan",
     "compute_fingerprint",
     "export",
+    "import_bundle",
     "inference_config",
     "load",
     "load_network",

@@ -59,6 +59,15 @@ def inference_config(plan: Plan, num_members: int = 1) -> dict[str, Any]:
             "plan": "@plan",
             "bundle_root": "@bundle_root",
         }
+    elif plan.resampling is not None:  # the network's own program resamples in its own way
+        del steps["Orientationd"], steps["Spacingd"]
+        steps["NormalizeIntensityByModalityd"] = {
+            "_target_": "medseg.inference.ExactPreprocessd", "keys": "image", "plan": "@plan",
+        }  # fmt: skip
+        config["inferer"] = {"_target_": "medseg.inference.ExactInferer", "plan": "@plan"}
+        config["postprocessing"]["transforms"][0] = {
+            "_target_": "medseg.inference.ExactRestored", "keys": "pred", "ref_key": "image", "plan": "@plan",
+        }  # fmt: skip
     elif plan.spacing is None:
         del steps["Spacingd"]
     config["preprocessing"]["transforms"] = list(steps.values())

@@ -12,7 +12,7 @@ from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import ensemble_sha256, read_golden_sample
 from medseg.errors import BundleError, OptionError, WeightsError
-from medseg.inference import Predictor, RegionPredictor, SlicePredictor
+from medseg.inference import ExactPredictor, Predictor, RegionPredictor, SlicePredictor
 from medseg.inference.backends.choice import GoldenCheck
 from medseg.inference.backends.torch_backend import Backend
 
@@ -73,6 +73,8 @@ def load(
     networks, digests = zip(*_networks(bundle, given), strict=True)
     plan = bundle.plan
     create: Callable[..., Predictor] = Predictor if plan.slice_axis is None else SlicePredictor
+    if plan.resampling is not None:
+        create = ExactPredictor
     if plan.regions is not None:
         create = partial(RegionPredictor, centers_mm=region_centers_mm)
     elif region_centers_mm:

@@ -17,7 +17,7 @@ from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import SAME_PRECISION, describe, ensemble_sha256, read_golden_sample
 from medseg.bundle.loading import load_network
 from medseg.errors import MedsegError, one_line
-from medseg.inference import preprocessing
+from medseg.inference import ExactPreprocessd, preprocessing
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.slice_predictor import plane_plan
 
@@ -60,9 +60,10 @@ def verify(path: str | Path) -> list[Check]:
 
 
 def _has_training(folder: BundleFolder) -> bool:
-    """Return False for a bundle whose network was trained on crops by another bundle, and which has no train.json."""
+    """Return False for a bundle without train.json whose network was trained by another bundle or program."""
     try:
-        return folder.plan.regions is None or (folder.path / "configs" / "train.json").is_file()
+        is_trained_here = folder.plan.regions is None and folder.plan.resampling is None
+        return is_trained_here or (folder.path / "configs" / "train.json").is_file()
     except MedsegError:
         return True
 
@@ -170,8 +171,13 @@ def _check_network(folder: BundleFolder) -> str:
     plan = folder.plan
     network = load_network(folder.path)
     noise = torch.randn(plan.in_channels, *plan.tile, generator=torch.Generator().manual_seed(0))
-    image_plan = plan if plan.slice_axis is None else plane_plan(plan)
-    preprocessing(image_plan)(MetaTensor(noise, affine=torch.eye(4)))  # fails for an unknown orientation or scheme
+    if plan.resampling is not None:
+        volume = noise if plan.slice_axis is None else noise[:, None]
+        meta = {"original_affine": torch.eye(4, dtype=torch.float64), "spatial_shape": torch.tensor(volume.shape[1:])}
+        ExactPreprocessd("image", plan)({"image": MetaTensor(volume, meta=meta)})
+    else:
+        image_plan = plan if plan.slice_axis is None else plane_plan(plan)
+        preprocessing(image_plan)(MetaTensor(noise, affine=torch.eye(4)))  # fails for an unknown orientation or scheme
     tile = noise[None]
     with torch.inference_mode():
         found = tuple(network(tile).shape)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from medseg import __version__
-from medseg.cli.bundle import export, fingerprint, promote, verify
+from medseg.cli.bundle import export, fingerprint, import_model, promote, verify
 from medseg.cli.data import demo, describe, list_data, prepare
 from medseg.cli.doctor import doctor
 from medseg.cli.evaluate import evaluate
@@ -31,7 +31,7 @@ app = typer.Typer(
     **_SETTINGS,
 )
 data = typer.Typer(help="Describe a dataset, get it and verify it.", **_SETTINGS)
-bundle = typer.Typer(help="Put weights into a bundle, verify it, export its network.", **_SETTINGS)
+bundle = typer.Typer(help="Import a model, put weights into a bundle, verify it, export its network.", **_SETTINGS)
 
 app.command(epilog=f"Example: medseg train {_BUNDLE} --data data/hippocampus --fold 1 --hours 2 --promote")(train)
 app.command(epilog=f"Example: medseg predict {_BUNDLE} scans/ --out predictions")(predict)
@@ -45,6 +45,10 @@ data.command("prepare", epilog="Example: medseg data prepare hippocampus --root 
 data.command("describe", epilog="Example: medseg data describe my_scans --out manifest.yaml")(describe)
 data.command("list", epilog="Example: medseg data list")(list_data)
 bundle.command("promote", epilog=f"Example: medseg bundle promote {_BUNDLE} --from runs/a")(promote)
+bundle.command(
+    "import",
+    epilog="Example: medseg bundle import Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres --out bundle",
+)(import_model)
 bundle.command("verify", epilog=f"Example: medseg bundle verify {_BUNDLE}")(verify)
 bundle.command("fingerprint", epilog=f"Example: medseg bundle fingerprint {_BUNDLE} --data data/hippocampus")(
     fingerprint

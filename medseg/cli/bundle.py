@@ -33,6 +33,35 @@ def promote(
             print(f"calibration: {promoted.calibration}")
 
 
+def import_model(
+    source: Annotated[Path, typer.Argument(help="Folder of a model that nnU-Net 2 has trained.", metavar="FOLDER")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],
+    fold: Annotated[
+        list[str] | None,
+        typer.Option(help="Fold of nnU-Net, or all. Default: every numbered fold; several become an ensemble."),
+    ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="Weights to take from each fold of nnU-Net.")
+    ] = "checkpoint_final.pth",
+    trainer: Annotated[
+        str | None,
+        typer.Option(help="Name of a trainer of your own, to confirm that it builds the network of plans.json."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a model of another program into a bundle, without running anything in it."""
+    with errors_as_json(as_json):
+        from medseg.bundle import import_bundle
+
+        bundle = import_bundle(source, out, folds=fold or (), checkpoint=checkpoint, trainer=trainer)
+        digests = [sha256 for _, sha256 in bundle.members]
+    if as_json:
+        print(json.dumps({"bundle": str(bundle.path), "weights_sha256": digests}, indent=2))
+    else:
+        plan = bundle.plan
+        print(f"{bundle.path}  {plan.network['name']}, {len(digests)} set(s) of weights, labels {plan.label_names}")
+
+
 def fingerprint(
     bundle: Bundle,
     data: Annotated[Path, typer.Option(help="Folder of the data set that the network was trained on.")],

@@ -2,6 +2,7 @@
 
 from medseg.inference.backends.torch_backend import Backend
 from medseg.inference.cases import Case, find_cases
+from medseg.inference.exact import ExactInferer, ExactPredictor, ExactPreprocessd, ExactRestored
 from medseg.inference.inferers import OverlapTileInferer, SlidingWindowInferer
 from medseg.inference.monai_io import NativeWriter, PlausibilityHandler, ScanReader, scan_files
 from medseg.inference.predict_files import CaseResult, predict_files
@@ -16,6 +17,10 @@ __all__ = [
     "Backend",
     "Case",
     "CaseResult",
+    "ExactInferer",
+    "ExactPredictor",
+    "ExactPreprocessd",
+    "ExactRestored",
     "NativeWriter",
     "OverlapTileInferer",
     "PlausibilityHandler",

@@ -79,6 +79,9 @@ class Predictor:
         BackendError: the backend is not installed.
     """
 
+    # Whether the logits of every member of an ensemble are blended by themselves, and features are never blended.
+    blends_members = False
+
     def __init__(
         self,
         network: nn.Module | Sequence[nn.Module],
@@ -117,10 +120,10 @@ class Predictor:
         chosen = choose_device(device)
         batch_size = batch_size or (1 if chosen.type == "cpu" else BATCH_ON_DEVICES)
         tiles = (batch_size, plan.in_channels, *plan.tile)
-        self.backend, self.backend_reason = choose_backend(networks, chosen, tiles, backend, precision, golden_check)
-        self.window = Window(
-            tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation
+        self.backend, self.backend_reason = choose_backend(
+            networks, chosen, tiles, backend, precision, golden_check, self.blends_members
         )
+        self.window = self._window(overlap, batch_size, interpolation)
         self.decision = LabelDecision(plan.label_values, plan.activation)
         self.max_ram = None if max_ram is None else parse_bytes(max_ram)
         self.save_probabilities = save_probabilities
@@ -131,6 +134,13 @@ class Predictor:
         self.fingerprint = fingerprint
         self.force = force
         self.calibration = calibration
+
+    def _window(self, overlap: float | None, batch_size: int, interpolation: Literal["linear", "cubic"]) -> Window:
+        """Return the settings of the sliding window."""
+        plan = self.plan
+        return Window(
+            tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation
+        )
 
     @staticmethod
     def _image_plan(plan: Plan) -> Plan:

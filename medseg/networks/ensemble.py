@@ -28,6 +28,20 @@ class Ensemble(nn.Module):
             raise NetworkError("an ensemble needs at least one network; found none")
         self.members = nn.ModuleList(members)
 
+    @property
+    def _first(self) -> Any:
+        return self.members[0]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return int(self._first.in_channels)
+
+    @property
+    def axes(self) -> tuple[Any, ...]:
+        """Sizes that the members can take, per axis; see `medseg.networks.sizes.AxisSizes`."""
+        return tuple(self._first.axes)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, C, …) to the mean logits (B, K, …)."""
         total = self.members[0](x).to(torch.float32, copy=True)

@@ -2,7 +2,7 @@
 
 from medseg.weights.layouts import LAYOUTS, Layout, detect
 from medseg.weights.load import LoadReport, change_input_channels, load_into
-from medseg.weights.state_dict import read, sha256, write
+from medseg.weights.state_dict import read, read_checkpoint, sha256, write
 
 __all__ = [
     "LAYOUTS",
@@ -12,6 +12,7 @@ __all__ = [
     "detect",
     "load_into",
     "read",
+    "read_checkpoint",
     "sha256",
     "write",
 ]

@@ -44,11 +44,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing or damaged, contains Python objects besides tensors, or has no state dict.
     """
     file = Path(path)
-    if file.is_dir():
-        raise WeightsError(f"{file}: is a folder; name the file with the weights in it")
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file")
-    loaded = _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
+    loaded = read_checkpoint(file)
     state = _find_state_dict(loaded)
     if state is None:
         found = ", ".join(map(str, list(loaded)[:5])) if isinstance(loaded, Mapping) else type(loaded).__name__
@@ -64,6 +60,23 @@ def read(path: str | Path) -> dict[str, Tensor]:
                 "original file"
             )
     return strip_prefixes(state)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read everything in a weights file to the CPU: tensors, numbers, texts, lists and dictionaries.
+
+    Args:
+        path: as in `read`.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or contains other Python objects. No pickled code in it is run.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise WeightsError(f"{file}: is a folder; name the file with the weights in it")
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file")
+    return _read_safetensors(file) if _is_safetensors(file) else _read_torch(file)
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,6 +105,9 @@ def _read_torch(file: Path) -> Any:
             )
     reconstruct = getattr(np, "_core", getattr(np, "core", None)).multiarray  # type: ignore[union-attr]
     allowed = [*_DATA_TYPES, reconstruct.scalar, reconstruct._reconstruct]
+    # NumPy 1 and 2 write different names of the same functions.
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(reconstruct.scalar, f"{module}.scalar"), (reconstruct._reconstruct, f"{module}._reconstruct")]
     try:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of unusual pickles, which either fail or are harmless

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.errors import BackendError, OptionError
-from medseg.inference.backends.torch_backend import Backend, EnsembleBackend, TorchBackend
+from medseg.inference.backends.torch_backend import Backend, EnsembleBackend, StackedBackend, TorchBackend
 from medseg.networks.precision import Precision, has_fast_bf16
 
 logger = logging.getLogger("medseg")
@@ -35,6 +35,7 @@ def choose_backend(
     name: Literal["auto", "torch", "openvino"] = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "fp32",
     golden_check: GoldenCheck | None = None,
+    blends_members: bool = False,
 ) -> tuple[Backend, str]:
     """Prepare the networks to run, and log the reason for the choice.
 
@@ -50,6 +51,8 @@ def choose_backend(
         golden_check: runs the bundle's golden sample through a backend. It returns "" if the result agrees with the
             recorded fp32 result, else the reason in one line. Without a check, bf16 is used only if it is requested
             by name.
+        blends_members: return the logits of all members of an ensemble side by side instead of their mean, and never
+            features.
 
     Returns:
         The backend, and the reason for its choice in one line.
@@ -67,12 +70,12 @@ def choose_backend(
         raise OptionError(f"the openvino backend runs on the CPU, found device {device}; use --backend torch")
     chosen, why = (name, "as asked") if name != "auto" else _choose_name(networks, device, tiles)
     try:
-        backend, why_precision = _at_precision(networks, device, tiles, chosen, precision, golden_check)
+        backend, why_precision = _at_precision(networks, device, tiles, chosen, precision, golden_check, blends_members)
     except BackendError as error:
         if name != "auto":
             raise
         chosen, why = "torch", str(error)
-        backend, why_precision = _at_precision(networks, device, tiles, chosen, precision, golden_check)
+        backend, why_precision = _at_precision(networks, device, tiles, chosen, precision, golden_check, blends_members)
     reason = f"{chosen} on {device} ({why}), {backend.precision} ({why_precision})"
     logger.info(reason)
     return backend, reason
@@ -100,9 +103,10 @@ def _at_precision(
     name: str,
     precision: Literal["auto", "fp32", "bf16"],
     golden_check: GoldenCheck | None,
+    blends_members: bool,
 ) -> tuple[Backend, str]:
     """Return the backend at the precision that is requested or allowed, and the reason."""
-    build = partial(_build, networks, device, tiles, name)
+    build = partial(_build, networks, device, tiles, name, blends_members=blends_members)
     if precision == "fp32" or (precision == "bf16" and golden_check is None):
         return build(precision), "as asked"
     if precision == "auto" and not has_fast_bf16(device):
@@ -110,7 +114,7 @@ def _at_precision(
     if golden_check is None:
         return build("fp32"), "there is no golden sample that would allow bf16"
     backend = build("bf16")
-    objection = golden_check(backend)
+    objection = golden_check(backend.averaged if isinstance(backend, StackedBackend) else backend)
     if not objection:
         return backend, "the golden sample agrees"
     if precision == "bf16":
@@ -120,10 +124,16 @@ def _at_precision(
 
 
 def _build(
-    networks: Sequence[nn.Module], device: torch.device, tiles: Sequence[int], name: str, precision: Precision
+    networks: Sequence[nn.Module],
+    device: torch.device,
+    tiles: Sequence[int],
+    name: str,
+    precision: Precision,
+    blends_members: bool = False,
 ) -> Backend:
     """Build the backend, or an ensemble if there are several networks."""
-    blend_features = len(networks) == 1  # features of different networks cannot be averaged
+    # Features of different networks cannot be averaged.
+    blend_features = len(networks) == 1 and not blends_members
 
     def member(network: nn.Module) -> Backend:
         if name == "openvino":
@@ -133,7 +143,9 @@ def _build(
         return TorchBackend(network, device, precision, blend_features)
 
     members = [member(network) for network in networks]
-    return members[0] if len(members) == 1 else EnsembleBackend(members)
+    if len(members) == 1:
+        return members[0]
+    return StackedBackend(members) if blends_members else EnsembleBackend(members)
 
 
 def tile_flops(network: nn.Module, shape: Sequence[int]) -> int:

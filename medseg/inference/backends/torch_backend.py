@@ -150,6 +150,23 @@ class EnsembleBackend:
         return total.div_(len(self.members))
 
 
+class StackedBackend(EnsembleBackend):
+    """Logits of several backends side by side: (B, members · K, *tile), those of one member after the other."""
+
+    def __init__(self, members: Sequence[Backend]) -> None:
+        super().__init__(members)
+        self.num_stacked = len(self.members)
+
+    @property
+    def averaged(self) -> EnsembleBackend:
+        """The ensemble that returns the mean logits."""
+        return EnsembleBackend(self.members)
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """See `Backend`."""
+        return torch.cat([member(tiles) for member in self.members], dim=1)
+
+
 @dataclass(frozen=True)
 class PointwiseHead:
     """A network split into its features and the linear map that is applied to each voxel.

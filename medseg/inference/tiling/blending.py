@@ -58,10 +58,12 @@ class Blender:
     Args:
         grid: positions of the tiles.
         weight: (*tile) positive weights.
+        dtype: type of the sums. In half precision every sum is rounded to it, as in nnU-Net.
     """
 
-    def __init__(self, grid: TileGrid, weight: torch.Tensor) -> None:
+    def __init__(self, grid: TileGrid, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.grid = grid
+        self.dtype = dtype
         self.order = grid.axis_order
         self.weight = weight.permute(self.order)
         self.tile = tuple(grid.tile[axis] for axis in self.order)
@@ -72,12 +74,13 @@ class Blender:
         self.blocks: dict[tuple[int, int], torch.Tensor] = {}
 
     @staticmethod
-    def num_bytes(grid: TileGrid, num_values: int) -> int:
+    def num_bytes(grid: TileGrid, num_values: int, dtype: torch.dtype = torch.float32) -> int:
         """Return the largest size of the accumulator in bytes, by following its allocations without making them.
 
         Args:
             grid: positions of the tiles.
             num_values: channels of the tiles; one channel of weights is added to them.
+            dtype: type of the sums.
         """
         blender = Blender(grid, torch.empty(grid.tile, device="meta"))
         sizes: dict[tuple[int, int], tuple[int, int]] = {}
@@ -91,7 +94,7 @@ class Blender:
                     peak = max(peak, held + prod(new))
                     held += prod(new) - prod(old)
             held -= prod(sizes.pop((slab, row)))
-        return torch.float32.itemsize * (num_values + 1) * peak * prod(blender.shape[2:])
+        return dtype.itemsize * (num_values + 1) * peak * prod(blender.shape[2:])
 
     def add(self, index: Sequence[int], prediction: torch.Tensor | None) -> Iterator[FinishedBlock]:
         """Add one tile and yield the block that it finishes, if any.
@@ -116,7 +119,10 @@ class Blender:
                 block = self._block((p, q), len(values), size, values.device)
                 target = (slice(0, size[0]), slice(0, size[1]), *depth)
                 weight = self.weight[planes, rows]
-                block[:-1][(slice(None), *target)].addcmul_(values[:, planes, rows], weight)
+                if self.dtype == torch.float32:
+                    block[:-1][(slice(None), *target)].addcmul_(values[:, planes, rows], weight)
+                else:  # the product is not rounded, only the sum
+                    block[:-1][(slice(None), *target)] += values[:, planes, rows] * weight
                 block[-1][target] += weight
 
     def _touched(self, axis: int, number: int) -> Iterator[tuple[int, slice]]:
@@ -147,7 +153,7 @@ class Blender:
         # The axes keep the image's order in memory, which is also the tiles', so that sums run over contiguous voxels.
         layout = (0, *(self.order.index(axis) + 1 for axis in range(len(self.order))))
         shape = (channels + 1, *size, *self.shape[2:])
-        return torch.empty_permuted(shape, layout, dtype=torch.float32, device=device).zero_()
+        return torch.empty_permuted(shape, layout, dtype=self.dtype, device=device).zero_()
 
     def _finish(self, slab: int, row: int) -> FinishedBlock:
         block = self.blocks.pop((slab, row), None)

@@ -27,6 +27,7 @@ def merge_tiles(
     on_tiles: Callable[[int], None] | None = None,
     is_pipelined: bool = False,
     skipped: frozenset[Index] = frozenset(),
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Predict and blend every tile of an image.
 
@@ -42,12 +43,13 @@ def merge_tiles(
         is_pipelined: extract the next batch, and blend and consume the previous one, in a second thread while the
             network runs. The steps and their order do not change, so neither does the result.
         skipped: indices of tiles that are not predicted.
+        dtype: type of the sums; see `Blender`.
 
     Raises:
         ShapeError: the network does not return one tensor with the tile's spatial shape.
         NonFiniteError: the network returns a value that is NaN or infinite.
     """
-    blender = Blender(grid, weight)
+    blender = Blender(grid, weight, dtype)
 
     def extract(batch: Sequence[Index]) -> torch.Tensor:
         tiles = [grid.extract(image, index) for index in batch]

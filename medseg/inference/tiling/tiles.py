@@ -40,7 +40,8 @@ class TileGrid:
         pad_before: voxels of padding before each axis. Only axes shorter than the tile are padded.
         pad_value: value of the padding where `pad_mode` is "constant".
         pad_mode: a mode of `torch.nn.functional.pad`.
-        order: axis order of the image that this one is a part of; None for a whole image.
+        order: axes in the order in which tiles are visited, the slowest first, e.g. that of an image that this one is a
+            part of; None is the longest first.
     """
 
     image_shape: tuple[int, ...]
@@ -63,7 +64,7 @@ class TileGrid:
 
     @property
     def axis_order(self) -> tuple[int, ...]:
-        """Axes from the longest to the shortest. Visiting tiles in this order keeps unfinished slabs small."""
+        """Axes from the slowest to the fastest. Visiting the longest first keeps unfinished slabs small."""
         return longest_first(self.image_shape) if self.order is None else self.order
 
     @property

@@ -23,6 +23,7 @@ class AxisMap:
         offset: position of native voxel 0, in model voxels.
         model_size: number of voxels of the model axis. Positions outside are clamped to its first or last voxel.
         native_size: number of voxels of the native axis.
+        is_nearest: take the nearest model voxel along this axis instead of interpolating.
     """
 
     axis: int
@@ -30,6 +31,7 @@ class AxisMap:
     offset: float
     model_size: int
     native_size: int
+    is_nearest: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -40,6 +42,25 @@ class AxisMap:
         """Return the positions on the model axis of native voxels start..stop-1, clamped to the model grid."""
         index = np.arange(start, stop, dtype=np.float64)
         return np.clip(self.scale * index + self.offset, 0.0, self.model_size - 1.0)
+
+
+@dataclass(frozen=True)
+class CentredAxisMap(AxisMap):
+    """Map voxels of equal extents: the axis is cut into `native_size` or `model_size` equal parts.
+
+    `position = (index + 1/2) · scale − 1/2`, rounded as SciPy and PyTorch do it, with scale = model_size / native_size.
+    """
+
+    @classmethod
+    def between(cls, axis: int, model_size: int, native_size: int, is_nearest: bool = False) -> CentredAxisMap:
+        """Return the map of an axis that was resampled from one size to another."""
+        scale = model_size / native_size
+        return cls(axis, scale, 0.5 * scale - 0.5, model_size, native_size, is_nearest)
+
+    def positions(self, start: int, stop: int) -> np.ndarray:
+        """Return the positions on the model axis of native voxels start..stop-1, clamped to the model grid."""
+        index = np.arange(start, stop, dtype=np.float64)
+        return np.clip(self.scale * (index + 0.5) - 0.5, 0.0, self.model_size - 1.0)
 
 
 @dataclass(frozen=True)

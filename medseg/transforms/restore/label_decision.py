@@ -123,6 +123,7 @@ class LabelRestorer:
         head_bias: (classes,) of the head.
         observers: receive the logits of every native voxel.
         slab_values: largest number of values in the planes that are resampled together.
+        rounds_to_half: round interpolated logits to half precision before the decision, as nnU-Net does.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class LabelRestorer:
         head_bias: torch.Tensor | None = None,
         observers: Sequence[Observer] = (),
         slab_values: int = SLAB_VALUES,
+        rounds_to_half: bool = False,
     ) -> None:
         if head_weight is not None:
             decision.check(len(head_weight))
@@ -142,6 +144,7 @@ class LabelRestorer:
         self.head_weight = head_weight
         self.head_bias = head_bias
         self.slab_values = slab_values
+        self.rounds_to_half = rounds_to_half
 
     @staticmethod
     def num_bytes(
@@ -211,7 +214,7 @@ class LabelRestorer:
         for channel in range(block.shape[0]):
             planes = self.resampler.across(block[channel : channel + 1], origin, region)
             for begin, part in _parts(region[0], step):
-                logits = self.resampler.along(planes, region, part)[0]
+                logits = self._rounded(self.resampler.along(planes, region, part)[0])
                 end = begin + len(logits)
                 self.decision.update(channel, logits, winner[begin:end], best[begin:end])
         return self.decision.labels_of(winner)
@@ -221,7 +224,7 @@ class LabelRestorer:
         planes = self.resampler.across(block, origin, region)
         step = max(1, CHUNK_VALUES // (self.decision.num_channels * _size(region[1:])))
         for begin, part in _parts(region[0], step):
-            features = self.resampler.along(planes, region, part)
+            features = self._rounded(self.resampler.along(planes, region, part))
             logits = features if self.head_weight is None else apply_head(features, self.head_weight, self.head_bias)
             winner, best = torch.empty_like(logits[0]), torch.empty_like(logits[0])
             for channel in range(len(logits)):
@@ -231,12 +234,16 @@ class LabelRestorer:
                 observer.observe(logits, (part, *region[1:]), self.resampler.native_axes)
         return labels
 
+    def _rounded(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.half().float() if self.rounds_to_half else logits
+
 
 def _blank(region: Sequence[slice], block: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Allocate one value per voxel of a region, in the memory order of the block's axes."""
     shape = [part.stop - part.start for part in region]
     order = [axis - 1 for axis in memory_order(block) if axis]
-    return torch.empty_permuted(shape, order, dtype=dtype or block.dtype, device=block.device)
+    values = torch.float32 if block.dtype == torch.float16 else block.dtype
+    return torch.empty_permuted(shape, order, dtype=dtype or values, device=block.device)
 
 
 def apply_head(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -30,15 +30,21 @@ class SeparableResampler:
     Args:
         grid_map: relation of the native grid to the model grid.
         interpolation: "linear" or "cubic" (Catmull–Rom kernel, a = −1/2; Keys 1981, doi:10.1109/TASSP.1981.1163711).
+        axis_order: model axes in streaming order; None takes the longest first.
     """
 
-    def __init__(self, grid_map: GridMap, interpolation: Literal["linear", "cubic"] = "linear") -> None:
+    def __init__(
+        self,
+        grid_map: GridMap,
+        interpolation: Literal["linear", "cubic"] = "linear",
+        axis_order: Sequence[int] | None = None,
+    ) -> None:
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be linear or cubic, found {interpolation!r}")
         self.interpolation = interpolation
-        self.axis_order = longest_first(grid_map.model_shape)
+        self.axis_order = longest_first(grid_map.model_shape) if axis_order is None else tuple(axis_order)
         native_axis_of = grid_map.native_axis_of
-        # From here on axes are in streaming order: axis 0 is the longest model axis.
+        # From here on axes are in streaming order: axis 0 is usually the longest model axis.
         self.native_axes = tuple(native_axis_of[axis] for axis in self.axis_order)
         self.axes = tuple(grid_map.axes[native] for native in self.native_axes)
         self.native_shape = grid_map.native_shape
@@ -86,6 +92,8 @@ class SeparableResampler:
     def across(self, block: torch.Tensor, origin: Sequence[int], region: Sequence[slice]) -> torch.Tensor:
         """Interpolate along every axis except the first, which is cut to the planes that `along` needs.
 
+        A block in half precision is interpolated in float32.
+
         Args:
             block: (C, …) part of the model grid, axes in streaming order.
             origin: model index of the block's first voxel.
@@ -93,6 +101,8 @@ class SeparableResampler:
         """
         need = self.needed(0, region[0])
         values = block.narrow(1, need.start - origin[0], need.stop - need.start)
+        if values.dtype == torch.float16:
+            values = values.float()
         for axis in reversed(range(1, len(region))):
             part = region[axis]
             values = _interpolate(
@@ -109,8 +119,8 @@ class SeparableResampler:
 def _taps(axis_map: AxisMap, part: slice, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the model indices (taps, n) of the native voxels of one axis, and their weights (taps, n)."""
     positions = axis_map.positions(part.start, part.stop)
-    if axis_map.is_whole:
-        return positions.astype(np.int64)[None], np.ones((1, len(positions)))
+    if axis_map.is_whole or axis_map.is_nearest:
+        return np.floor(positions + 0.5).astype(np.int64)[None], np.ones((1, len(positions)))
     low = np.minimum(np.floor(positions).astype(np.int64), max(axis_map.model_size - 2, 0))
     t = positions - low
     if interpolation == "linear":

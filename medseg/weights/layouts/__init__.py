@@ -6,6 +6,7 @@ from torch import Tensor
 
 from medseg.weights.layouts.convolutional import (
     UNET3D_PRELU,
+    UNET_NNUNET,
     UNET_PADDED,
     UNET_PADDED_BILINEAR,
     UNET_PLUS_PLUS_PREACTIVATION,
@@ -24,6 +25,7 @@ LAYOUTS = (
     UNETR_RELU,
     UNETR_MONAI,
     UNET_RESIDUAL_ENCODER,
+    UNET_NNUNET,
 )
 
 __all__ = ["LAYOUTS", "Layout", "detect"]

@@ -1,4 +1,4 @@
-"""Published layouts of U-Nets: two 2D re-implementations, a 3D one, UNet++, and nnU-Net's residual encoder."""
+"""Published layouts of U-Nets: two 2D re-implementations, a 3D one, UNet++, and nnU-Net's two networks."""
 
 import re
 
@@ -141,6 +141,26 @@ def _keep_finest_head(state: State) -> State:
         stage += 1
     return state
 
+
+UNET_NNUNET = Layout(
+    name="nnU-Net U-Net (encoder.stages, decoder.stages)",
+    preset="unet_isensee2021",
+    signature=(
+        "encoder.stages.0.0.convs.0.conv.weight",
+        "decoder.stages.0.convs.0.conv.weight",
+        "decoder.seg_layers.0.weight",
+    ),
+    rules=[
+        (r"decoder\.encoder\..+", None),
+        (r".+\.all_modules\..+", None),
+        (r"encoder\.stages\.(\d+)\.0\.convs\.(.+)", r"encoder.\1.convolutions.\2"),
+        (r"decoder\.transpconvs\.(\d+)\.(.+)", r"decoder.\1.upsample.\2"),
+        (r"decoder\.stages\.(\d+)\.convs\.(.+)", r"decoder.\1.convolutions.\2"),
+        (r"decoder\.(seg_layers\..+)", r"\1"),
+    ],
+    finish=_keep_finest_head,
+    notes=("heads of its deep supervision are dropped",),
+)
 
 UNET_RESIDUAL_ENCODER = Layout(
     name="nnU-Net residual-encoder U-Net (encoder.stem, encoder.stages, decoder.stages)",

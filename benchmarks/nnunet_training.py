@@ -1,9 +1,10 @@
 """Train small models with nnU-Net itself, whose folders `medseg bundle import` and nnunet_equality.py take.
 
-    python benchmarks/nnunet_training.py MODELS [--data ../shared/data] [--only NAME...] [--iterations 120]
+    python benchmarks/nnunet_training.py MODELS [--data ../shared/data] [--only NAME...] [--iterations 60]
+                                        [--narrower 4]
 
 nnU-Net 2.8.1 plans, preprocesses and trains on the shared data on the CPU with its own classes; only the number of
-iterations is smaller than usual. Needs nnU-Net, which `make bench` installs. The models are:
+iterations and the width of the networks are smaller than usual. Needs nnU-Net, which `make bench` installs. The models are:
 
 - hippocampus: PlainConvUNet in 3D, two folds; a 2D one; and a residual encoder
 - cord: an anisotropic T2* scan (0.5×0.5×7.5 mm), trained at another spacing, so that it is resampled slice by slice
@@ -39,9 +40,9 @@ def save_case(folder: Path, name: str, images: list[Any], label: np.ndarray, aff
 
 
 def hippocampus(folder: Path, data: Path) -> dict[str, Any]:
-    """Copy 20 cases of the hippocampus data."""
+    """Copy 8 cases of the hippocampus data."""
     root = data / "hippocampus"
-    for label in sorted((root / "labels").glob("*.nii.gz"))[:20]:
+    for label in sorted((root / "labels").glob("*.nii.gz"))[:8]:
         image = nib.load(root / "images" / label.name)
         save_case(folder, label.name[:-7], [image.get_fdata()], np.asarray(nib.load(label).dataobj), image.affine)
     return {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "Anterior": 1, "Posterior": 2}}
@@ -92,7 +93,7 @@ MODELS: dict[
 }
 
 
-def train(name: str, root: Path, data: Path, iterations: int) -> None:
+def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
     """Plan, preprocess and train one model."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -104,7 +105,7 @@ def train(name: str, root: Path, data: Path, iterations: int) -> None:
     if not (raw / "dataset.json").is_file():
         for part in ("imagesTr", "labelsTr"):
             (raw / part).mkdir(parents=True, exist_ok=True)
-        content = make(raw, data)
+        content = make(raw, arguments.data)
         count = len(list((raw / "labelsTr").iterdir()))
         (raw / "dataset.json").write_text(json.dumps({**content, "numTraining": count, "file_ending": ".nii.gz"}))
     plans_name = "nnUNetResEncUNetMPlans" if planner == RESIDUAL else "nnUNetPlans"
@@ -120,6 +121,8 @@ def train(name: str, root: Path, data: Path, iterations: int) -> None:
     for configuration, fold in runs:
         plans = json.loads((prepared / f"{plans_name}.json").read_text())
         plans["configurations"][configuration]["batch_size"] = 2
+        network = plans["configurations"][configuration]["architecture"]["arch_kwargs"]
+        network["features_per_stage"] = [max(width // arguments.narrower, 4) for width in network["features_per_stage"]]
         dataset = json.loads((prepared / "dataset.json").read_text())
         trainer = nnUNetTrainer(
             {**plans, "continue_training": False}, configuration, fold, dataset, torch.device("cpu")
@@ -130,6 +133,7 @@ def train(name: str, root: Path, data: Path, iterations: int) -> None:
         trainer.initialize()
         batches, _ = trainer.get_dataloaders()
         trainer.network.train()
+        iterations = arguments.iterations
         for step in range(iterations):
             loss = float(trainer.train_step(next(batches))["loss"])
             if step % 10 == 0 or step == iterations - 1:
@@ -148,7 +152,8 @@ def main() -> None:
     parser.add_argument("models", type=Path, help="folder for the raw data, the preprocessed data and the models")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--only", nargs="*", default=[*MODELS], choices=[*MODELS])
-    parser.add_argument("--iterations", type=int, default=120)
+    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--narrower", type=int, default=4, help="divide the planned number of channels by this")
     arguments = parser.parse_args()
     root = arguments.models.resolve()
     for name in ("raw", "preprocessed", "results"):
@@ -157,7 +162,7 @@ def main() -> None:
     os.environ["nnUNet_compile"] = "false"  # noqa: SIM112
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     for name in arguments.only:
-        train(name, root, arguments.data, arguments.iterations)
+        train(name, root, arguments)
 
 
 if __name__ == "__main__":

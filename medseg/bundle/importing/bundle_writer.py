@@ -116,7 +116,7 @@ def _metadata(model: ImportedModel) -> dict[str, Any]:
         "num_channels": plan.in_channels, **sizes, "value_range": [-10, 10],
         "channel_def": {str(number): channel["name"] for number, channel in enumerate(plan.channels)},
     }  # fmt: skip
-    names = plan.output_names if plan.activation == "softmax" else plan.label_names[1:]
+    names = plan.output_names if plan.activation == "softmax" else plan.output_names[1:]
     pred = {
         "type": "image", "format": "segmentation", "num_channels": plan.out_channels, **sizes,
         "value_range": [-100, 100], "channel_def": {str(number): name for number, name in enumerate(names)},

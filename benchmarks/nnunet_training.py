@@ -4,7 +4,8 @@
                                         [--narrower 4]
 
 nnU-Net 2.8.1 plans, preprocesses and trains on the shared data on the CPU with its own classes; only the number of
-iterations and the width of the networks are smaller than usual. Needs nnU-Net, which `make bench` installs. The models are:
+iterations and the width of the networks are smaller than usual. Needs nnU-Net, which `make bench` installs. The
+models are:
 
 - hippocampus: PlainConvUNet in 3D, two folds; a 2D one; and a residual encoder
 - cord: an anisotropic T2* scan (0.5×0.5×7.5 mm), trained at another spacing, so that it is resampled slice by slice

@@ -50,13 +50,12 @@ def import_model(
     as_json: Json = False,
 ) -> None:
     """Turn a model of another program into a bundle, without running anything in it."""
-    with errors_as_json(as_json):
-        from medseg.bundle import import_bundle
+    from medseg.bundle import import_bundle
 
-        bundle = import_bundle(source, out, folds=fold or (), checkpoint=checkpoint, trainer=trainer)
-        digests = [sha256 for _, sha256 in bundle.members]
+    bundle = import_bundle(source, out, folds=fold or (), checkpoint=checkpoint, trainer=trainer)
+    digests = [sha256 for _, sha256 in bundle.members]
     if as_json:
-        print(json.dumps({"bundle": str(bundle.path), "weights_sha256": digests}, indent=2))
+        print_json({"bundle": str(bundle.path), "weights_sha256": digests})
     else:
         plan = bundle.plan
         print(f"{bundle.path}  {plan.network['name']}, {len(digests)} set(s) of weights, labels {plan.label_names}")

@@ -14,8 +14,13 @@ import medseg
 from medseg.bundle import export, import_bundle, verify
 
 RECORDED = np.load(Path(__file__).with_name("nnunet_labels.npz"))
-CASES_AND_MODES = [(name, mode) for name, case in CASES.items() for mode in ("none", "flip")
-                   if mode == "none" or case.mirror_axes is not None]  # fmt: skip
+SLOW_WITH_FLIPS = ("residual encoder, CT", "2D, transposed", "PyTorch, old plans")
+CASES_AND_MODES = [
+    pytest.param(name, mode, marks=[pytest.mark.slow] if mode == "flip" and name in SLOW_WITH_FLIPS else [])
+    for name, case in CASES.items()
+    for mode in ("none", "flip")
+    if mode == "none" or case.mirror_axes is not None
+]
 
 
 def sources(case: ModelCase, folder: Path) -> str | list[str]:
@@ -57,7 +62,7 @@ def test_the_recorded_labels_are_those_of_the_installed_nnunet(tmp_path, name, m
     assert different(found, recorded(name, "none")) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["plain", "2D, transposed"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "2D, transposed"])
 def test_an_imported_bundle_is_verified_and_runs_in_monais_runner(tmp_path, run_inference, name):
     case = CASES[name]
     bundle = import_bundle(write_model(case, tmp_path / "model"), tmp_path / "imported").path
@@ -114,7 +119,7 @@ def test_altered_weights_of_a_member_are_refused(tmp_path):
         medseg.load(bundle)
 
 
-@pytest.mark.parametrize("name", ["plain", "two channels, regions"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.slow), "two channels, regions"])
 def test_the_exported_runner_needs_numpy_and_onnxruntime_alone_and_gives_the_same_labels(tmp_path, name):
     pytest.importorskip("onnxruntime")
     import subprocess

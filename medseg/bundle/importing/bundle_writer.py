@@ -13,7 +13,7 @@ from torch import nn
 from medseg import weights as weight_files
 from medseg.bundle.configs import ENSEMBLE, format_json, inference_config, member_file
 from medseg.bundle.folder import RECORD, BundleFolder
-from medseg.bundle.golden import ensemble_sha256, make_golden_sample, save_golden_sample
+from medseg.bundle.golden import GOLDEN, ensemble_sha256, make_golden_sample, sample_as_bytes
 from medseg.errors import BundleError
 from medseg.networks import Ensemble
 from medseg.plan import Plan
@@ -65,6 +65,14 @@ def write_bundle(model: ImportedModel, out: Path) -> BundleFolder:
     check_out_folder(out)
     if out.is_dir() and any(out.iterdir()):
         raise BundleError(f"{out}: contains files already; give an empty or a new folder with --out")
+    if out.is_dir():
+        out.rmdir()
+    with replacing(out) as temporary:
+        _write_all(model, temporary)
+    return BundleFolder(out)
+
+
+def _write_all(model: ImportedModel, out: Path) -> None:
     for part in ("configs", "models", "docs"):
         (out / part).mkdir(parents=True, exist_ok=True)
     members = _write_weights(model, out)
@@ -89,10 +97,9 @@ def write_bundle(model: ImportedModel, out: Path) -> BundleFolder:
     _write(out / "configs" / "logging.conf", _template("logging.conf"))
     _write(out / "docs" / "README.md", model.readme)
     _write(out / "LICENSE", _licence(model))
-    folder = BundleFolder(out)
     network = model.networks[0] if len(model.networks) == 1 else Ensemble(model.networks)
-    save_golden_sample(folder, make_golden_sample(network.eval(), model.plan, ensemble_sha256(digests)))
-    return folder
+    sample = make_golden_sample(network.eval(), model.plan, ensemble_sha256(digests))
+    (out / GOLDEN).write_bytes(sample_as_bytes(sample))
 
 
 def _write_weights(model: ImportedModel, out: Path) -> list[dict[str, str]]:

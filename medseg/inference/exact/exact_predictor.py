@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import torch
 
-from medseg.errors import GeometryError, OptionError
+from medseg.errors import OptionError
 from medseg.inference.exact.exact_grid import exact_grid, logits_step
 from medseg.inference.exact.exact_image import exact_image, exact_image_bytes
 from medseg.inference.exact.exact_tiles import ExactWindow, exact_bytes, predict_exact
 from medseg.inference.memory import MemoryEstimate, Workload, forward_bytes, resident_bytes
 from medseg.inference.predictor import Predictor
-from medseg.inference.preprocessing import MAX_GROWTH
 from medseg.inference.scan import Scan
+from medseg.inference.scan_size import refuse_growth
 from medseg.inference.segmentation import Segmentation, provenance_record
 from medseg.inference.tiling.streaming import Window
 from medseg.inference.uncertainty import ProbabilityMaps, Uncertainty
@@ -60,13 +60,9 @@ class ExactPredictor(Predictor):
     def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
         native = scan.reference.grid
         whole = exact_grid(native, self.plan)
-        factor = prod(whole.model_shape) / prod(whole.shape)
-        if factor > MAX_GROWTH:
-            raise GeometryError(
-                f"{scan.name}: {_sizes(native.spacing)} mm would become {factor:.3g} times as many voxels of "
-                f"{_sizes(whole.model_spacing)} mm, at most {MAX_GROWTH} times are expected; correct the voxel size in "
-                "the header, or resample the scan"
-            )
+        if not self.force:
+            factor = prod(whole.model_shape) / prod(whole.shape)
+            refuse_growth(scan.name, native, factor, whole.model_spacing, ", or use medseg predict --force")
         window = self.window if self.max_ram is None else self.workload().fit(scan, self.window, self.max_ram)
         return self._predict_image(scan, window, self.on_tiles, read_seconds)
 
@@ -154,7 +150,3 @@ class ExactWorkload(Workload):
             return 0
         tile = self.plan.tile if self.plan.spatial_dims == 3 else (1, *self.plan.tile)
         return forward_bytes(self.predict, (batch_size, self.plan.in_channels, *tile))
-
-
-def _sizes(spacing: Any) -> str:
-    return "×".join(f"{size:.4g}" for size in spacing)

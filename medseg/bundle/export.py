@@ -103,8 +103,11 @@ def _export_onnx(network: nn.Module, folder: BundleFolder, out: Path) -> Path:
         "steps": _steps(plan),
         "plan": plan.to_dict(),
     }
-    runner = (files("medseg.bundle") / "template" / RUNNER).read_text(encoding="utf-8")
-    for file, text in ((description, format_json(content) + "\n"), (path.with_name(RUNNER), runner)):
+    written = {description: format_json(content) + "\n"}
+    if plan.regions is None:  # the runner cannot find regions in a scan
+        runner = files("medseg.bundle") / "template" / RUNNER
+        written[path.with_name(RUNNER)] = runner.read_text(encoding="utf-8")
+    for file, text in written.items():
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return path

@@ -129,14 +129,19 @@ def _channels(model: NNUNetModel) -> list[dict[str, str]]:
 
 
 def _labels(model: NNUNetModel) -> dict[str, int]:
-    """Return the value of each label by name. Labels that only occur inside regions have no names in nnU-Net."""
+    """Return the value of each label by name.
+
+    With regions, a value that is no region of its own has no name in nnU-Net and is called after its number, as in
+    `medseg.datasets`.
+    """
     file, found = model.path / DATASET, model.dataset["labels"]
     if not isinstance(found, Mapping) or found.get("background") != 0:
         raise BundleError(f'{file}: labels must be like {{"background": 0, "tumour": 1}}; found {found!r}')
     regions = region_values(model)
     if regions:
         values = sorted({value for each in regions.values() for value in each})
-        return {"background": 0, **{f"label_{value}": value for value in values}}
+        named = {each[0]: name for name, each in regions.items() if len(each) == 1}
+        return {"background": 0, **{named.get(value, f"label {value}"): value for value in values}}
     labels = {
         str(name): int(value[0] if isinstance(value, list | tuple) else value)
         for name, value in found.items() if name != "ignore"

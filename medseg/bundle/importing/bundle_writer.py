@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from medseg import weights as weight_files
 from medseg.bundle.configs import ENSEMBLE, format_json, inference_config, member_file
 from medseg.bundle.folder import RECORD, BundleFolder
 from medseg.bundle.golden import GOLDEN, ensemble_sha256, make_golden_sample, sample_as_bytes
+from medseg.bundle.importing.imported_training import training_files
 from medseg.errors import BundleError
 from medseg.networks import Ensemble
 from medseg.plan import Plan
@@ -94,7 +94,8 @@ def _write_all(model: ImportedModel, out: Path) -> None:
     }
     for name, content in configs.items():
         _write(out / name, format_json(content) + "\n")
-    _write(out / "configs" / "logging.conf", _template("logging.conf"))
+    for name, text in training_files(model.plan).items():
+        _write(out / "configs" / name, text)
     _write(out / "docs" / "README.md", model.readme)
     _write(out / "LICENSE", _licence(model))
     network = model.networks[0] if len(model.networks) == 1 else Ensemble(model.networks)
@@ -160,10 +161,6 @@ def _licence(model: ImportedModel) -> str:
         f"The weights in this bundle were imported from {model.origin['program']} ({model.origin['folder']}).\n"
         f"Their licence is that of their authors. {stated}\n"
     )
-
-
-def _template(name: str) -> str:
-    return (files("medseg.bundle") / "template" / name).read_text(encoding="utf-8")
 
 
 def _write(path: Path, text: str) -> None:

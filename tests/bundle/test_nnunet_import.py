@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle.nnunet_models import CASES, ModelCase, write_model, write_scan
+from bundle.nnunet_models import CASES, ModelCase, dataset_of, write_model, write_scan
+from monai.bundle import run
 
 import medseg
 from medseg.bundle import export, import_bundle, verify
@@ -144,3 +146,32 @@ def test_the_exported_runner_needs_numpy_and_onnxruntime_alone_and_gives_the_sam
         written.affine if hasattr(written, "affine") else written.grid.affine, expected.affine
     )
     assert different(written.array, expected.array) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["anisotropic, batch norm", "2D, transposed", "two channels, regions"])
+def test_an_imported_network_trains_on_from_its_own_weights(tmp_path, name):
+    case = CASES[name]
+    bundle = import_bundle(write_model(case, tmp_path / "model"), tmp_path / "imported").path
+    raw = tmp_path / "Dataset999_Generated"
+    for number in range(5):
+        for channel, path in enumerate(write_scan(case, tmp_path / "scan")):
+            (raw / "imagesTr").mkdir(parents=True, exist_ok=True)
+            path.rename(raw / "imagesTr" / f"case{number}_{channel:04d}.nii.gz")
+        image = nib.load(raw / "imagesTr" / f"case{number}_0000.nii.gz")
+        labels = np.random.default_rng(number).integers(0, 4 if case.order else 3, image.shape).astype(np.uint8)
+        (raw / "labelsTr").mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(labels, image.affine), raw / "labelsTr" / f"case{number}.nii.gz")
+    (raw / "dataset.json").write_text(json.dumps(dataset_of(case)))
+    run(
+        config_file=str(bundle / "configs" / "train.json"),
+        bundle_root=str(bundle),
+        dataset_dir=str(raw),
+        output_dir=str(tmp_path / "run"),
+        max_epochs=1,
+        val_interval=1,
+        init_weights=str(bundle / "models" / "model.pt"),
+    )
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["steps"] > 0
+    assert np.isfinite(record["validation"]["val_mean_dice"])

@@ -94,6 +94,24 @@ MODELS: dict[
 }
 
 
+def match_frequencies(trainer: Any, batch: dict[str, Any]) -> None:
+    """Shift the biases of the head, so that each class is predicted as often as it is annotated.
+
+    After so few iterations a network may call everything background, which would compare nothing.
+    """
+    head, target = trainer.network.decoder.seg_layers[-1], batch["target"][0]
+    with torch.no_grad():
+        trainer.network.eval()
+        logits = trainer.network(batch["data"])[0].float().movedim(1, 0).flatten(1)
+        has_regions = trainer.label_manager.has_regions
+        for channel in range(0 if has_regions else 1, len(logits)):
+            others = torch.zeros(1) if has_regions else logits[[n for n in range(len(logits)) if n != channel]].amax(0)
+            annotated = target[:, channel] if has_regions else target[:, 0] == channel
+            shift = (others - logits[channel])[:: max(1, logits.shape[1] // 100_000)].quantile(annotated.float().mean())
+            logits[channel] += shift
+            head.bias[channel] += shift
+
+
 def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
     """Plan, preprocess and train one model."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
@@ -141,6 +159,7 @@ def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
                 print(
                     f"{full} {configuration} fold {fold}: step {step + 1} of {iterations}, loss {loss:.3f}", flush=True
                 )
+        match_frequencies(trainer, next(batches))
         for name_of, values in (("plans.json", plans), ("dataset.json", dataset)):
             (file.parents[1] / name_of).write_text(json.dumps(values, indent=4))
         trainer.save_checkpoint(str(file))

@@ -108,7 +108,10 @@ class ExactInferer(Inferer):
             logits = torch.cat([_plain(member(given, *args, **kwargs)) for member in members], dim=1)
             return logits[:, :, None] if self.is_2d else logits
 
-        merged = torch.stack([self._predict(image.cpu(), predict, plain.device, len(members)) for image in images])
+        each = [self._predict(image.cpu(), predict, plain.device, len(members)) for image in images]
+        merged = torch.empty(len(each), *each[0].shape, dtype=torch.float16)  # autocast cannot stack half precision
+        for number, values in enumerate(each):
+            merged[number] = values
         merged = merged[:, :, 0] if is_flat else merged
         return MetaTensor(merged).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else merged
 

@@ -47,8 +47,7 @@ def main() -> None:
     show("one side per head, in order", [numbered(facts, groups) for groups in single])
     shuffled = [rng.sample(groups, rng.choice((20, 40, 80, len(groups)))) for groups in single]
     show("one side per head, shuffled, 20 to 156 cases", [numbered(facts, groups) for groups in shuffled])
-    scattered = [[[number] for number in rng.sample(sorted(facts), len(facts))] for _ in range(REPEATS)]
-    show("both sides, numbers shuffled", [numbered(facts, groups) for groups in scattered])
+    show("both sides, numbers shuffled", [scattered(facts, both, rng) for _ in range(REPEATS)])
 
 
 def read_facts(root: Path) -> dict[int, CaseFacts]:
@@ -87,6 +86,16 @@ def mixed(
     cases, pairs = numbered(facts, [sides for sides, _ in groups])
     is_pair = dict(zip(sorted(pairs), [kept for _, kept in groups], strict=True))
     return cases, {pair for pair in pairs if is_pair[pair]}
+
+
+def scattered(
+    facts: dict[int, CaseFacts], both: list[list[int]], rng: random.Random
+) -> tuple[dict[str, CaseFacts], set[Pair]]:
+    """Give random numbers to all cases, so that the numbers of a pair say nothing."""
+    order = rng.sample(sorted(facts), len(facts))
+    cases, _ = numbered(facts, [[number] for number in order])
+    new_name = dict(zip(order, cases, strict=True))
+    return cases, {tuple(sorted((new_name[a], new_name[b]))) for a, b in both}
 
 
 def name(number: int) -> str:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from medseg.doctor.examine import Examination
 from medseg.doctor.findings import SEVERITIES, Finding, all_rules
 from medseg.doctor.offender_pictures import Picture, PictureBook, describe
+from medseg.figures.canvas import OKABE_ITO
 from medseg.reporting import page_parts
 from medseg.versions import installed_version
 from medseg.volumes import replacing
@@ -23,6 +24,7 @@ from medseg.volumes import replacing
 # Findings of one rule with a picture; the others are rows of a table.
 MAX_PICTURED = 100
 DEFAULT_MAX_MB = 15.0
+MAX_LEGEND = 20
 HEADINGS = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 
 
@@ -100,6 +102,10 @@ def write_page(
             examination=examination,
             groups=groups,
             facts=_facts(examination),
+            legend=[
+                {"name": name, "color": OKABE_ITO[(value - 1) % len(OKABE_ITO)]}
+                for value, name in list(examination.dataset.name_of_value.items())[:MAX_LEGEND]
+            ],
             rules=[
                 {"rule": rule, "count": sum(finding.rule == name for finding in examination.findings)}
                 for name, rule in rules.items()

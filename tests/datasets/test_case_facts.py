@@ -118,6 +118,7 @@ def test_a_file_that_cannot_be_read_becomes_a_fact(tmp_path):
     assert image.foreground is None
 
 
+@pytest.mark.slow
 def test_the_memory_per_voxel_is_what_the_number_of_processes_assumes(tmp_path):
     """The worst types: an image of float64 and a label map of float64, each in a process of its own."""
     root = write_data_set(tmp_path / "livers", names(5))

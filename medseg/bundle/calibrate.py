@@ -26,7 +26,7 @@ from medseg.volumes.files import file_sha256
 
 # Voxels that take part in the fit of the temperature: within this distance of the reference or the prediction, because
 # all is certain background further away, and at most so many per case.
-NEAR_MM, MAX_VOXELS = 10.0, 50_000
+NEAR_MM, MAX_VOXELS = 10.0, 10_000
 # With fewer cases, the quantiles of an interval are the extremes and say little.
 MIN_CASES = 20
 TEMPERATURES = (0.1, 20.0)
@@ -166,7 +166,7 @@ def fit_calibration(
 
 
 def voxels_of(model: Predictor, case: Mapping[str, Any], manifest: Manifest) -> CaseVoxels:
-    """Predict a case and return the voxels near its structures; at most 50,000, evenly spread."""
+    """Predict a case and return the voxels near its structures; at most 10,000, evenly spread."""
     seg = model.predict(case["image"])
     assert seg.probabilities is not None
     reference, is_known = reference_channels(case, manifest, model.plan)

@@ -15,8 +15,10 @@ import typer
 from cli.commands import run, write
 
 from medseg import __version__
+from medseg.cli.predict import write_volumes
 from medseg.cli.running import INTERRUPTED
 from medseg.cli.running import run as run_application
+from medseg.inference import CaseResult
 from medseg.plan import read_plan
 
 
@@ -213,3 +215,38 @@ def test_a_wrong_centre_of_a_region_is_quoted(capsys, bundle, tmp_path, value):
     assert code == 1
     assert "--region-centre" in err
     assert repr(value) in err
+
+
+def test_a_report_of_all_scans_is_written_and_replaced(capsys, bundle, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        write(tmp_path / "scans" / f"{name}.nii.gz", rng.normal(size=(9, 8, 7)).astype(np.float32))
+    (tmp_path / "scans" / "c.nii.gz").write_bytes(b"no image")
+    arguments = ["predict", bundle, tmp_path / "scans", "--out", tmp_path / "out", "--report"]
+    for _ in range(2):  # the second run skips what the first has finished
+        code, out, err = run(capsys, *arguments)
+        assert code == 1  # one scan failed
+        page = tmp_path / "out" / "predictions.html"
+        assert str(page) in out
+        assert "c: no picture" in err
+        assert page.read_text(encoding="utf-8").count("c.nii.gz") >= 1
+    page.write_text("<title>notes</title>")
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (1, "")
+    assert str(page) in err
+    assert page.read_text() == "<title>notes</title>"
+
+
+def test_intervals_are_columns_of_calibrated_bundles_only(tmp_path):
+    given = CaseResult("x", "done", "x.nii.gz", volumes_ml={"a": 1.0, "b": 2.0}, intervals_ml={"a": [0.9, 1.2]})
+    failed = CaseResult("y", "failed")
+    write_volumes([given, failed], ["a", "b"], tmp_path / "plain.csv")
+    write_volumes([given, failed], ["a", "b"], tmp_path / "calibrated.csv", ["a"])
+    plain, calibrated = (list(csv.reader((tmp_path / f"{n}.csv").open())) for n in ("plain", "calibrated"))
+    assert plain[:2] == [
+        ["case", "status", "a_ml", "b_ml", "output", "suspicions"],
+        ["x", "done", "1.0", "2.0", "x.nii.gz", ""],
+    ]
+    assert calibrated[0] == ["case", "status", "a_ml", "a_ml_low", "a_ml_high", "b_ml", "output", "suspicions"]
+    assert calibrated[1][2:6] == ["1.0", "0.9", "1.2", "2.0"]
+    assert calibrated[2] == ["y", "failed", "", "", "", "", "", ""]

@@ -129,6 +129,23 @@ def test_statistics_leave_absent_cases_out_of_the_volumes():
     assert statistics.volume_ml["largest"] == 8.0
 
 
+def test_2d_images_are_judged_by_the_share_of_the_image():
+    grid = Grid((20, 20), np.eye(4))
+    flat = np.zeros(grid.shape, dtype=np.uint8)
+    flat[:, :15] = 1
+    found = measure(flat, {"a": (1,)}, grid)
+    statistics = statistics_of([found["a"]], has_volume=False)
+    assert statistics.volume_ml == {}
+    assert statistics.share["median"] == 0.75
+    known_shares = fingerprint(labels={"a": statistics}, extent_mm={}, spacing_mm={})
+    assert suspicions(found, known_shares) == []
+    for columns, is_suspicious in ((14, False), (16, False), (8, True), (19, True), (0, True)):
+        flat[:] = 0
+        flat[:, :columns] = 1
+        reasons_found = suspicions(measure(flat, {"a": (1,)}, grid), known_shares)
+        assert bool(reasons_found) == is_suspicious, columns
+
+
 def test_a_fingerprint_survives_its_file_and_a_damaged_one_is_named(tmp_path):
     file = tmp_path / "fingerprint.json"
     file.write_text(json.dumps(fingerprint().to_dict()))

@@ -104,8 +104,9 @@ class Segmentation:
         The volume of an absent one is 0.
         """
         counts = np.bincount(self.array.ravel(), minlength=max(self.labels.values()) + 1)
-        voxel_ml = self.scan.grid.voxel_volume_mm3 / 1000
-        return {name: float(counts[list(values)].sum() * voxel_ml) for name, values in self._structures.items()}
+        voxel_mm3 = self.scan.grid.voxel_volume_mm3
+        # dividing last gives 2.042 for 2042 voxels of 1 mm³, and not 2.0420000000000003
+        return {name: float(counts[list(values)].sum() * voxel_mm3 / 1000) for name, values in self._structures.items()}
 
     @property
     def _structures(self) -> dict[str, Sequence[int]]:

@@ -83,7 +83,7 @@ class Undisturbed:
         for name, digest in found.items():
             known = {self.before.get(name), self.after.get(name)} - {None}
             assert digest in known or not known or "run/" in name, f"{name} is neither the old nor the new file"
-        missing = set(self.before) & set(self.after) - set(found)
+        missing = set(self.before) & set(self.after) - set(found) - set(self.workload.stale)
         # a file that was being replaced waits in a hidden folder for the next start
         kept = {path.name for hidden in leftovers(self.folder) for path in hidden.glob("*/*")}
         assert {Path(name).name for name in missing} <= kept, f"lost: {missing}"
@@ -96,7 +96,8 @@ class Undisturbed:
         self.workload.check(self.folder)
         found = contents(self.folder)
         differing = {name for name in {*found, *self.after} if found.get(name) != self.after.get(name)}
-        assert not differing, differing
+        # a training that was killed before its first checkpoint begins anew and renames what it finds
+        assert not {name for name in differing if "_1." not in name}, differing
 
 
 def moment(case: Undisturbed, found: dict[str, str]) -> str:

@@ -80,6 +80,8 @@ class Workload:
     """
 
     name = ""
+    # Files that are removed as soon as their successors are not yet written: they would show other numbers.
+    stale: tuple[str, ...] = ()
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -135,6 +137,7 @@ class Evaluate(Workload):
     """Evaluate three label maps into a folder with the evaluation of others."""
 
     name = "evaluate"
+    stale = ("out/report.html",)
 
     def begin(self, folder: Path) -> None:
         super().begin(folder)

@@ -197,7 +197,7 @@ def write_volumes(
         writer.writerow([result.case, result.status, *volumes, result.output, "; ".join(result.suspicions)])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")  # names that are not Unicode
 
 
 def _predict_with_progress(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from medseg.errors import EvaluationError
+from medseg.errors import EvaluationError, one_line
 from medseg.evaluation.metrics import ASSD, DICE, HD95, NSD, Metric
 from medseg.evaluation.scoring import LabelScore
 from medseg.evaluation.statistics import LEVEL, ClusterBootstrap, Estimate, holm, patient_means, signed_rank_p
@@ -163,8 +163,15 @@ def read_metrics_csv(path: Path) -> dict[tuple[str, str], dict[str, float]]:
     """Read the counted values of an earlier metrics.csv, or of any CSV with the columns case, label and a metric.
 
     Raises:
-        EvaluationError: columns are missing, or a value is not a number.
+        EvaluationError: the file is no CSV, columns are missing, or a value is not a number.
     """
+    try:
+        return _read_table(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EvaluationError(f"{path}: not a table in CSV ({one_line(error)}); give a metrics.csv") from None
+
+
+def _read_table(path: Path) -> dict[tuple[str, str], dict[str, float]]:
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         columns = [name for name in COMPARED if name in (reader.fieldnames or ())]

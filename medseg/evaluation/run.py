@@ -87,11 +87,12 @@ class Evaluation:
         report = Path(out_dir) / "report.html"
         remove_leftovers(out_dir)
         with staged(summary, [report] if report.is_file() else []) as temporary:
+            # A file name that is not Unicode cannot be encoded in UTF-8, so its bytes are escaped.
             temporary.with_name(table.name).write_text(
-                metrics_csv(self.rows, self.metrics, size_unit), encoding="utf-8"
+                metrics_csv(self.rows, self.metrics, size_unit), encoding="utf-8", errors="backslashreplace"
             )
             text = json.dumps(self.summary, indent=2, ensure_ascii=False, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         return table, summary
 
     def print(self, console: Console | None = None) -> None:

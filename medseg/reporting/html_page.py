@@ -111,5 +111,5 @@ def write_page(path: Path, page: str, left_out: tuple[str, ...]) -> WrittenRepor
         VolumeError: it cannot be written.
     """
     with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return WrittenReport(path, path.stat().st_size / 1e6, left_out)

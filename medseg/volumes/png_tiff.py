@@ -54,6 +54,8 @@ STRIPS_AND_TILES = ((273, 279), (324, 325))
 TIFF_TYPES = {(2, 8): np.int8, (1, 16): np.uint16, (2, 16): np.int16, (1, 32): np.uint32, (2, 32): np.int32}
 # ImageJ writes the axes of a stack of more than three dimensions into the description.
 HYPERSTACK = re.compile(r"^(channels|frames)=(\d+)", re.MULTILINE)
+# The same in OME-TIFF, whose description is XML.
+OME_SIZES = re.compile(r'Size([CTZ])="(\d{1,9})"')
 PNG_WRITTEN_TYPES = (np.uint8, np.uint16)
 PICTURE_DAMAGE = (
     OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, UserWarning,
@@ -243,8 +245,11 @@ def _page(picture: Any, path: Path, number: int, convert: Callable[[Any, Path, A
         raise VolumeError(
             f"{path}: truncated: {missing} strips or tiles of its pixels are absent; copy or export it again"
         )
-    axes = dict(HYPERSTACK.findall(str(tags.get(DESCRIPTION, ""))))
-    several = [f"{count} {axis}" for axis, count in axes.items() if int(count) > 1]
+    axes = {axis: int(count) for axis, count in HYPERSTACK.findall(str(tags.get(DESCRIPTION, "")))}
+    sizes = {axis: int(size) for axis, size in OME_SIZES.findall(str(tags.get(DESCRIPTION, "")))}
+    if getattr(picture, "n_frames", 1) > sizes.get("Z", math.inf):  # else the channels are the samples of a page
+        axes |= {"channels": sizes.get("C", 1), "frames": sizes.get("T", 1)}
+    several = [f"{count} {axis}" for axis, count in axes.items() if count > 1]
     if several:
         raise VolumeError(f"{path}: a hyperstack of {' and '.join(several)}; save one file per channel and frame")
     with _silent_libtiff() if tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED else nullcontext():

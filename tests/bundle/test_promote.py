@@ -7,7 +7,7 @@ import medseg
 from medseg import weights
 from medseg.bundle import BundleFolder, promote
 from medseg.bundle.golden import read_golden_sample
-from medseg.errors import BundleError, WeightsError
+from medseg.errors import BundleError, VolumeError, WeightsError
 
 
 @pytest.fixture
@@ -59,3 +59,17 @@ def test_a_damaged_record_is_named(bundle, finished_run, text):
     (finished_run / "training.json").write_text(text)
     with pytest.raises(BundleError, match=r"training\.json: "):
         promote(bundle, finished_run)
+
+
+def test_a_failed_promotion_changes_nothing(bundle, finished_run, monkeypatch):
+    """Not even the fingerprint of the weights that are there."""
+    (bundle / "models" / "fingerprint.json").write_text("{}")
+    before = {path.name: path.read_bytes() for path in (bundle / "models").iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with pytest.raises(VolumeError, match=r"model\.pt: .*No space left"):
+        promote(bundle, finished_run)
+    assert {path.name: path.read_bytes() for path in (bundle / "models").iterdir()} == before

@@ -250,3 +250,19 @@ def test_intervals_are_columns_of_calibrated_bundles_only(tmp_path):
     assert calibrated[0] == ["case", "status", "a_ml", "a_ml_low", "a_ml_high", "b_ml", "output", "suspicions"]
     assert calibrated[1][2:6] == ["1.0", "0.9", "1.2", "2.0"]
     assert calibrated[2] == ["y", "failed", "", "", "", "", "", ""]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have Unicode names only")
+def test_names_that_are_not_unicode(capsys, bundle, tmp_path):
+    for folder in ("scans", "labels"):
+        path = write(tmp_path / folder / "x.nii.gz", np.ones((8, 8, 8), np.uint8 if folder == "labels" else np.float32))
+        path.rename(path.with_name(os.fsdecode(b"\xff.nii.gz")))
+    table = tmp_path / "v.csv"
+    code, out, err = run(capsys, "predict", bundle, tmp_path / "scans", "-o", tmp_path / "out", "--volumes", table)
+    assert (code, len(table.read_text().splitlines())) == (0, 2), err
+    for options in ((), ("--json",)):
+        labels = tmp_path / "labels"
+        code, out, err = run(capsys, "evaluate", labels, labels, "-o", tmp_path / "e", "--draws", 2000, *options)
+        assert code == 0, err
+    assert json.loads(out)["num_cases"] == 1
+    assert "\\udcff" in (tmp_path / "e" / "metrics.csv").read_text()

@@ -239,3 +239,17 @@ def test_names_and_files_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "binary.yaml").write_bytes(hashlib.sha256(b"x").digest() * 10)
     with pytest.raises(ManifestError, match=r"binary\.yaml"):
         read_manifest(tmp_path / "binary.yaml")
+
+
+def test_alias_bombs_and_deep_nesting_are_one_line(tmp_path):
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    for name, text in {
+        "a.yaml": bomb,
+        "b.yaml": "[" * 20_000,
+        "c.json": "[" * 20_000,
+        "d.yaml": "#" * 2_000_000,
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ManifestError, match=name):
+            read_manifest(tmp_path / name)

@@ -105,3 +105,10 @@ def test_an_earlier_table_is_read(tmp_path: Path) -> None:
     path.write_text("name,dice\nc1,0.5\n")
     with pytest.raises(EvaluationError, match="label"):
         read_metrics_csv(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe,case", b"", b"a,b\n1,2\n"])
+def test_a_file_that_is_no_table_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(EvaluationError, match=r"metrics\.csv"):
+        read_metrics_csv(tmp_path / "metrics.csv")

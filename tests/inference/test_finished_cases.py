@@ -119,3 +119,18 @@ def test_outputs_are_not_inputs_of_a_second_run(scans: Path) -> None:
     for expected in ("done", "skipped"):
         results = predict_files(make_predictor(), [scans], scans / "predictions")
         assert [(r.case, r.status) for r in results] == [(f"case{i}", expected) for i in range(3)]
+
+
+def test_a_segmentation_that_was_corrected_by_hand_is_replaced_only_with_overwrite(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_files(make_predictor(), [scans], out)
+    corrected = nib.Nifti1Image(np.ones((8, 9, 11), np.uint8), np.eye(4))
+    nib.save(corrected, out / "case1.nii.gz")
+    content = (out / "case1.nii.gz").read_bytes()
+    assert {r.status for r in predict_files(make_predictor(), [scans], out)} == {"skipped"}
+    predictor = make_predictor(overlap=0.25)
+    with pytest.raises(VolumeError, match=r"case1\.nii\.gz: was changed after .*--overwrite"):
+        predict_files(predictor, [scans], out)
+    assert calls(predictor) == 0
+    assert (out / "case1.nii.gz").read_bytes() == content
+    assert {r.status for r in predict_files(predictor, [scans], out, overwrite=True)} == {"done"}

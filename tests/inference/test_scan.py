@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from volumes.dicom_series import write_series
 from medseg.errors import VolumeError
 from medseg.inference import Predictor, predict_files
 from medseg.inference.scan import load_scan
-from medseg.volumes import Grid, Volume, image_sha256, read_volume, write_volume
+from medseg.volumes import Grid, Volume, image_sha256, nifti, read_volume, write_volume
 
 
 def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:
@@ -130,3 +131,32 @@ def test_the_slices_of_a_series_are_one_scan(tmp_path: Path) -> None:
     assert any("6 slices" in warning for warning in result.warnings)
     again = predict_files(make_predictor(), [series / "02.dcm"], tmp_path / "one")
     assert [r.status for r in again] == ["skipped"]
+
+
+@pytest.mark.parametrize("is_in_place", [True, False])
+def test_a_scan_that_is_replaced_while_it_is_read_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_in_place: bool
+) -> None:
+    """Its record would have the digest of a scan that was not segmented."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in "ab":
+        nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4)), folder / f"{name}.nii")
+    first = (folder / "a.nii").stat()
+
+    def read_and_replace(path: Path) -> Volume:
+        volume = read(path)
+        if path.name == "a.nii":
+            content = path.read_bytes()
+            other = path if is_in_place else path.with_name("other")
+            other.write_bytes(content[:-4] + bytes(4))
+            other.replace(path)
+            os.utime(path, ns=(first.st_atime_ns, first.st_mtime_ns))  # as rsync and a clock that was set back do
+        return volume
+
+    read = nifti.read
+    monkeypatch.setattr(nifti, "read", read_and_replace)
+    results = predict_files(make_predictor(), [folder], tmp_path / "out")
+    assert [r.status for r in results] == ["failed", "done"]
+    assert "a.nii: was changed while it was read" in results[0].message
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.json", "b.nii"]

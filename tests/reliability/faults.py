@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,10 +256,16 @@ def main() -> None:
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
+    failures: list[str] = []
 
     def report(fault: str, command: str, attempt: Callable[..., Counter[str]], *given: Any) -> None:
         if options.only in ("", fault):
-            outcomes: Any = attempt(*given)
+            outcomes: Any = None
+            try:
+                outcomes = attempt(*given)
+            except AssertionError as error:
+                failures.append(f"{fault}, {command}: {error}")
+                traceback.print_exc()
             print(json.dumps({"fault": fault, "command": command, "outcomes": outcomes}), flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -278,6 +285,7 @@ def main() -> None:
                 report("clock_set_back", kind.name, clock_set_back, case)
         report("replaced_scan", Predict.name, replaced_scan, inputs, root / "flip", options.rounds)
         report("replaced_scan", Prepare.name, replaced_source, inputs, root / "flips", options.rounds)
+    raise SystemExit("\n".join(failures))
 
 
 if __name__ == "__main__":

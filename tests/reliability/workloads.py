@@ -82,6 +82,8 @@ class Workload:
     name = ""
     # Files that are removed as soon as their successors are not yet written: they would show other numbers.
     stale: tuple[str, ...] = ()
+    # Files that tell which cases failed.
+    reports: tuple[str, ...] = ()
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
@@ -106,6 +108,7 @@ class Predict(Workload):
     """Predict four scans with all maps. One of them is finished; one has an outdated result with other maps."""
 
     name = "predict"
+    reports = ("volumes.csv",)
 
     def begin(self, folder: Path) -> None:
         super().begin(folder)

@@ -131,3 +131,25 @@ def test_an_earlier_result_is_kept_under_another_name(tmp_path, plan):
     assert (tmp_path / "model_1.pt").read_bytes() == b"first"
     assert (tmp_path / "model_2.pt").read_bytes() == b"second"
     assert torch.load(tmp_path / "model.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_training_whose_data_was_changed_or_removed_is_finished(tmp_path, plan, is_removed):
+    image = tmp_path / "a.nii.gz"
+    image.write_bytes(b"image")
+
+    def step(engine, batch):
+        if is_removed:
+            image.unlink(missing_ok=True)
+        else:
+            image.write_bytes(b"other")
+
+    engine = Engine(step)
+    engine.state.device = torch.device("cpu")
+    cases = [{"case": "a", "image": str(image)}]
+    TrainingRecordHandler(tmp_path / "run", plan.create_network(), plan, cases, {}).attach(engine)
+    with pytest.warns(UserWarning, match=r"a\.nii\.gz: was changed or removed"):
+        engine.run([0], max_epochs=1)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["data_sha256"] is None
+    assert record["weights_sha256"] == hashlib.sha256((tmp_path / "run" / "model.pt").read_bytes()).hexdigest()

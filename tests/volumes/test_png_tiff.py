@@ -88,6 +88,15 @@ def test_hyperstacks_and_pages_of_different_sizes(tmp_path: Path) -> None:
     pages[0].save(tmp_path / "hyper.tif", save_all=True, append_images=pages[1:], tiffinfo=described)
     with pytest.raises(VolumeError, match="2 channels"):
         read_volume(tmp_path / "hyper.tif")
+    ome = '<OME><Pixels SizeX="5" SizeY="4" SizeC="{}" SizeZ="{}" SizeT="{}"/></OME>'
+    for sizes, found in ((2, 2, 1), "2 channels"), ((1, 1, 4), "4 frames"), ((1, 4, 1), ""):
+        description = {270: ome.format(*sizes)}
+        pages[0].save(tmp_path / "ome.tif", save_all=True, append_images=pages[1:], tiffinfo=description)
+        if found:
+            with pytest.raises(VolumeError, match=found):
+                read_volume(tmp_path / "ome.tif")
+        else:
+            assert read_volume(tmp_path / "ome.tif").array.shape[2] == 4
     pages[0].save(tmp_path / "sizes.tif", save_all=True, append_images=[Image.fromarray(GREY[:3])])
     with pytest.raises(VolumeError, match="different sizes"):
         read_volume(tmp_path / "sizes.tif")

@@ -27,7 +27,10 @@ def pack_volume(volume: np.ndarray) -> str:
 
 def pack_json(value: Any) -> str:
     """Pack plain data as JSON."""
-    return pack(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(), level=9)
+    return pack(
+        json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace"),
+        level=9,
+    )
 
 
 def unpack(text: str) -> bytes:

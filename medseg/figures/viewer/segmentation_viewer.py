@@ -43,7 +43,7 @@ class SegmentationViewer:
     def save(self, path: str | Path) -> Path:
         """Write the viewer atomically as a page that opens from disk in a browser. The page holds patient images."""
         with replacing(path) as temporary:
-            temporary.write_text(self.page, encoding="utf-8")
+            temporary.write_text(self.page, encoding="utf-8", errors="backslashreplace")
         return Path(path)
 
 

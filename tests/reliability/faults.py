@@ -81,7 +81,7 @@ def full_disk(case: Undisturbed, remount: Callable[[str], None], disk: Path) -> 
     for stage in range(STAGES):
         remount("size=64m")
         case.restore()
-        remount(f"size={before + (peak - before) * stage // STAGES // 4096 * 4096}")
+        remount(f"size={max(before + (peak - before) * stage // STAGES // 4096 * 4096, 4096)}")  # 0 is no limit
         ended = case.run()
         if ended.code == 0:
             outcomes["enough space"] += 1
@@ -253,13 +253,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="one fault")
+    parser.add_argument("--command", default="", help="one command")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     failures: list[str] = []
 
     def report(fault: str, command: str, attempt: Callable[..., Counter[str]], *given: Any) -> None:
-        if options.only in ("", fault):
+        if options.only in ("", fault) and options.command in ("", command):
             outcomes: Any = None
             try:
                 outcomes = attempt(*given)
@@ -272,12 +273,16 @@ def main() -> None:
         root = Path(folder)
         inputs = make_inputs(root / "inputs")
         for kind in WORKLOADS:
-            if can_mount():
+            if options.command not in ("", kind.name) or options.only == "replaced_scan":
+                continue
+            if options.only in ("", "full_disk", "read_only_folder") and can_mount():
                 disk = root / f"disk_{kind.name}"
                 with small_disk(disk) as remount:
                     case = Undisturbed(kind(inputs), disk)
                     report("full_disk", kind.name, full_disk, case, remount, disk)
                     report("read_only_folder", kind.name, read_only_folder, case, remount)
+            if options.only in ("full_disk", "read_only_folder"):
+                continue
             case = Undisturbed(kind(inputs), root / kind.name)
             report("two_at_once", kind.name, two_at_once, case, options.rounds, rng)
             report("files_of_other_times", kind.name, files_of_other_times, case)

@@ -28,9 +28,11 @@ from PIL import Image
 from training.bundle_runs import command
 
 import medseg
+from medseg import weights
 from medseg.cli import main
 from medseg.datasets import generate_phantoms, read_manifest
 from medseg.errors import MedsegError
+from medseg.plan import read_plan
 from medseg.training.checkpoint import checkpoint_files
 
 CASES = [f"phantom_{number:03d}" for number in range(5)]
@@ -41,7 +43,7 @@ TIMES = ("created", "seconds", "finished", "minutes", "resumed_at_epoch")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data set, bundle and two trainings, made once and only read afterwards.
+    """Data set, bundle and two finished runs, made once and only read afterwards.
 
     Args:
         root: holds data/, manifest.yaml, bundle/ (with the weights of run_a), run_a/ and run_b/.
@@ -51,7 +53,7 @@ class Inputs:
 
     @classmethod
     def make(cls, root: Path) -> Inputs:
-        """Generate phantoms and train twice, with two seeds."""
+        """Generate phantoms, and write the files of two trainings, which end with the weights they begin with."""
         bundle = copy_bundle("phantom_cells_segmentation", root / "bundle")
         change_plan(bundle, {"channels": [4, 8], "strides": [2]}, patch=[16, 16, 16], tile=[16, 16, 16])
         generate_phantoms(root / "data", num_cases=len(CASES), seed=5, shape=(24, 24, 16))
@@ -60,6 +62,12 @@ class Inputs:
         (root / "manifest.yaml").write_text(yaml.safe_dump(manifest))
         train = bundle / "configs" / "train.json"
         train.write_text(json.dumps(json.loads(train.read_text()) | {"manifest": str(root / "manifest.yaml")}))
+        plan = read_plan(bundle / "configs" / "plan.json")
+        for seed, name in enumerate(("run_a", "run_b")):
+            torch.manual_seed(seed)
+            digest = weights.write(root / name / "model.pt", plan.create_network())
+            record = {"plan_digest": plan.digest, "weights_sha256": digest, "settings": {"fold": 1}}
+            (root / name / "training.json").write_text(json.dumps(record))
         return cls(root)
 
     def __getattr__(self, name: str) -> Path:

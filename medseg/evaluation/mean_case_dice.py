@@ -32,6 +32,9 @@ class MeanCaseDice(Metric):
             the classes, with C > 1 the largest channel is the class.
         device: device of the sums, for reduction over processes.
         ignore_label: value of voxels of the label map that do not count; None counts all.
+        partial_labels: the classes that a value of the label map may stand for, by value (see
+            `medseg.training.partial_labels`). A case with such voxels does not count for the structures of these
+            classes.
 
     Raises:
         EvaluationError: there is no label above background, or shapes differ.
@@ -43,6 +46,7 @@ class MeanCaseDice(Metric):
         output_transform: Callable[[Any], Any] | None = None,
         device: str | torch.device = "cpu",
         ignore_label: int | None = None,
+        partial_labels: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
         if not isinstance(labels, Mapping):
             labels = {str(value): value for value in labels}
@@ -52,6 +56,7 @@ class MeanCaseDice(Metric):
                 f"MeanCaseDice needs at least one label above background 0, found {dict(labels)}; add one"
             )
         self.ignore_label = ignore_label
+        self.partial_labels = {int(value): set(classes) for value, classes in (partial_labels or {}).items()}
         super().__init__(output_transform or prediction_and_label, device=device)
 
     @reinit__is_reduced
@@ -70,6 +75,9 @@ class MeanCaseDice(Metric):
                 is_ignored = reference == self.ignore_label
                 predicted, reference = (labels.masked_fill(is_ignored, 0) for labels in (predicted, reference))
             scores = case_dice(predicted, reference, list(self.labels.values()))
+            for value, possible in self.partial_labels.items():
+                if bool((reference == value).any()):
+                    scores[[bool(possible & set(values)) for values in self.labels.values()]] = np.nan
             self._cases.append(scores)
             self._sum += torch.from_numpy(np.nan_to_num(scores)).to(self._sum)
             self._count += torch.from_numpy(np.isfinite(scores)).to(self._count)

@@ -1,6 +1,6 @@
 """Cross entropy and Dice losses with per-voxel weights, ignored labels and overlapping regions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import monai.losses
@@ -11,6 +11,7 @@ from torch import nn
 from medseg.errors import ShapeError
 
 Regions = Sequence[Sequence[int]]
+PartialLabels = Mapping[int, Sequence[int]] | Mapping[str, Sequence[int]]
 
 
 class WeightedCrossEntropyLoss(nn.Module):
@@ -27,6 +28,11 @@ class WeightedCrossEntropyLoss(nn.Module):
     equals one process with the whole batch. `denominator="voxels"` divides by the sample's number of voxels (times
     regions) instead. A sparsely annotated sample then counts less, and the scale of w matters.
 
+    A voxel of a partially labelled case may be known to belong to one of several classes only, for example to the
+    background or to an organ that was not annotated. A label of `partial_labels` stands for such a set S of classes.
+    Its cross entropy is −log Σ_{k∈S} p_k, the marginal loss of Shi et al. 2021 (doi:10.1016/j.media.2021.101979). With
+    regions, a region that contains a class of S has no weight there.
+
     A sample without any weight contributes 0 and still counts in B. If no sample has any weight, the loss is 0 and its
     gradient is zero. The loss is computed in float32, also under autocast.
 
@@ -35,6 +41,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         ignore_label: label of voxels that are left out; None if every voxel has a label.
         regions: one set of labels per channel, which may overlap (sigmoid); None for exclusive classes (softmax).
         denominator: "weights" or "voxels".
+        partial_labels: the classes that a label stands for, by label; None or empty if every label is one class.
 
     Shape:
         logits (B, C, …), label (B, 1, …) integers of any type, weight (B, 1, …) ≥ 0 or None; returns a scalar.
@@ -52,6 +59,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         ignore_label: int | None = None,
         regions: Regions | None = None,
         denominator: Literal["weights", "voxels"] = "weights",
+        partial_labels: PartialLabels | None = None,
     ) -> None:
         super().__init__()
         if denominator not in ("weights", "voxels"):
@@ -64,6 +72,8 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.ignore_label = ignore_label
         self.regions = None if regions is None else [list(region) for region in regions]
         self.denominator = denominator
+        # JSON has only text as keys
+        self.partial_labels = {int(label): list(classes) for label, classes in (partial_labels or {}).items()}
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         logits, label = _plain(logits), _checked_label(logits, label, self.regions)
@@ -87,10 +97,16 @@ class WeightedCrossEntropyLoss(nn.Module):
         """Return unweighted errors and their weights, both (B, …), or (B, regions, …) with regions."""
         per_class = None if self.class_weight is None else self.class_weight.to(logits.device)
         if self.regions is None:
-            index = _class_index(label, weights, logits.shape[1])[:, 0]
+            index = _class_index(label, weights, logits.shape[1], self.partial_labels)[:, 0]
             weights = weights[:, 0] if per_class is None else weights[:, 0] * per_class[index]
-            return F.cross_entropy(logits, index, reduction="none"), weights
+            errors = F.cross_entropy(logits, index, reduction="none")
+            for partial, classes in self.partial_labels.items():
+                marginal = logits.logsumexp(1) - logits[:, classes].logsumexp(1)
+                errors = torch.where(label[:, 0] == partial, marginal, errors)
+            return errors, weights
         target = _membership(label, logits.shape[1], self.regions).to(logits.dtype)
+        if self.partial_labels:
+            weights = weights * ~_is_unknown(label, logits.shape[1], self.regions, self.partial_labels)
         if per_class is not None:
             weights = weights * per_class.view(1, -1, *(1,) * (logits.ndim - 2))
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none"), weights.expand_as(logits)
@@ -117,6 +133,8 @@ class WeightedDiceCELoss(nn.Module):
     Args:
         class_weight, ignore_label, regions, denominator: see `WeightedCrossEntropyLoss`; class weights act on the
             cross entropy alone.
+        partial_labels: see `WeightedCrossEntropyLoss`. A voxel takes no part in the Dice of a class that it may or may
+            not belong to.
         include_background: count class 0 in Dice. Regions have no background.
         dice_weight, ce_weight: factors of the two terms.
         smooth: ε > 0, in voxels.
@@ -140,11 +158,12 @@ class WeightedDiceCELoss(nn.Module):
         ce_weight: float = 1.0,
         smooth: float = 1e-5,
         batch_dice: bool = False,
+        partial_labels: PartialLabels | None = None,
     ) -> None:
         super().__init__()
         if smooth <= 0:
             raise ValueError(f"smooth must be positive, found {smooth}; otherwise an empty sample would be 0/0")
-        self.cross_entropy = WeightedCrossEntropyLoss(class_weight, ignore_label, regions, denominator)
+        self.cross_entropy = WeightedCrossEntropyLoss(class_weight, ignore_label, regions, denominator, partial_labels)
         self.include_background = include_background
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
@@ -161,10 +180,12 @@ class WeightedDiceCELoss(nn.Module):
         logits, label = _plain(logits), _checked_label(logits, label, regions)
         with torch.autocast(logits.device.type, enabled=False):
             weights = _voxel_weight(label, weight, ignore_label)
-            mask = weights > 0
+            mask, partial = weights > 0, self.cross_entropy.partial_labels
+            if partial:
+                mask = mask & ~_is_unknown(label, logits.shape[1], regions, partial)
             if regions is None:
                 probabilities = logits.float().softmax(1)
-                label = _class_index(label, weights, logits.shape[1])
+                label = _class_index(label, weights, logits.shape[1], partial)
             else:
                 probabilities = logits.float().sigmoid()
             target = (_membership(label, logits.shape[1], regions) & mask).to(probabilities.dtype)
@@ -243,14 +264,18 @@ def _voxel_weight(label: torch.Tensor, weight: torch.Tensor | None, ignore_label
     return out if ignore_label is None else out * (label != ignore_label)
 
 
-def _class_index(label: torch.Tensor, weights: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Return (B, 1, …) class indices. Voxels with weight 0 may hold any label; theirs becomes 0.
+def _class_index(
+    label: torch.Tensor, weights: torch.Tensor, num_classes: int, partial_labels: Mapping[int, Sequence[int]]
+) -> torch.Tensor:
+    """Return (B, 1, …) class indices. Voxels with weight 0 may hold any label; theirs and partial labels become 0.
 
     Raises:
         ValueError: another voxel's label has no channel of logits. A GPU is not checked, because the check would wait
             for the device.
     """
     index = label.masked_fill(weights == 0, 0)
+    for partial in partial_labels:
+        index = index.masked_fill(index == partial, 0)
     if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < num_classes:
         unknown = sorted(set(index.unique().tolist()) - set(range(num_classes)))
         raise ValueError(
@@ -258,6 +283,17 @@ def _class_index(label: torch.Tensor, weights: torch.Tensor, num_classes: int) -
             "name one of them ignore_label, or give those voxels weight 0"
         )
     return index
+
+
+def _is_unknown(
+    label: torch.Tensor, num_channels: int, regions: Regions | None, partial_labels: Mapping[int, Sequence[int]]
+) -> torch.Tensor:
+    """Return (B, channels, …) bool: True where a partial label leaves open whether the voxel belongs to the channel."""
+    members = [{number} for number in range(num_channels)] if regions is None else [set(region) for region in regions]
+    unknown = [
+        [partial for partial, classes in partial_labels.items() if channel & set(classes)] for channel in members
+    ]
+    return torch.cat([torch.isin(label, torch.tensor(each, device=label.device)) for each in unknown], dim=1)
 
 
 def _membership(label: torch.Tensor, num_channels: int, regions: Regions | None) -> torch.Tensor:

@@ -13,7 +13,7 @@ from medseg.training.sampling import SampleIndex, SeededDataLoader, SeededSample
 from medseg.training.schedule import PolynomialWarmUp
 from medseg.training.tensorboard import TensorBoardHandler
 from medseg.training.train import TrainingRun, train, train_folds
-from medseg.training.training_cases import IGNORED, LoadCased, MappedCases
+from medseg.training.training_cases import IGNORED, LoadCased, MappedCases, partial_labels
 
 __all__ = [
     "IGNORED",
@@ -39,6 +39,7 @@ __all__ = [
     "TrainingRunHandler",
     "distribute",
     "end_processes",
+    "partial_labels",
     "prepare_run",
     "process_device",
     "resolve_precision",

@@ -158,7 +158,8 @@ class LoadCased(Transform):
     label value that the manifest lacks. A file with the same voxels in another axis order is reordered.
 
     Label values may be any integers. Inside a training, labels are the network's channels: the labels of the plan
-    sorted by value are 0, 1, 2, …, and voxels of the manifest's ignore label are `IGNORED`.
+    sorted by value are 0, 1, 2, …, and voxels of the manifest's ignore label are `IGNORED`. The background of a case in
+    which only some labels were annotated has a label of `partial_labels`.
 
     Args:
         keys: of "image", "label" and "instances"; files of other keys are left as they are.
@@ -186,7 +187,14 @@ class LoadCased(Transform):
         self.keys = ensure_tuple(keys)
         manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
         self.manifest = manifest if spatial_dims is None else dataclasses.replace(manifest, spatial_dims=spatial_dims)
-        self.channel_of_value = _channel_of_value(manifest, manifest.labels if labels is None else labels)
+        labels = manifest.labels if labels is None else labels
+        self.channel_of_value = _channel_of_value(manifest, labels)
+        codes = _partial_codes(manifest, labels)
+        self._background_of_case = {
+            case.id: codes[frozenset(case.labels)]
+            for case in manifest.cases
+            if case.labels is not None and frozenset(case.labels) in codes
+        }
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         files = {role: _paths(data[role]) for role in self.keys}
@@ -197,11 +205,53 @@ class LoadCased(Transform):
                 loaded[role] = Scan(tuple(of_role)).to_tensor()
             else:
                 numbered = of_role[0].array
-                numbered = (
-                    replace_values(numbered, self.channel_of_value, np.uint8) if role == "label" else _counted(numbered)
-                )
+                numbered = self._numbered(numbered, data.get("case")) if role == "label" else _counted(numbered)
                 loaded[role] = Scan((dataclasses.replace(of_role[0], array=numbered),)).to_tensor(numbered.dtype)
         return loaded
+
+    def _numbered(self, label_map: np.ndarray, case: Any) -> np.ndarray:
+        numbered = replace_values(label_map, self.channel_of_value, np.uint8)
+        if case in self._background_of_case:
+            numbered[numbered == 0] = self._background_of_case[case]
+        return numbered
+
+
+def partial_labels(manifest: Manifest | str | Path, labels: Mapping[str, int] | None = None) -> dict[int, list[int]]:
+    """Return the classes that the background of partially labelled cases stands for, as the losses take them.
+
+    In a case in which only some labels were annotated, a voxel without a label is background or has a label that was
+    not annotated. `LoadCased` gives these voxels a label of their own, 254, 253, …, one per set of annotated labels.
+
+    Args:
+        manifest: the data set, or its name or path. Its cases state the annotated labels under `labels`.
+        labels: value of each label by name, as in the plan; None takes the manifest's.
+
+    Returns:
+        The numbers of the classes by label; empty if every case is annotated completely.
+
+    Raises:
+        PlanError: there are more labels and sets than a training has numbers for.
+    """
+    manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
+    labels = manifest.labels if labels is None else labels
+    values = sorted(labels.values())
+    return {
+        code: [number for number, value in enumerate(values) if value not in {labels[name] for name in annotated}]
+        for annotated, code in _partial_codes(manifest, labels).items()
+    }
+
+
+def _partial_codes(manifest: Manifest, labels: Mapping[str, int]) -> dict[frozenset[str], int]:
+    """Return the label of the background for each set of annotated labels that leaves one out."""
+    foreground = {name for name, value in labels.items() if value != 0}
+    found = {frozenset(case.labels) for case in manifest.cases if case.labels is not None}
+    partial = sorted((each for each in found if not foreground <= each), key=sorted)
+    if len(labels) + len(partial) > IGNORED:
+        raise PlanError(
+            f"{manifest.name}: {len(labels)} labels and {len(partial)} sets of annotated labels are more than a "
+            f"training can number; found {len(labels) + len(partial)}, expected at most {IGNORED}"
+        )
+    return {annotated: IGNORED - 1 - number for number, annotated in enumerate(partial)}
 
 
 def _paths(value: Any) -> list[Path]:

@@ -13,13 +13,23 @@ import yaml
 from bundle.tiny_bundles import change_plan
 from monai.data import CacheDataset
 from monai.transforms import Compose
+from PIL import Image
 from training.bundle_runs import command, run, tiny_bundle
 
 import medseg
 from medseg.bundle import promote
-from medseg.datasets import Manifest, case_files, case_problems, generate_phantoms, prepare, read_manifest
+from medseg.datasets import (
+    Manifest,
+    case_files,
+    case_problems,
+    describe_dataset,
+    generate_phantoms,
+    prepare,
+    read_manifest,
+)
 from medseg.errors import ManifestError, PlanError
-from medseg.training import IGNORED, LoadCased
+from medseg.evaluation import MeanCaseDice
+from medseg.training import IGNORED, LoadCased, partial_labels
 from medseg.training.history import read_history
 from medseg.volumes import Grid, Volume, read_volume, write_volume
 
@@ -288,3 +298,69 @@ def test_an_nnunet_dataset_in_nrrd_is_prepared_and_trained(tmp_path):
     options = {"manifest": raw, "dataset_dir": raw, "max_epochs": 1, "val_interval": 1, "fold": 0}
     run(command(bundle, tmp_path / "run", **options))
     assert 0 <= read_history(tmp_path / "run" / "history.csv")[-1]["val_mean_dice"] <= 1
+
+
+def test_the_background_of_partially_labelled_cases(manifest, tmp_path):
+    raw = yaml.safe_load((tmp_path / "manifest.yaml").read_text())
+    raw["cases"] = [{"id": "phantom_000", "labels": ["round"]}, "phantom_001"]
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump(raw))
+    partial = read_manifest(tmp_path / "manifest.yaml")
+    assert partial_labels(partial, LABELS) == {254: [0, 2]}
+    assert partial_labels(manifest, LABELS) == {}
+    whole, found = (
+        [LoadCased(KEYS, each, LABELS)(case)["label"] for case in case_files(each, tmp_path, "all")]
+        for each in (manifest, partial)
+    )
+    assert torch.equal(found[0], torch.where(whole[0] == 0, 254, whole[0]).to(torch.uint8))
+    assert torch.equal(found[1], whole[1])
+    metric = MeanCaseDice({"round": 1, "elongated": 2}, ignore_label=IGNORED, partial_labels=partial_labels(partial))
+    metric.update(([whole[0], whole[1]], [found[0], found[1]]))
+    means = metric.class_means()
+    assert means == {"round": 1.0, "elongated": 1.0}
+    is_absent = [not (whole[1] == value).any() for value in (1, 2)]
+    assert [np.isnan(row).tolist() for row in metric._cases] == [[False, True], is_absent]
+
+
+def write_pictures(folder: Path) -> Manifest:
+    """Write two RGB pictures with coloured label maps of 13 classes, and return their manifest."""
+    random = np.random.default_rng(0)
+    colors = random.choice(2**24, 13, replace=False)[:, None] >> np.array([16, 8, 0]) & 255
+    table = ["name,r,g,b", *(f"class {n},{r},{g},{b}" for n, (r, g, b) in enumerate(colors))]
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    (folder / "class_dict.csv").write_text("\n".join(table))
+    for case in ("a", "b"):
+        picture = random.integers(0, 256, (20, 24, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(folder / "images" / f"{case}.tif")
+        index = random.integers(0, 13, (20, 24))
+        np.save(folder / f"{case}.npy", index)
+        Image.fromarray(colors[index].astype(np.uint8)).save(folder / "labels" / f"{case}.png")
+    return describe_dataset(folder)
+
+
+def test_colour_pictures_with_coloured_labels_of_many_classes(tmp_path):
+    manifest = write_pictures(tmp_path)
+    case = case_files(manifest, tmp_path, "all")[0]
+    loaded = LoadCased(KEYS, manifest)(case)
+    assert np.array_equal(loaded["image"].numpy(), np.asarray(Image.open(case["image"])).transpose(2, 1, 0))
+    assert np.array_equal(loaded["label"][0].numpy(), np.load(tmp_path / "a.npy").T + 1)
+
+
+def test_channels_in_one_file_and_label_values_of_brats(tmp_path):
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / name).mkdir()
+    random = np.random.default_rng(0)
+    image = random.normal(size=(6, 7, 8, 4)).astype(np.float32)
+    label = random.choice([0, 1, 2, 4], (6, 7, 8))
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "imagesTr" / "b.nii.gz")
+    nib.save(nib.Nifti1Image(label.astype(np.float64), np.eye(4)), tmp_path / "labelsTr" / "b.nii.gz")
+    content = {
+        "modality": {str(n): name for n, name in enumerate(("FLAIR", "T1w", "t1gd", "T2w"))},
+        "labels": {"background": 0, "whole": [1, 2, 4], "core": [1, 4], "enhancing": [4]},
+        "regions_class_order": [2, 1, 4],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    (case,) = case_files(read_manifest(tmp_path), tmp_path, "all")
+    loaded = LoadCased(KEYS, tmp_path)(case)
+    assert np.array_equal(loaded["image"].numpy(), image.transpose(3, 0, 1, 2))
+    assert np.array_equal(loaded["label"][0].numpy(), np.searchsorted([0, 1, 2, 4], label))

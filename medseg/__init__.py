@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medseg import (
         bundle,
+        cohort,
         datasets,
         doctor,
         errors,
@@ -51,6 +52,7 @@ __all__ = [
     "WrittenReport",
     "__version__",
     "bundle",
+    "cohort",
     "datasets",
     "doctor",
     "errors",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,9 +19,12 @@ from medseg.cli.running import Bundle, Json, ReportedError, check_bundle, check_
 from medseg.errors import OptionError
 
 if TYPE_CHECKING:
+    from medseg.cohort import CohortProgress
     from medseg.inference import CaseResult, Predictor
+    from medseg.plan import Plan
 
 REPORT = "predictions.html"
+SECONDS_PER_LINE = 30.0
 Format = Literal["same", "nifti", "mgz", "nrrd", "mha", "png", "tiff", "dicom-seg", "zarr"]
 
 
@@ -29,7 +33,7 @@ def predict(
     inputs: Annotated[
         list[str], typer.Argument(help="Scans: files, folders, patterns or DICOM series.", metavar="INPUT")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the segmentations.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder for the segmentations; with --ray also a URL.")],
     weights: Annotated[
         list[Path] | None,
         typer.Option(help="Weights file to use instead of the bundle's; repeat the option for an ensemble."),
@@ -88,45 +92,69 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Recompute finished cases and overwrite existing files.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Segment the scans on a Ray cluster: auto (the one of this machine), local (start one) or HOST:PORT. "
+            "Scans may then also be CSV files, manifests and URLs.",
+            metavar="auto|local|HOST:PORT",
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[int, typer.Option(help="With --ray: CPU cores of each worker.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="With --ray: GPUs of each worker, e.g. 0.5.")] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Segment scans; each segmentation has the grid of its scan."""
     check_bundle(bundle)
-    if not out.is_dir():  # an existing folder may contain all results already, so that nothing is written
-        check_out_dir(out)
+    if "://" in out and ray is None:
+        raise OptionError(f"{out}: a URL as the output folder needs --ray; --ray local works on this machine")
+    if report and ray is not None:
+        raise OptionError("--report: needs the predictions on this machine; give it to a second run without --ray")
+    # An existing folder may contain all results already, so that nothing is written.
+    if "://" not in out and not Path(out).is_dir():
+        check_out_dir(Path(out))
     if volumes is not None:
         check_out_file("--volumes", volumes)
-    centers_mm = _region_centers(region_centre or ())
+    options: dict[str, Any] = {
+        "weights": weights or None,
+        "device": device,
+        "backend": backend,
+        "precision": precision,
+        "max_ram": max_ram,
+        "tta": tta,
+        "overlap": overlap,
+        "save_probabilities": save_probabilities,
+        "uncertainty": uncertainty,
+        "region_centers_mm": _region_centers(region_centre or ()),
+        "force": force,
+    }
     if report:
         from medseg.reporting import check_report_file
 
-        check_report_file(out / REPORT)
+        check_report_file(Path(out) / REPORT)
     import medseg
 
-    predictor = medseg.load(
-        bundle,
-        weights=weights or None,
-        device=device,
-        backend=backend,
-        precision=precision,
-        max_ram=max_ram,
-        tta=tta,
-        overlap=overlap,
-        save_probabilities=save_probabilities,
-        uncertainty=uncertainty,
-        region_centers_mm=centers_mm,
-        force=force,
-    )
-    # 2D images have no thickness and therefore no volume, unless they are the slices of a scan.
-    has_volumes = predictor.plan.spatial_dims == 3 or predictor.plan.slice_axis is not None
-    on_case = None if as_json else partial(_print_case, has_volumes)
-    results = _predict_with_progress(predictor, inputs, out, format, overwrite, on_case)
+    if ray is None:
+        predictor = medseg.load(bundle, **options)
+        plan = predictor.plan
+        on_case = None if as_json else partial(_print_case, _has_volumes(plan))
+        results = _predict_with_progress(predictor, inputs, Path(out), format, overwrite, on_case)
+        with_intervals = [] if predictor.calibration is None else list(predictor.calibration.thresholds)
+    else:
+        plan = medseg.read_plan(bundle / "configs" / "plan.json")
+        on_case = None if as_json else partial(_print_case, _has_volumes(plan))
+        results = medseg.cohort.predict(
+            bundle, inputs, out, address=ray, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker,
+            format=format, overwrite=overwrite, on_case=on_case, on_progress=_ProgressLines(), **options,
+        )  # fmt: skip
+        with_intervals = list(dict.fromkeys(name for result in results for name in result.intervals_ml))
     if volumes is not None:
-        calibration = predictor.calibration
-        with_intervals = [] if calibration is None or not has_volumes else list(calibration.thresholds)
-        write_volumes(results, list(predictor.plan.structures) if has_volumes else [], volumes, with_intervals)
+        has_volumes = _has_volumes(plan)
+        write_volumes(
+            results, list(plan.structures) if has_volumes else [], volumes, with_intervals if has_volumes else []
+        )
     if report:
-        _write_report(results, predictor, out / REPORT, is_verbose=not as_json)
+        _write_report(results, predictor, Path(out) / REPORT, is_verbose=not as_json)
     if as_json:
         print_json([result.to_dict() for result in results])
     failed = sum(result.status == "failed" for result in results)
@@ -146,6 +174,33 @@ def _write_report(results: Sequence[CaseResult], predictor: Predictor, path: Pat
         print(f"{written.path}  {written.megabytes:.1f} MB")
         for sentence in written.left_out:
             print(f"medseg: report: {sentence}", file=sys.stderr)
+
+
+def _has_volumes(plan: Plan) -> bool:
+    """Return False for 2D images, which have no thickness and therefore no volume, unless they are slices of a scan."""
+    return plan.spatial_dims == 3 or plan.slice_axis is not None
+
+
+class _ProgressLines:
+    """Print the progress of a cohort on stderr, a line every half minute."""
+
+    def __init__(self) -> None:
+        self.printed = time.monotonic()
+
+    def __call__(self, progress: CohortProgress) -> None:
+        if time.monotonic() - self.printed < SECONDS_PER_LINE:
+            return
+        self.printed = time.monotonic()
+        left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
+        aside = f", {progress.set_aside} set aside" if progress.set_aside else ""
+        print(
+            f"medseg: {progress.done} of {progress.total} scans on {progress.workers} workers{aside}, "
+            f"{progress.per_hour:.0f} per hour{left}", file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def _region_centers(given: Sequence[str]) -> dict[str, tuple[float, ...]]:

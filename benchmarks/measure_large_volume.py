@@ -4,7 +4,7 @@ The volume is an OME-Zarr image of noise with bright balls, stored without compr
 that reading, normalising, blending and writing dominate, and every label can be checked: a voxel has label 1 if its
 intensity is above the mean. The labels of random boxes are compared with that.
 
-    python benchmarks/bench_large_volume.py FOLDER [--shape 4096 1024 1024] [--max-ram 4GB] [--keep]
+    python benchmarks/measure_large_volume.py FOLDER [--shape 4096 1024 1024] [--max-ram 4GB] [--keep]
 
 FOLDER needs the size of the volume (2 bytes per voxel) and a tenth more. It is emptied at the end.
 """

@@ -79,15 +79,13 @@ def train(
     if fold == "all-folds":
         from medseg.bundle import write_ensemble
 
-        written = write_ensemble(
-            bundle, [run.out_dir for run in runs], data=fingerprinted, manifest=given.get("manifest")
-        )
+        written = write_ensemble(bundle, [run.out_dir for run in runs], data=fingerprinted, manifest=runs[0].manifest)
         report(f"{written}: bundle with the {len(runs)} networks")
     elif promote:
         from medseg.bundle import promote as promote_run
 
         written = bundle
-        promoted = promote_run(bundle, runs[0].out_dir, fingerprinted, given.get("manifest"))
+        promoted = promote_run(bundle, runs[0].out_dir, fingerprinted, runs[0].manifest)
         report(f"{promoted.weights}: promoted, sha256 {promoted.sha256}")
     if as_json:
         print_json({"runs": result, "bundle": None if written is None else str(written)})

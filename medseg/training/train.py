@@ -65,6 +65,7 @@ class TrainingRun:
         command: the command that was run, to be given to a shell.
         weights: the trained weights.
         weights_sha256: their digest.
+        manifest: the manifest of the data set.
         epochs: number of epochs.
         validation: metrics of the last validation, by name.
         minutes: what the last run took; a resumed training counts from there.
@@ -74,6 +75,7 @@ class TrainingRun:
     command: str
     weights: Path
     weights_sha256: str
+    manifest: Path
     epochs: int
     validation: dict[str, float | None]
     minutes: float
@@ -140,7 +142,7 @@ def train(
         report(f"command: {request.in_shell(command)}")
         if not _is_finished(request.out_dir, int(schedule["max_epochs"])):
             _run(request, command)
-        return _finished_run(request.out_dir, request.in_shell(command))
+        return _finished_run(request, request.in_shell(command))
 
 
 def train_folds(
@@ -560,13 +562,15 @@ def _is_finished(out_dir: Path, max_epochs: int) -> bool:
     return False
 
 
-def _finished_run(out_dir: Path, command: str) -> TrainingRun:
+def _finished_run(request: _Request, command: str) -> TrainingRun:
+    out_dir, manifest = request.out_dir, request.manifest()
     record = read_json(out_dir / RECORD_NAME, TrainingError)
     return TrainingRun(
         out_dir,
         command,
         out_dir / WEIGHTS_NAME,
         record["weights_sha256"],
+        Path(manifest.path or manifest.name),
         record["epochs"],
         record["validation"],
         record["minutes"],

@@ -21,6 +21,7 @@ from medseg.training.checkpoint import checkpoint_files
 from medseg.training.monai_run import ERROR_FILE, OF_ANOTHER_PROCESS
 from medseg.training.run_process import run_process, sole_run
 from medseg.training.time_budget import Costs
+from medseg.weights import sha256 as weights_file_sha256
 
 MODULE = sys.modules[train_function.__module__]
 
@@ -255,9 +256,11 @@ def test_killed_and_repeated_with_a_budget_equals_the_printed_command_bit_for_bi
     subprocess.run(words_of(result["command"], tmp_path / "whole"), env=environment(), check=True)
     assert result["weights_sha256"] == weights_sha256(tmp_path / "killed") == weights_sha256(tmp_path / "whole")
 
-    # a finished training is not repeated
-    again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    # a finished training is not repeated, but can be promoted later
+    again = subprocess.run([*command, "--promote"], env=environment(), capture_output=True, text=True, check=True)
     assert json.loads(again.stdout)["runs"] == [result]
+    assert weights_file_sha256(bundle / "models" / "model.pt") == result["weights_sha256"]
+    assert (bundle / "models" / "fingerprint.json").is_file()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The published networks, by class or by preset name."""
 
-from medseg.networks.ensemble import Ensemble, create_ensemble
+from medseg.networks.mean_logits import Ensemble, create_ensemble
 from medseg.networks.presets import create, list_presets
 from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus

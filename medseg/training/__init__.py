@@ -1,6 +1,7 @@
 """Components of a training config beyond MONAI's engines."""
 
 from medseg.training.batch_augmentation import BatchAugmentation
+from medseg.training.bundle_training import TrainingRun, train, train_folds
 from medseg.training.checkpoint import CheckpointHandler
 from medseg.training.distributed import ShareSampler, distribute, end_processes, process_device, start_processes
 from medseg.training.handlers import TrainingProgressHandler, TrainingRunHandler
@@ -12,7 +13,6 @@ from medseg.training.record import TrainingRecordHandler
 from medseg.training.sampling import SampleIndex, SeededDataLoader, SeededSampler, SeededSamples
 from medseg.training.schedule import PolynomialWarmUp
 from medseg.training.tensorboard import TensorBoardHandler
-from medseg.training.train import TrainingRun, train, train_folds
 from medseg.training.training_cases import IGNORED, LoadCased, MappedCases, partial_labels
 
 __all__ = [

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import medseg
+from medseg.bundle import load
 from medseg.cohort.inputs import CohortCase, file_system
 from medseg.cohort.ledger import input_state
 from medseg.cohort.output_folder import OutputFolder
@@ -87,7 +87,7 @@ class Worker:
                     "folder there under the same path, or give a URL"
                 )
             self._use_threads()
-            self.predictor: Predictor = medseg.load(self.bundle, **self.options)
+            self.predictor: Predictor = load(self.bundle, **self.options)
         except Exception as error:
             return {"name": self.name, "error": f"worker {self.name}: {reason_of_failure(error)}"}
         identity = {**self.predictor.identity, "maps": self.predictor.map_names, "format": self.format}

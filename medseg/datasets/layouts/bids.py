@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medseg.datasets.layouts.layout import Layout, images_below, names_of
+from medseg.datasets.layouts.folder_layout import Layout, images_below, names_of
 from medseg.datasets.layouts.pairing import complete_cases
 from medseg.errors import VolumeError
 from medseg.volumes import read_channel_grid, stem_of

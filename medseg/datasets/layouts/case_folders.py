@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from medseg.datasets.layouts.layout import Layout, folders_in, images_in, names_of
+from medseg.datasets.layouts.folder_layout import Layout, folders_in, images_in, names_of
 from medseg.datasets.layouts.pairing import LABEL_ROLE, complete_cases
 from medseg.datasets.layouts.two_folders import is_of_images, is_of_labels
 from medseg.volumes import stem_of

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.datasets.layouts import bids, case_folders, two_folders
+from medseg.datasets.layouts.folder_layout import CaseFiles, Layout, relative
 from medseg.datasets.layouts.label_table import LabelTable, find_table, read_table
 from medseg.datasets.layouts.label_values import (
     are_pictures,
@@ -16,7 +17,6 @@ from medseg.datasets.layouts.label_values import (
     named_scheme,
     read_label_values,
 )
-from medseg.datasets.layouts.layout import CaseFiles, Layout, relative
 from medseg.datasets.layouts.modality import modality_of_image, modality_of_name
 from medseg.datasets.manifest import Manifest, Split
 from medseg.datasets.manifest_content import SCHEMA_VERSION, parse_manifest

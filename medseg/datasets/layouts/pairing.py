@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
-from medseg.datasets.layouts.layout import CaseFiles, names_of
+from medseg.datasets.layouts.folder_layout import CaseFiles, names_of
 from medseg.volumes import stem_of
 
 LABEL_WORD = "labels?|labelmap|label_?ids|segs?|segmentations?|dseg|masks?|gt|ground_?truth|annotations?|annot|manual"

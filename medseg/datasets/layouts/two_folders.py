@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from medseg.datasets.layouts.layout import CaseFiles, Layout, folders_in, images_in, names_of
+from medseg.datasets.layouts.folder_layout import CaseFiles, Layout, folders_in, images_in, names_of
 from medseg.datasets.layouts.pairing import IMAGE_WORD, LABEL_WORD, is_label_name, pair
 from medseg.errors import ManifestError
 

@@ -100,8 +100,8 @@ def shrinking_patches(
         seen.add(patch)
         yield patch, topology
         ratios = [size / n for size, n in zip(patch, median_shape, strict=True)]
-        # the last of equal axes, as in nnU-Net, whose sort is stable
-        axis = max(range(len(patch)), key=lambda a: (ratios[a], a))
+        # of equal axes the first, which is the last of nnU-Net's: its axes begin with the slices
+        axis = max(range(len(patch)), key=lambda a: (ratios[a], -a))
         smaller = list(patch)
         smaller[axis] -= topology.divisors[axis]
         if smaller[axis] < 1:

@@ -352,6 +352,8 @@ class NnunetWay:
         return np.flip(whole.transpose(np.argsort(self.order)), self.flips)
 
     def starts(self, length, tile, overlap):
+        if tile == 1:  # the slices of a 2D network
+            return list(range(length))
         last = length - tile
         count = math.ceil(last / (tile * (1 - overlap))) + 1
         distance = last / (count - 1) if count > 1 else 0.0

@@ -53,6 +53,8 @@ class ExactWindow(Window):
 
 def _starts(length: int, tile: int, step: float) -> tuple[int, ...]:
     """Return the first voxels of tiles at equal distances of at most step · tile."""
+    if tile == 1:  # the slices of a 2D network, which nnU-Net predicts once each
+        return tuple(range(length))
     last = length - tile
     count = ceil(last / (tile * step)) + 1
     distance = last / (count - 1) if count > 1 else 0.0

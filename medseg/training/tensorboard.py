@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from monai.transforms import ResampleToMatch
 from monai.utils.enums import CommonKeys as Keys
 from torch.optim import Optimizer
 
+from medseg.errors import one_line
 from medseg.figures.planes import labelled_center
 from medseg.figures.three_planes import three_planes
 from medseg.training.distributed import is_main_process
@@ -29,8 +32,8 @@ class TensorBoardHandler:
     pictures show the last validated case as `seg.show()` does: the image alone, under the reference, and under the
     prediction. The histograms show each parameter and its gradient in the last step. The x axis is the number of steps.
     A resumed training replaces what was written after its checkpoint; a new one moves the events it finds to
-    `events_1` and so on. Without matplotlib there are no pictures, and one warning says so. Only the first process
-    writes.
+    `events_1` and so on. Without matplotlib there are no pictures, and one warning says so. If the disk is full, a
+    warning says that the events end, and the training goes on. Only the first process writes.
 
     Args:
         log_dir: folder of the event file.
@@ -54,6 +57,7 @@ class TensorBoardHandler:
         self.network = network
         self.labels = labels
         self._writer: Any = None
+        self._hook = threading.excepthook
 
     def attach(self, engine: Engine) -> None:
         """Write the training of `engine`, a MONAI trainer."""
@@ -71,25 +75,45 @@ class TensorBoardHandler:
 
         if not engine.state.iteration:
             set_aside(sorted(self.log_dir.glob("events.out.tfevents.*")), self.log_dir / "events")
-        self._writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1)
+        self._hook, threading.excepthook = threading.excepthook, self._ignore_writing_thread
+        with self._stop_on_errors():
+            self._writer = SummaryWriter(str(self.log_dir), purge_step=engine.state.iteration + 1)
+
+    def _ignore_writing_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """Print no traceback of the thread that writes events: its exception is raised again by the next event."""
+        if type(failure.thread).__module__.partition(".")[0] != "tensorboard":
+            self._hook(failure)
+
+    @contextmanager
+    def _stop_on_errors(self) -> Iterator[None]:
+        """Write no further events after one that could not be written."""
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            warnings.warn(f"{self.log_dir}: TensorBoard's events end here ({one_line(error)})", stacklevel=3)
 
     def _write_step(self, engine: Engine) -> None:
-        step = engine.state.iteration
-        self._writer.add_scalar("train/loss", last_loss(engine), step)
-        self._writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], step)
-
-    def _write_validation(self, evaluator: Engine, engine: Engine) -> None:
-        if self._writer is None:  # the evaluator runs without the trainer
+        if self._writer is None:
             return
         step = engine.state.iteration
-        for name, value in numbers(evaluator.state.metrics).items():
-            self._writer.add_scalar(f"validation/{name}", value, step)
-        self._write_pictures(evaluator, step)
-        for name, parameter in self.network.named_parameters() if self.network is not None else ():
-            self._writer.add_histogram(f"weights/{name}", parameter.detach().float().cpu(), step)
-            if parameter.grad is not None:
-                self._writer.add_histogram(f"gradients/{name}", parameter.grad.float().cpu(), step)
-        self._writer.flush()
+        with self._stop_on_errors():
+            self._writer.add_scalar("train/loss", last_loss(engine), step)
+            self._writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], step)
+
+    def _write_validation(self, evaluator: Engine, engine: Engine) -> None:
+        if self._writer is None:  # the evaluator runs without the trainer, or the disk was full
+            return
+        step = engine.state.iteration
+        with self._stop_on_errors():
+            for name, value in numbers(evaluator.state.metrics).items():
+                self._writer.add_scalar(f"validation/{name}", value, step)
+            self._write_pictures(evaluator, step)
+            for name, parameter in self.network.named_parameters() if self.network is not None else ():
+                self._writer.add_histogram(f"weights/{name}", parameter.detach().float().cpu(), step)
+                if parameter.grad is not None:
+                    self._writer.add_histogram(f"gradients/{name}", parameter.grad.float().cpu(), step)
+            self._writer.flush()
 
     def _write_pictures(self, evaluator: Engine, step: int) -> None:
         try:
@@ -102,8 +126,10 @@ class TensorBoardHandler:
 
     def _close(self, engine: Engine) -> None:
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            with self._stop_on_errors():
+                self._writer.close()
+        self._writer = None
+        threading.excepthook = self._hook
 
 
 def case_figures(output: Any, labels: Mapping[str, int] | None = None) -> dict[str, Any]:

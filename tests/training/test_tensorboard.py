@@ -1,6 +1,8 @@
 """TensorBoard's pictures are those of `seg.show()`: read back from the event file and compared."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +133,28 @@ def test_empty_cases_and_scans_of_nan_are_drawn():
     empty = {name: item * 0 for name, item in given.items()}
     assert len(case_figures([empty], LABELS)) == 3
     assert len(case_figures([{**given, "image": given["image"] * float("nan")}], LABELS)) == 3
+
+
+FULL_DISK = """
+import resource, signal, sys
+import torch
+from ignite.engine import Engine
+from medseg.training import TensorBoardHandler
+
+network = torch.nn.Linear(1, 1)
+trainer = Engine(lambda *_: {"loss": torch.tensor(1.0)})
+TensorBoardHandler(sys.argv[1], torch.optim.SGD(network.parameters(), lr=1.0), network=network).attach(trainer)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))  # like a full disk: no file may grow beyond 10 bytes
+print("steps:", trainer.run([0] * 50, max_epochs=4).iteration)
+"""
+
+
+def test_a_training_goes_on_without_events_on_a_full_disk(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "steps: 200" in done.stdout
+    assert done.stderr.count("TensorBoard's events end here") == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -245,7 +245,11 @@ def _check_earlier_files(jobs: Sequence[_Job], predictor: Predictor) -> None:
     foreign: list[str] = []
     for job in jobs:
         if not has_our_record(job.target):
-            outputs = [path for path in _outputs(job, predictor.map_names) if path.is_file()]
+            outputs = [
+                path
+                for path in _outputs(job, predictor.map_names)
+                if path.is_file() or (path.is_dir() and is_zarr(path))
+            ]
             foreign += [f"{output}: exists without medseg's record beside it" for output in outputs]
         elif was_edited(job.target):
             foreign.append(f"{job.target}: was changed after medseg wrote it")

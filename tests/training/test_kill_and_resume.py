@@ -1,12 +1,15 @@
 """A training that is killed and resumed ends in the same weights, bit for bit, for any number of workers."""
 
+import fcntl
 import json
 import os
 import pty
 import random
 import re
 import signal
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -40,6 +43,7 @@ def weights_sha256(output_dir: Path) -> str:
 def kill_at(step: int, delay: float, arguments: list[str]) -> None:
     """Kill the training with SIGKILL some seconds after the progress bar shows a step."""
     terminal, end = pty.openpty()  # the progress bar is for terminals
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 200, 0, 0))  # a terminal without columns gets no steps
     process = subprocess.Popen(arguments, env=environment(TQDM_MININTERVAL="0"), stderr=end, start_new_session=True)
     os.close(end)
     printed, shown = b"", 0

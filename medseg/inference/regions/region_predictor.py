@@ -86,6 +86,11 @@ class RegionPredictor(Predictor):
         # The scan as a tensor, turned, and smoothed.
         return MemoryEstimate(resident_bytes(), 3 * image, image + kept, boxes + restoring, network)
 
+    @property
+    def channel_names(self) -> list[str]:
+        """Label of each channel of the merged logits, whose labels are those of all regions together."""
+        return self.plan.label_names[len(self.plan.labels) - self.decision.num_channels :]
+
     def _segment_scan(self, scan: Scan, read_seconds: float) -> Segmentation:
         if self.max_ram is not None:
             keep_freed_memory(False)

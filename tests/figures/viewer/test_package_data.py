@@ -9,10 +9,15 @@ import pytest
 
 import medseg
 from medseg.figures import viewer
-from medseg.reporting.report import SCRIPTS
+from medseg.reporting import predictions, report
 
 ROOT = Path(__file__).parents[3]
-TEMPLATES = ("report.html", "header.html", "sections.html", "macros.html")
+SCRIPTS = {*viewer.SCRIPTS, *report.SCRIPTS, *predictions.SCRIPTS}
+TEMPLATES = {
+    "base.html", "report.html", "header.html", "sections.html", "macros.html", "predictions.html",
+    "predictions_header.html", "page.html", "cell.html",
+}  # fmt: skip
+STYLES = {"viewer.css", "report.css"}
 
 
 def test_every_script_style_and_template_is_package_data() -> None:
@@ -24,7 +29,7 @@ def test_every_script_style_and_template_is_package_data() -> None:
     needed = [path for part in ("figures", "reporting") for path in (package / part).rglob("*") if path.is_file()]
     needed = [path for path in needed if path.suffix != ".py" and "__pycache__" not in path.parts]
     names = {path.name for path in needed}
-    assert {*viewer.SCRIPTS, *SCRIPTS, *TEMPLATES, "viewer.css", "page.html", "cell.html", "report.css"} == names
+    assert SCRIPTS | TEMPLATES | STYLES | {"theme.js"} == names
     assert [path for path in needed if path not in shipped] == []
 
 

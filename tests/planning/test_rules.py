@@ -66,7 +66,7 @@ def test_spinal_cord_keeps_its_slices_apart() -> None:
     assert plan.network["arguments"]["strides"][0] == [2, 2, 1]
     assert plan.network["arguments"]["kernel_sizes"][0] == [3, 3, 1]
     # a rotation out of the plane would mix slices that are 15 times as far apart as pixels
-    assert found.settings.rotation_range == (0.0, 0.0, 0.2)
+    assert found.settings.rotation_range == (0.0, 0.0, 0.35)
 
 
 def test_thin_slices_decide_the_spacing_only_of_coarse_axes() -> None:
@@ -201,3 +201,11 @@ def test_every_value_has_a_reason() -> None:
             assert decision.value
             assert decision.reason[0].isupper()
             assert decision.reason.endswith(".")
+
+
+def test_long_trainings_get_the_stronger_deformation() -> None:
+    costs = replace(COSTS, step_seconds=lambda *_: 0.5)
+    for hours, probability, scale in ((0.3, 0.3, (0.9, 1.1)), (2.0, 0.7, (0.8, 1.25))):
+        settings = planned(decathlon("04 hippocampus"), costs, device="cpu", hours=hours).settings
+        assert (settings.max_epochs <= 30) == (probability == 0.3)
+        assert (settings.deformation_prob, settings.scale_range) == (probability, scale)

@@ -49,7 +49,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a run on one machine cannot measure.
+    """Hold the numbers that a run on one machine cannot measure.
 
     Args:
         storage_bytes_per_second: of the shared storage, for all workers together.

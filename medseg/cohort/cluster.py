@@ -21,7 +21,7 @@ START_SECONDS = "120"  # Ray gives up after 30, which a busy machine exceeds
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What Ray reserves for one worker.
+    """Hold the resources that Ray reserves for each worker.
 
     Args:
         cpus: number of CPU cores, which is also the number of its threads.

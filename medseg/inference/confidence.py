@@ -34,7 +34,7 @@ EDGES = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, 185)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted on cases that the training did not see (`models/calibration.json`).
+    """Hold the values that were fitted on cases that the training did not see (`models/calibration.json`).
 
     Args:
         weights_sha256: digest of the weights that it belongs to; other weights are not calibrated by it.

@@ -246,7 +246,7 @@ class Predictor:
 
     @property
     def merging_device(self) -> torch.device:
-        """Where tiles are merged and labels decided: the network's device, or the CPU if its memory is limited."""
+        """Return the device on which tiles are merged and labels decided: the network's, or the CPU if `max_ram` is set."""
         return torch.device("cpu") if self.max_ram is not None else self.backend.device
 
     def _merge(

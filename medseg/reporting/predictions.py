@@ -50,7 +50,7 @@ GENERATOR = b'name="generator" content="medseg'
 
 @dataclass(frozen=True)
 class Quantity:
-    """What the page states of each structure: its volume, or its share of a 2D image, which has no thickness."""
+    """Describe what the page shows for a structure: its volume, or for a 2D image the share of its area."""
 
     name: str
     plural: str

@@ -77,18 +77,18 @@ class EngineTimes:
 
     @property
     def epoch_seconds(self) -> float:
-        """What an epoch without a checkpoint takes beyond its steps; the probe's even epochs have one."""
+        """Return the seconds of an epoch without a checkpoint beyond its steps. The probe saves one in its even epochs."""
         without = [took for epoch, took in self.epochs.items() if epoch % 2]
         return max(0.0, fmean(without)) if without else 0.0
 
     @property
     def checkpoint_seconds(self) -> float:
-        """What a checkpoint takes."""
+        """Return the seconds that saving a checkpoint takes."""
         with_one = [took for epoch, took in self.epochs.items() if epoch % 2 == 0]
         return max(0.0, fmean(with_one) - self.epoch_seconds) if with_one else 0.0
 
     def validation_seconds(self, scale: float) -> float:
-        """What a validation with `scale` times as many cases takes."""
+        """Return the seconds of a validation with `scale` times as many cases."""
         return self.validation + (scale - 1) * self.validation_cases
 
 

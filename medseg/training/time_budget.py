@@ -15,7 +15,7 @@ _MOST_EPOCHS = 1_000_000
 
 @dataclass(frozen=True)
 class Costs:
-    """What the parts of a training cost, as measured by `medseg.training.probe`.
+    """Hold the time of each part of a training, as measured by `medseg.training.probe`.
 
     Args:
         num_workers: worker processes of the data loader.

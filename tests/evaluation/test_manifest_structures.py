@@ -1,4 +1,4 @@
-"""What a manifest says about structures in an evaluation: regions, partial annotations, colours."""
+"""An evaluation takes regions, partial annotations and colours from the manifest."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ THICKNESS_OF_IMAGES = 999.0
 
 @dataclass(frozen=True)
 class ResamplingStep:
-    """How an image or logits are resampled; see `medseg.plan.resampling_rules`.
+    """Describe how an image or logits are resampled; see `medseg.plan.resampling_rules`.
 
     Args:
         method: "spline", "torch" or "none".

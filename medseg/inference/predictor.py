@@ -246,7 +246,7 @@ class Predictor:
 
     @property
     def merging_device(self) -> torch.device:
-        """Return the device on which tiles are merged and labels decided: the network's, or the CPU if `max_ram` is set."""
+        """Return where tiles are merged and labels decided: on the network's device, or on the CPU with `max_ram`."""
         return torch.device("cpu") if self.max_ram is not None else self.backend.device
 
     def _merge(

@@ -77,7 +77,7 @@ class EngineTimes:
 
     @property
     def epoch_seconds(self) -> float:
-        """Return the seconds of an epoch without a checkpoint beyond its steps. The probe saves one in its even epochs."""
+        """Return the seconds beyond the steps of an epoch without a checkpoint, which is every odd one of the probe."""
         without = [took for epoch, took in self.epochs.items() if epoch % 2]
         return max(0.0, fmean(without)) if without else 0.0
 

@@ -14,6 +14,7 @@ import json
 import runpy
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class Inputs:
         return self.root / "manifest.yaml"
 
 
-class Workload:
+class Workload(ABC):
     """One command on tiny data.
 
     Args:
@@ -100,9 +101,9 @@ class Workload:
         """Put the files of earlier runs into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
 
+    @abstractmethod
     def arguments(self, folder: Path) -> list[str]:
         """Return the words after `medseg`."""
-        raise NotImplementedError
 
     def run(self, folder: Path) -> None:
         """Run the command in this process, as its program does."""

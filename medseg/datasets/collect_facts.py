@@ -16,8 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from medseg.datasets.case_facts import CaseFacts, FileFacts, measure_case
+from medseg.datasets.case_facts import CaseFacts, FileFacts
 from medseg.datasets.manifest import Manifest
+from medseg.datasets.measure_case import measure_case
 from medseg.errors import MedsegError
 from medseg.volumes import read_channel_grid, replacing
 from medseg.volumes.files import cache_folder, file_sha256

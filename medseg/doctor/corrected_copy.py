@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from medseg.datasets import Manifest, replace_values
-from medseg.datasets.case_facts import CaseFacts, FileFacts, measure_case, read_image_file, read_label_file
+from medseg.datasets.case_facts import CaseFacts, FileFacts
+from medseg.datasets.measure_case import measure_case, read_image_file, read_label_file
 from medseg.doctor.examine import Examination
 from medseg.doctor.findings import Finding, check_dataset, counted
 from medseg.errors import MedsegError, OptionError, VolumeError

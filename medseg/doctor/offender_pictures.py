@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medseg.datasets.case_facts import CaseFacts, FileFacts, read_image_file, read_label_file, same_voxels_on
+from medseg.datasets.case_facts import CaseFacts, FileFacts, same_voxels_on
+from medseg.datasets.measure_case import read_image_file, read_label_file
 from medseg.doctor.findings import DatasetFacts, Finding
 from medseg.errors import MedsegError
 from medseg.figures.canvas import OKABE_ITO, rgb

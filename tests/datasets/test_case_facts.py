@@ -11,8 +11,9 @@ from doctor.data_sets import SHAPE, change, image_file, label_file, names, save,
 from scipy import ndimage
 
 from medseg.datasets import read_manifest
-from medseg.datasets.case_facts import PERCENTILES, CaseFacts, measure_case, measure_intensities, measure_values
+from medseg.datasets.case_facts import PERCENTILES, CaseFacts
 from medseg.datasets.collect_facts import BYTES_PER_VOXEL
+from medseg.datasets.measure_case import measure_case, measure_intensities, measure_values
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_the_memory_per_voxel_is_what_the_number_of_processes_assumes(tmp_path):
 import resource, sys
 from pathlib import Path
 from medseg.datasets import read_manifest
-from medseg.datasets.case_facts import measure_case
+from medseg.datasets.measure_case import measure_case
 root = Path(sys.argv[1])
 manifest = read_manifest(root)
 measure_case(manifest, root, "scan_002")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from medseg.datasets import read_manifest
-from medseg.datasets.case_facts import CaseFacts, FileFacts, measure_case
+from medseg.datasets.case_facts import CaseFacts, FileFacts
 from medseg.datasets.collect_facts import collect_facts
 from medseg.datasets.manifest import Case, FilePatterns
+from medseg.datasets.measure_case import measure_case
 from medseg.doctor.same_patient import neighbouring_slices, probable_patients
 
 

@@ -16,7 +16,8 @@ from medseg.errors import OptionError
 from medseg.figures.canvas import label_palette, rgb
 from medseg.inference import CaseResult
 from medseg.reporting import write_prediction_report
-from medseg.reporting.predictions import FAR, axis_range, measure_sizes
+from medseg.reporting.predictions import axis_range
+from medseg.reporting.structure_sizes import FAR, measure_sizes
 
 SECTIONS = ["first", "volumes", "cases", "viewer", "left-out"]
 COLORS = [rgb(color) for color in label_palette(2)]

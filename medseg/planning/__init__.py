@@ -8,8 +8,9 @@ from medseg.planning.estimate import (
     prepared_bytes,
     training_estimate,
 )
+from medseg.planning.planned_training import Decision, PlannedTraining, Wishes
 from medseg.planning.planner import PlannedBundle, plan_bundle
-from medseg.planning.rules import Decision, PlannedTraining, Wishes, plan_training
+from medseg.planning.rules import plan_training
 
 __all__ = [
     "DataFingerprint",

@@ -19,7 +19,8 @@ from medseg.plan import Plan
 from medseg.planning import estimate
 from medseg.planning.data_fingerprint import DataFingerprint, measure_dataset
 from medseg.planning.estimate import WorkEstimate
-from medseg.planning.rules import Costs, NetworkName, PlannedTraining, Wishes, bundle_name, plan_training
+from medseg.planning.planned_training import Costs, NetworkName, PlannedTraining, Wishes
+from medseg.planning.rules import bundle_name, plan_training
 from medseg.planning.write_bundle import BundleContent, check_new_folder, path_from_bundle, write_bundle
 from medseg.volumes import Grid, read_grid
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,20 +20,16 @@ from medseg.errors import MemoryLimitError, OptionError, PlanError
 from medseg.plan import Plan
 from medseg.planning.data_fingerprint import DataFingerprint
 from medseg.planning.estimate import size_text
+from medseg.planning.planned_training import WIDTHS, Costs, Decision, PlannedTraining, Wishes
+from medseg.planning.spacing import ANISOTROPY, median_shape, target_spacing
 from medseg.planning.stages_of_patch import Topology, largest_patch, padded
 
-NetworkName = Literal["unet", "unet3d", "unetplusplus", "unetr", "residual_encoder"]
-NETWORKS: tuple[NetworkName, ...] = ("unet", "unet3d", "unetplusplus", "unetr", "residual_encoder")
 MICROSCOPY = {"EM", "microscopy", "fluorescence"}
-# An axis whose voxels are more than this many times as large as the others' is treated on its own (nnU-Net's value).
-ANISOTROPY = 3
 MOST_LABELS = 255  # label maps are uint8 in a training, and 255 is the ignored label
 MIN_BATCH = 2
 MOST_OF_DATA = 0.05  # of the data set's voxels in one batch (nnU-Net's value)
 MOST_STEPS = 250_000  # nnU-Net's 1000 epochs of 250 steps
 MOST_CHANNELS = {2: 512, 3: 320}
-# First stage's channels. On a CPU the widest is taken that allows enough steps within the time.
-WIDTHS = {"cuda": (32,), "cpu": (24, 16, 12, 8)}
 ENOUGH_STEPS, FEW_STEPS = 10_000, 1000
 # Part of the time that a training spends on steps; the rest is for loading and validation.
 TIME_FOR_STEPS = 0.85
@@ -54,84 +50,6 @@ class Deformation(NamedTuple):
 PASSES_WITH_WEAK_DEFORMATION = 30
 WEAK_DEFORMATION = Deformation(0.3, 0.2, (0.9, 1.1))
 STRONG_DEFORMATION = Deformation(0.7, 0.35, (0.8, 1.25))
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One planned value.
-
-    Args:
-        name: of the value, as readers call it.
-        value: in words.
-        reason: one sentence.
-    """
-
-    name: str
-    value: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """Options of `medseg plan`.
-
-    Args:
-        memory: bytes that the training may use: of the process on a CPU, of the device on a GPU.
-        device: "cpu" or "cuda".
-        hours: time for one training.
-        network: form of the network.
-        configuration: "3d", or "2d" for a network that segments slices; None follows the data.
-    """
-
-    memory: int
-    device: Literal["cpu", "cuda"] = "cpu"
-    hours: float = 2.0
-    network: NetworkName = "unet"
-    configuration: Literal["2d", "3d"] | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.hours) and self.hours > 0):
-            raise OptionError(f"--hours: found {self.hours}, expected a number above 0")
-        if self.network not in NETWORKS:
-            raise OptionError(f"--network: found {self.network!r}, expected one of {', '.join(NETWORKS)}")
-        if self.device not in WIDTHS:
-            raise OptionError(f"--device: found {self.device!r}, expected cpu or cuda")
-        if self.configuration not in (None, "2d", "3d"):
-            raise OptionError(f"--configuration: found {self.configuration!r}, expected 2d or 3d")
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Functions that tell what a training takes; see `medseg.planning.estimate`.
-
-    Args:
-        training_bytes: memory of a training of a plan with a batch size, without the cached cases.
-        step_seconds: time of one step of a plan with a batch size.
-        cached_bytes: memory of all prepared cases of a plan, with or without a weight per voxel.
-        step_bytes: size of the tensors of one step of a plan with a batch size.
-    """
-
-    training_bytes: Callable[[Plan, int], int]
-    step_seconds: Callable[[Plan, int], float]
-    cached_bytes: Callable[[Plan, bool], int]
-    step_bytes: Callable[[Plan, int], int]
-
-
-@dataclass(frozen=True)
-class PlannedTraining:
-    """Result of the rules.
-
-    Args:
-        plan: values of the bundle.
-        settings: values of its train.json.
-        decisions: every value with its reason.
-        warnings: one line per value that had to be reduced, or that is unlikely to work well.
-    """
-
-    plan: Plan
-    settings: TrainingSettings
-    decisions: Sequence[Decision]
-    warnings: Sequence[str] = field(default_factory=tuple)
 
 
 def plan_training(
@@ -581,33 +499,6 @@ class _Rules:
             boundary_weights=weights,
             is_mapped=is_mapped,
         )
-
-
-def target_spacing(data: DataFingerprint) -> list[float]:
-    """Return the median voxel size per axis, with nnU-Net's exception for an axis that is far coarser.
-
-    If one axis has voxels more than three times as large as the others, and fewer than a third of their number, the
-    10th percentile replaces the median along it, but never less than the other axes' voxel size.
-    """
-    spacings = np.array(data.spacings, dtype=float)
-    sizes = np.median(np.array(data.nonzero_shapes, dtype=float), axis=0)
-    target = np.median(spacings, axis=0)
-    worst = int(np.argmax(target))
-    others = [axis for axis in range(len(target)) if axis != worst]
-    is_coarse = target[worst] > ANISOTROPY * max(target[others])
-    is_short = sizes[worst] * ANISOTROPY < min(sizes[others])
-    if is_coarse and is_short:
-        target[worst] = max(np.percentile(spacings[:, worst], 10), max(target[others]))
-    return [float(s) for s in target]
-
-
-def median_shape(data: DataFingerprint, spacing: Sequence[float]) -> list[float]:
-    """Return the median size of the non-zero part of the images at a voxel size, in voxels."""
-    shapes = [
-        [max(1, round(n * own / s)) for n, own, s in zip(shape, each, spacing, strict=True)]
-        for shape, each in zip(data.nonzero_shapes, data.spacings, strict=True)
-    ]
-    return [float(n) for n in np.median(np.array(shapes), axis=0)]
 
 
 def bundle_name(text: str) -> str:

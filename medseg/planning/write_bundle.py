@@ -17,7 +17,7 @@ from medseg.errors import OptionError
 from medseg.plan import Plan
 from medseg.planning.data_fingerprint import DataFingerprint
 from medseg.planning.estimate import WorkEstimate, duration, size_text
-from medseg.planning.rules import PlannedTraining
+from medseg.planning.planned_training import PlannedTraining
 from medseg.versions import installed_version
 from medseg.volumes import check_out_folder, replacing
 

@@ -51,15 +51,23 @@ def read(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{file}: contains no state dict; found {found}; save one with torch.save(model.state_dict())"
         )
+    check_claimed_sizes(state, file)
+    return strip_prefixes(state)
+
+
+def check_claimed_sizes(state: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse a tensor larger than its file: a few bytes can claim any shape if all of it is one repeated value.
+
+    Raises:
+        WeightsError: a tensor claims more bytes than the file has.
+    """
     size = file.stat().st_size
-    # A few bytes can claim a tensor of any shape if all of it is one repeated value.
     for key, value in state.items():
         if value.numel() * value.element_size() > size:
             raise WeightsError(
                 f"{file}: {key} claims {value.numel():,} values, more than the file of {size:,} bytes holds; use the "
                 "original file"
             )
-    return strip_prefixes(state)
 
 
 def read_checkpoint(path: str | Path) -> Any:

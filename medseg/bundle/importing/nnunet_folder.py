@@ -14,7 +14,7 @@ from torch import Tensor
 from medseg import weights
 from medseg.errors import BundleError, WeightsError, did_you_mean
 from medseg.volumes.files import read_json
-from medseg.weights.state_dict import strip_prefixes
+from medseg.weights.state_dict import check_claimed_sizes, strip_prefixes
 
 PLANS, DATASET = "plans.json", "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
@@ -201,13 +201,7 @@ def _read_checkpoint(file: Path) -> dict[str, Any]:
     state = content["network_weights"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{file}: network_weights must hold tensors only; use the original file")
-    size = file.stat().st_size
-    for key, value in state.items():
-        if value.numel() * value.element_size() > size:
-            raise WeightsError(
-                f"{file}: {key} claims {value.numel():,} values, more than the file of {size:,} bytes holds; use the "
-                "original file"
-            )
+    check_claimed_sizes(state, file)
     return {**content, "network_weights": strip_prefixes(state)}
 
 

@@ -58,6 +58,12 @@ def suffixes(root: Path) -> Cases:
     }
 
 
+def two_suffixes(root: Path) -> Cases:
+    """Names as the Spinal Cord Toolbox gives them, all in one folder."""
+    ends = ("seg-manual", "gmseg_manual", "seg_manual", "wmseg-manual", "mask")
+    return {f"s{n}": ([put(root, f"s{n}.nii.gz", LABEL * 9)], put(root, f"s{n}_{ends[n]}.nii.gz")) for n in range(5)}
+
+
 def channels_by_number(root: Path) -> Cases:
     return {
         f"c{n}": (
@@ -131,6 +137,7 @@ def pictures(root: Path) -> Cases:
     [
         (two_folders, ["image"], "unknown"),
         (suffixes, ["image"], "unknown"),
+        (two_suffixes, ["image"], "unknown"),
         (channels_by_number, ["channel 0", "channel 1"], "unknown"),
         (channels_by_name, ["flair", "t1"], "MR"),
         (lits, ["image"], "unknown"),

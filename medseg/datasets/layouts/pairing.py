@@ -10,7 +10,9 @@ from pathlib import Path
 from medseg.datasets.layouts.folder_layout import CaseFiles, names_of
 from medseg.volumes import stem_of
 
-LABEL_WORD = "labels?|labelmap|label_?ids|(?:[gw]m)?segs?|segmentations?|dseg|masks?|gt|ground_?truth|annotations?|annot|manual"
+LABEL_WORD = (
+    "labels?|labelmap|label_?ids|(?:[gw]m)?segs?|segmentations?|dseg|masks?|gt|ground_?truth|annotations?|annot|manual"
+)
 IMAGE_WORD = "images?|img|scans?|volume|vol|orig|original|raw"
 LABEL_SUFFIX = re.compile(rf"(?P<case>.+?)(?:(?:[_\-. ](?:{LABEL_WORD}))+|(?-i:_L))", re.IGNORECASE)
 LABEL_PREFIX = re.compile(rf"(?:{LABEL_WORD})(?:[_\-. ]|(?=\d))(?P<case>.+)", re.IGNORECASE)

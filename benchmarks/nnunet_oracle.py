@@ -29,7 +29,7 @@ def nnunet_labels(
         model: folder of the model.
         files: one file per channel.
         mirroring: average over mirrored tiles.
-        folds: None takes all.
+        folds: None takes all folders `fold_*`.
 
     Returns:
         Labels in the axis order of the file.
@@ -41,7 +41,9 @@ def nnunet_labels(
         predictor = predict_from_raw_data.nnUNetPredictor(
             tile_step_size=0.5, use_gaussian=True, use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False
         )
-        predictor.initialize_from_trained_model_folder(str(model), folds, "checkpoint_final.pth")
+        # nnU-Net itself does not find the folder fold_all.
+        found = folds or [folder.name.removeprefix("fold_") for folder in sorted(model.glob("fold_*"))]
+        predictor.initialize_from_trained_model_folder(str(model), found, "checkpoint_final.pth")
         reader = predictor.plans_manager.image_reader_writer_class()
         image, properties = reader.read_images([str(file) for file in files])
         labels = predictor.predict_single_npy_array(image, properties)

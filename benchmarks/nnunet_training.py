@@ -8,8 +8,9 @@ iterations and the width of the networks are smaller than usual. Needs nnU-Net, 
 models are:
 
 - hippocampus: PlainConvUNet in 3D, two folds; a 2D one; and a residual encoder
-- cord: an anisotropic T2* scan (0.5×0.5×7.5 mm), trained at another spacing, so that it is resampled slice by slice
-- ct: the CT sample with its structures, CT normalisation, trained at another spacing
+- cord: an anisotropic T2* scan (0.5×0.5×7.5 mm), trained at another spacing. The nearest slice is taken, and each is
+  resampled by itself. A copy of the model, `__slices`, keeps the distance of the slices.
+- ct: the CT sample with its structures, CT normalisation, trained at another spacing; two folds
 - brain: two channels (T1 and its gradient) with overlapping regions
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +91,7 @@ MODELS: dict[
     "hippocampus": (4, hippocampus, "ExperimentPlanner", None, [("3d_fullres", 0), ("3d_fullres", 1), ("2d", 0)]),
     "residual": (5, hippocampus, RESIDUAL, None, [("3d_fullres", 0)]),
     "cord": (6, cord, "ExperimentPlanner", [6.0, 0.62, 0.6], [("3d_fullres", "all")]),
-    "ct": (7, ct, "ExperimentPlanner", [2.6, 2.4, 2.5], [("3d_fullres", "all")]),
+    "ct": (7, ct, "ExperimentPlanner", [2.6, 2.4, 2.5], [("3d_fullres", 0), ("3d_fullres", 1)]),
     "brain": (8, brain, "ExperimentPlanner", None, [("3d_fullres", "all")]),
 }
 
@@ -110,6 +112,15 @@ def match_frequencies(trainer: Any, batch: dict[str, Any]) -> None:
             shift = (others - logits[channel])[:: max(1, logits.shape[1] // 100_000)].quantile(annotated.float().mean())
             logits[channel] += shift
             head.bias[channel] += shift
+
+
+def copy_with_spacing(model: Path, spacing: list[float]) -> None:
+    """Write a copy of a trained model whose plans state another target spacing."""
+    copy = model.with_name(f"{model.name}__slices")
+    shutil.copytree(model, copy, dirs_exist_ok=True)
+    plans = json.loads((copy / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = spacing
+    (copy / "plans.json").write_text(json.dumps(plans, indent=4))
 
 
 def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
@@ -136,6 +147,9 @@ def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
             overwrite_target_spacing=spacing,
         )  # fmt: skip
         preprocess([number], plans_name, sorted({configuration for configuration, _ in runs}), [1])
+    cases = [file.name[:-7] for file in sorted((raw / "labelsTr").iterdir())]
+    if len(cases) == 1:  # nnU-Net cannot split one case; its folds differ by their random numbers alone
+        (prepared / "splits_final.json").write_text(json.dumps([{"train": cases, "val": cases}] * 2))
     os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112 batches are made in this process
     for configuration, fold in runs:
         plans = json.loads((prepared / f"{plans_name}.json").read_text())
@@ -164,6 +178,8 @@ def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
             (file.parents[1] / name_of).write_text(json.dumps(values, indent=4))
         trainer.save_checkpoint(str(file))
         print(file, flush=True)
+        if name == "cord":
+            copy_with_spacing(file.parents[1], [7.5, 0.62, 0.6])
 
 
 def main() -> None:

@@ -193,11 +193,12 @@ class Plan:
                 del values[key]
         return json.loads(json.dumps(values))
 
-    def create_network(self, max_bytes: int | None = None) -> torch.nn.Module:
+    def create_network(self, max_bytes: int | None = None, initialize: bool = True) -> torch.nn.Module:
         """Build the network with new random weights.
 
         Args:
             max_bytes: limit of its parameters, checked before memory is allocated; None for the physical memory.
+            initialize: False leaves the parameters undefined; see `medseg.networks.create`.
 
         Raises:
             NetworkError: the plan names no valid network, or it is too large.
@@ -210,6 +211,7 @@ class Plan:
                 in_channels=self.in_channels,
                 out_channels=self.out_channels,
                 max_bytes=max_bytes,
+                initialize=initialize,
                 **self.network.get("arguments", {}),
             )
         except NetworkError as error:

@@ -135,8 +135,8 @@ def _networks(bundle: BundleFolder, given: Sequence[str | Path | None]) -> Itera
 
 def _network(bundle: BundleFolder, file: Path) -> torch.nn.Module:
     # Four bytes per parameter in memory, at least one in the file: a larger network cannot be meant.
-    network = bundle.plan.create_network(max_bytes=4 * file.stat().st_size + 2**20)
-    weight_files.load_into(network, file)
+    network = bundle.plan.create_network(max_bytes=4 * file.stat().st_size + 2**20, initialize=False)
+    weight_files.load_into(network, file, assign=True)
     return network.eval()
 
 

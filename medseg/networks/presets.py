@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from medseg.errors import NetworkError, did_you_mean
-from medseg.networks.size_limit import check_size
+from medseg.networks.size_limit import WithoutInitialization, check_size
 from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
 from medseg.networks.unetr import UNETR
@@ -189,7 +190,13 @@ def list_presets() -> list[str]:
 
 
 def create(
-    name: str, in_channels: int, out_channels: int, *, max_bytes: int | None = None, **overrides: Any
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    *,
+    max_bytes: int | None = None,
+    initialize: bool = True,
+    **overrides: Any,
 ) -> nn.Module:
     """Create a network from a preset.
 
@@ -198,11 +205,13 @@ def create(
         in_channels: channels of the input.
         out_channels: channels of the logits, which are the classes including the background.
         max_bytes: limit of the parameters, checked before memory is allocated; None for the physical memory.
+        initialize: False leaves the values of the parameters undefined, for a network into which weights are loaded at
+            once. It saves the time of drawing them.
         **overrides: arguments of the network's class that replace the preset's, as plain values like those of a
             plan.json, e.g. `channels=(24, 48, 96, 192), norm="instance", padding="same"`.
 
     Returns:
-        The network, with fresh weights, in training mode.
+        The network in training mode.
 
     Raises:
         NetworkError: the name is unknown, or an argument is unknown or not possible.
@@ -217,6 +226,7 @@ def create(
     build = partial(network_class, in_channels, out_channels, **{**arguments, **overrides})
     try:
         check_size(name, build, max_bytes)
-        return build()
+        with nullcontext() if initialize else WithoutInitialization():
+            return build()
     except TypeError as error:
         raise NetworkError(f"{name} ({network_class.__name__}): {error}") from error

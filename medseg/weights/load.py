@@ -38,7 +38,9 @@ class LoadReport:
         return f"{self.source}: layout {self.layout}, {self.matched} of {self.total} tensors match{notes}"
 
 
-def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, adapt: bool = False) -> LoadReport:
+def load_into(
+    network: nn.Module, source: str | Path | Mapping[str, Tensor], *, adapt: bool = False, assign: bool = False
+) -> LoadReport:
     """Load weights into a network, converting a published layout if necessary.
 
     Args:
@@ -46,6 +48,8 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
         source: a file (see `read`) or a state dict.
         adapt: allow another number of classes or input channels, for fine-tuning. A head with another number of classes
             keeps its initial weights. The first convolutions are summed or repeated (see `change_input_channels`).
+        assign: put the tensors of the source into the network instead of copying their values, so that the weights
+            exist once in memory. An optimiser that was made before would keep the old parameters.
 
     Returns:
         The report, which states every conversion. `str(report)` is one line.
@@ -82,7 +86,9 @@ def load_into(network: nn.Module, source: str | Path | Mapping[str, Tensor], *, 
             f"{name}: {damaged} holds values that are not finite (NaN or infinity), so the training has failed or the "
             "file is damaged; use other weights"
         )
-    network.load_state_dict(found)
+    if assign:  # in the type and on the device of the network
+        found = {key: value.to(expected[key]).contiguous() for key, value in found.items()}
+    network.load_state_dict(found, assign=assign)
     return LoadReport(
         source=name,
         layout=layout.name if layout else "medseg",

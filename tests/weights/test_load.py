@@ -128,3 +128,12 @@ def test_published_weights_in_another_network_name_the_preset_that_takes_them():
     network = create("unet_padded", 1, 2, channels=(4, 8))
     with pytest.raises(WeightsError, match=r"network these weights were trained with, preset unetr_monai, or pass"):
         weights.load_into(network, theirs)
+
+
+def test_assigned_weights_have_the_networks_type():
+    network, other = build(), build()
+    half = {key: value.half() for key, value in network.state_dict().items()}
+    weights.load_into(other, half, assign=True)
+    expected = {key: value.float() for key, value in half.items()}
+    assert all(value.dtype == torch.float32 for value in other.parameters())
+    assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())

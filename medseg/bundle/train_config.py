@@ -14,7 +14,10 @@ from medseg.plan import Plan
 
 # Copied into a new bundle as they are. recipe_sparse needs volumes without weights, and a bundle whose cases are mapped
 # already needs no recipe for it.
-COPIED = ("logging.conf", "multi_gpu_train.json", "recipe_nnunet.json", "recipe_plateau.json", "recipe_unet2015.json")
+COPIED = (
+    "logging.conf", "multi_gpu_train.json", "recipe_distillation.json", "recipe_nnunet.json", "recipe_plateau.json",
+    "recipe_unet2015.json",
+)  # fmt: skip
 DEVICE_RECIPE, MAPPED_RECIPE, SPARSE_RECIPE = (
     f"recipe_{name}.json" for name in ("device_augmentation", "mapped_cases", "sparse")
 )

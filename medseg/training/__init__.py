@@ -3,6 +3,7 @@
 from medseg.training.batch_augmentation import BatchAugmentation
 from medseg.training.bundle_training import TrainingRun, train, train_folds
 from medseg.training.checkpoint import CheckpointHandler
+from medseg.training.distillation import Teacher
 from medseg.training.distributed import ShareSampler, distribute, end_processes, process_device, start_processes
 from medseg.training.handlers import TrainingProgressHandler, TrainingRunHandler
 from medseg.training.history import TrainingHistoryHandler
@@ -31,6 +32,7 @@ __all__ = [
     "SeededSamples",
     "ShareSampler",
     "SupervisedUpdate",
+    "Teacher",
     "TensorBoardHandler",
     "TrainingHistoryHandler",
     "TrainingProgressHandler",

@@ -20,6 +20,7 @@ from monai.utils.enums import CommonKeys as Keys
 from medseg.errors import NonFiniteError
 from medseg.inference.memory import keep_freed_memory
 from medseg.networks.precision import Precision, autocast, has_fast_bf16
+from medseg.training.distillation import Teacher
 from medseg.training.distributed import all_agree
 from medseg.training.network_wrappers import AveragedNetwork
 
@@ -46,6 +47,7 @@ class SupervisedUpdate:
         channels_last: use the channels-last memory format, which is faster for convolutions.
         augment: function of a batch (`image`, `label` and, if there are any, `weight`) on the device and the number of
             the step, which returns the augmented batch (see `BatchAugmentation`); None for none.
+        teacher: trained networks whose probabilities are learned beside the labels; None for none.
 
     Attributes:
         averaged: the averaged network in its wrapper; `averaged.module` is the network.
@@ -66,6 +68,7 @@ class SupervisedUpdate:
         max_skipped: int = 20,
         channels_last: bool = True,
         augment: Augment | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         if max_skipped < 1:
             raise ValueError(f"max_skipped must be at least 1, found {max_skipped}")
@@ -76,6 +79,7 @@ class SupervisedUpdate:
         self.max_skipped = max_skipped
         self.channels_last = channels_last
         self.augment = augment
+        self.teacher = teacher
         self._is_auto = precision == "auto"
         self._keeps_memory = False
         self._set_precision(resolve_precision(precision, self.device))
@@ -119,7 +123,10 @@ class SupervisedUpdate:
         with autocast(engine.state.device, self.precision):
             engine.state.output[Keys.PRED] = engine.inferer(inputs, engine.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        engine.state.output[Keys.LOSS] = engine.loss_function(engine.state.output[Keys.PRED], targets, *weight)
+        loss = engine.loss_function(engine.state.output[Keys.PRED], targets, *weight)
+        if self.teacher is not None:
+            loss = self.teacher.mix(loss, engine.state.output[Keys.PRED], inputs, self.precision)
+        engine.state.output[Keys.LOSS] = loss
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         self.scaler.scale(engine.state.output[Keys.LOSS]).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)

@@ -1,6 +1,7 @@
 """Each recipe is an overlay of train.json: its components train, and its checkpoints resume."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from training.bundle_runs import tiny_bundle
 
+from medseg.bundle import promote
 from medseg.losses import DeepSupervisionLoss, WeightedCrossEntropyLoss
 from medseg.training import DeepSupervision
 from medseg.training.history import read_history
@@ -102,3 +104,19 @@ def test_augmentation_on_the_device(bundle):
     assert [type(step) for step in on_device] == random
     assert not set(random) & {type(step) for step in with_samples}
     assert [type(step).__name__ for step in with_samples][-2:] == ["RandCropByLabeld", "SelectItemsd"]
+
+
+def test_distillation_changes_the_loss_and_not_the_checkpoint(bundle):
+    workflow(bundle, None, max_epochs=1).run()
+    taught = shutil.copytree(bundle, bundle.parent / "teacher")
+    promote(taught, bundle.parent / "plain")
+    made = trained(bundle, "distillation", max_epochs=1, teachers=[str(taught)], **{"update#average_decay": 0})
+    teacher = made.parser.get_parsed_content("update").teacher
+    assert (len(teacher.networks), teacher.weight) == (1, 0.5)
+    plain, distilled = (
+        torch.load(bundle.parent / name / "checkpoints" / "training_checkpoint_1.pt", weights_only=True)
+        for name in ("plain", "distillation")
+    )
+    assert plain["update"].keys() == distilled["update"].keys()
+    rows = [read_history(bundle.parent / name / "history.csv")[0]["loss"] for name in ("plain", "distillation")]
+    assert rows[0] != rows[1]

@@ -64,7 +64,9 @@ def test_every_config_has_one_entry_to_prepare_its_run(bundle, config):
     assert entry.startswith("$medseg.training.prepare_run(@output_dir")
 
 
-@pytest.mark.parametrize("name", ["unet2015", "plateau", "nnunet", "mapped_cases", "device_augmentation"])
+@pytest.mark.parametrize(
+    "name", ["unet2015", "plateau", "nnunet", "mapped_cases", "device_augmentation", "distillation"]
+)
 def test_a_recipe_is_the_same_in_every_bundle(name):
     texts = {file.read_text() for file in BUNDLES.glob(f"*/configs/recipe_{name}.json")}
     assert len(texts) == 1

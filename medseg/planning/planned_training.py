@@ -15,6 +15,9 @@ NetworkName = Literal["unet", "unet3d", "unetplusplus", "unetr", "residual_encod
 NETWORKS: tuple[NetworkName, ...] = ("unet", "unet3d", "unetplusplus", "unetr", "residual_encoder")
 # First stage's channels. On a CPU the widest is taken that allows enough steps within the time.
 WIDTHS = {"cuda": (32,), "cpu": (24, 16, 12, 8)}
+MIN_BATCH = 2
+# Part of the time that a training spends on steps; the rest is for loading and validation.
+TIME_FOR_STEPS = 0.85
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class Decision:
     name: str
     value: str
     reason: str
+
+
+class Decisions(list[Decision]):
+    """The decisions in the order in which they were made, and the warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def add(self, name: str, value: object, reason: str) -> None:
+        """Add a decision."""
+        self.append(Decision(name, str(value), reason))
+
+    def warn(self, line: str) -> None:
+        """Add a warning."""
+        self.warnings.append(line)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from monai.bundle import ConfigWorkflow
+from planning.small_data_sets import spheres, write_case, write_manifest
 
 import medseg
 from medseg.bundle import promote, verify
@@ -20,39 +22,6 @@ from medseg.planning import plan_bundle
 from medseg.training.history import read_history
 
 SPEED = 1e11  # operations per second; given, so that plans do not depend on the machine
-
-
-def write_case(root: Path, case: str, image: np.ndarray, label: np.ndarray, spacing=(1.0, 1.0, 1.0)) -> None:
-    for folder, array in (("images", image), ("labels", label)):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(array, np.diag([*spacing, 1.0])), root / folder / f"{case}.nii.gz")
-
-
-def write_manifest(root: Path, cases: list[str], labels: dict[str, int], **values: object) -> Path:
-    content = {
-        "schema_version": 1,
-        "name": "spheres",
-        "spatial_dims": 3,
-        "channels": [{"name": "mr", "modality": "MR"}],
-        "labels": labels,
-        "files": {"image": "images/{case}.nii.gz", "label": "labels/{case}.nii.gz"},
-        "cases": cases,
-    }
-    path = root / "manifest.yaml"
-    path.write_text(yaml.safe_dump(content | values))
-    return path
-
-
-def spheres(root: Path, count: int = 6, shape=(20, 24, 16), seed: int = 0) -> Path:
-    """Write cases with a bright sphere at a random place, and return their manifest."""
-    rng = np.random.default_rng(seed)
-    cases = [f"case_{n}" for n in range(count)]
-    axes = np.indices(shape)
-    for case in cases:
-        centre = np.array([rng.uniform(6, n - 6) for n in shape]).reshape(3, 1, 1, 1)
-        label = (((axes - centre) ** 2).sum(axis=0) < 25).astype(np.uint8)
-        write_case(root, case, (rng.normal(0, 1, shape) + 4 * label).astype(np.float32), label)
-    return write_manifest(root, cases, {"background": 0, "sphere": 1})
 
 
 def plan(data: Path, out: Path, **options) -> Path:
@@ -178,6 +147,32 @@ def test_bad_data_is_named(tmp_path):
     with pytest.raises(PlanError, match=r"301.*255"):
         plan(tmp_path / "mixed", tmp_path / "a", manifest=many)
     assert not (tmp_path / "a").exists()
+
+
+def test_folders_that_cannot_be_planned_are_named(tmp_path):
+    """Images without labels, labels without images, one label map missing, and label maps of background alone."""
+    for name, spoil, facts in (
+        ("unlabelled", lambda root: shutil.rmtree(root / "labels"), ["unlabelled"]),
+        ("without images", lambda root: shutil.rmtree(root / "images"), ["without images"]),
+        ("incomplete", lambda root: (root / "labels" / "case_1.nii.gz").unlink(), ["case_1.nii.gz", "no label map"]),
+        ("background", lambda root: fill(root / "labels", 0), ["nothing but 0"]),
+    ):
+        root = tmp_path / name
+        spheres(root, 3).unlink()
+        spoil(root)
+        with pytest.raises(ManifestError) as refused:
+            plan(root, tmp_path / "bundle")
+        assert "\n" not in str(refused.value)
+        for fact in facts:
+            assert fact in str(refused.value)
+        assert not (tmp_path / "bundle").exists()
+
+
+def fill(folder: Path, value: int) -> None:
+    """Replace every voxel of the files in a folder."""
+    for path in folder.iterdir():
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.full(image.shape, value, np.uint8), image.affine), path)
 
 
 def test_the_command_prints_the_plan_and_what_it_takes(tmp_path, capsys):

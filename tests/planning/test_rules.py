@@ -139,6 +139,8 @@ def test_less_memory_gives_a_smaller_patch_and_then_a_refusal() -> None:
     for memory in (80, 10):
         found = planned(data, memory=memory * 10**8)
         assert activations(found.plan, found.settings.batch_size) <= memory * 10**8
+        reasons = {decision.name: decision.reason for decision in found.decisions}
+        assert f"largest patch with a batch of 2 in {memory / 10:g} GB" in reasons["patch and tile"]
     with pytest.raises(MemoryLimitError, match=r"03 liver.* MB.*--memory"):
         planned(data, memory=45_000_000)
 

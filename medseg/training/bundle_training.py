@@ -30,6 +30,7 @@ PROBE_SECONDS = 10.0
 ALL_FOLDS = "all-folds"
 _PROBE_FOLDER = ".probe"
 _MAPPED = "mapped_cases"
+_BUDGET = "budget_seconds"
 # The cases of a training may take this share of the available memory; the run as a whole this one.
 _SHARE_OF_CASES, _SHARE_OF_RUN = 0.5, 0.95
 
@@ -118,9 +119,12 @@ def train(
             schedule = _new_schedule(request, started, probe_seconds, report)
         command = request.command(schedule)
         report(f"command: {request.in_shell(command)}")
-        if not _is_finished(request.out_dir, int(schedule["max_epochs"])):
+        if not _is_finished(request.out_dir, schedule):
             _run(request, command)
-        return _finished_run(request, request.in_shell(command))
+        run = _finished_run(request, request.in_shell(command))
+        if schedule["expected_seconds"] is not None and run.epochs != int(schedule["max_epochs"]):
+            report(f"time: {run.epochs} epochs instead of {schedule['max_epochs']}, because the speed changed")
+        return run
 
 
 def train_folds(
@@ -233,6 +237,7 @@ def _new_schedule(
             planned["max_epochs"] = str(epochs)
             if has_share:
                 planned["val_interval"] = str(interval)
+            planned |= _budget_option(request, left)
         expected = plan.seconds
         report(f"schedule: {epochs} epochs, about {duration(expected)}")
     if not is_interval_given and request.hours is None and isinstance(interval, int) and interval > epochs:
@@ -248,6 +253,15 @@ def _new_schedule(
     with replacing(request.out_dir / SCHEDULE_NAME) as temporary:
         temporary.write_text(json.dumps(schedule, indent=2) + "\n", encoding="utf-8")
     return schedule
+
+
+def _budget_option(request: TrainingRequest, seconds: float) -> dict[str, str]:
+    """Return the option that lets the run itself keep the time, if steps get slower or faster than in the probe."""
+    handlers = request.parser(request.monai_options({}))["train#handlers"]
+    for number, handler in enumerate(handlers if isinstance(handlers, list) else ()):
+        if str(handler.get("_target_", "")).endswith("TrainingRunHandler"):
+            return {f"train#handlers#{number}#{_BUDGET}": f"{seconds:.0f}"}
+    return {}
 
 
 def _batch_of_each_process(request: TrainingRequest, report: Callable[[str], None]) -> dict[str, str]:
@@ -345,9 +359,11 @@ def _what_is_kept(out_dir: Path) -> str:
     return f"{out_dir} holds epoch {epoch}; the same command continues from there"
 
 
-def _is_finished(out_dir: Path, max_epochs: int) -> bool:
+def _is_finished(out_dir: Path, schedule: Mapping[str, Any]) -> bool:
     if not all((out_dir / name).is_file() for name in (RECORD_NAME, WEIGHTS_NAME)):
         return False
+    is_own_time = any(name.endswith(_BUDGET) for name in schedule["options"])  # it may have changed its epochs
+    max_epochs = 0 if is_own_time else int(schedule["max_epochs"])
     with contextlib.suppress(MedsegError, TypeError, AttributeError):
         return int(read_json(out_dir / RECORD_NAME, TrainingError).get("epochs", 0)) >= max_epochs
     return False

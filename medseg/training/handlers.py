@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from tqdm.auto import tqdm
 
 from medseg.plan import Plan
+from medseg.training.budget_handler import TimeBudgetHandler
 from medseg.training.checkpoint import CheckpointHandler
 from medseg.training.distributed import is_main_process
 from medseg.training.history import TrainingHistoryHandler, last_loss
@@ -30,8 +31,9 @@ class TrainingRunHandler:
     """Attach all handlers of a training run in the one order that works.
 
     Checkpoints come first, because resuming restores what the others read. The given handlers follow: the learning
-    rate, validation, your own. Then come those that record the epoch: `history.csv` and `training.png`, TensorBoard,
-    the progress bar, and at the end `model.pt` and `training.json`. All files go to `output_dir`.
+    rate, validation, your own, and the time budget if there is one. Then come those that record the epoch:
+    `history.csv` and `training.png`, TensorBoard, the progress bar, and at the end `model.pt` and `training.json`. All
+    files go to `output_dir`.
 
     Args:
         output_dir: the run's folder.
@@ -47,6 +49,10 @@ class TrainingRunHandler:
         init_weights: weights to start from for fine-tuning; an empty string for none. A file for another number of
             classes or input channels is adapted (see `medseg.weights.load_into`), and a warning reports it.
         checkpoint_interval: epochs between checkpoints.
+        budget_seconds: time from the start of the process to its end, in which the training must end, with more or
+            fewer epochs than planned if need be (see `TimeBudgetHandler`); None for no limit.
+        schedule_changes: changes of the number of epochs in a finished training, from its `training.json`, which this
+            one repeats.
 
     Raises:
         ValueError: the interval or `resume` is not valid.
@@ -65,23 +71,35 @@ class TrainingRunHandler:
         resume: bool | str = False,
         init_weights: str | Path = "",
         checkpoint_interval: int = 1,
+        budget_seconds: float | None = None,
+        schedule_changes: Sequence[Sequence[int]] = (),
     ) -> None:
         objects = {**state, "update": update}
         optimizer = state["optimizer"]
         self.update = update
         self.init_weights = init_weights
+        self.budget: TimeBudgetHandler | None = None
+        if budget_seconds is not None or schedule_changes:
+            validation = (handlers or {}).get("validation")
+            self.budget = TimeBudgetHandler(
+                budget_seconds, state.get("lr_scheduler"), evaluator, validation, schedule_changes
+            )
+            objects["time_budget"] = self.budget
         self._lock = ExitStack()  # of output_dir; it ends with the process if the training does not
         self.checkpoints = CheckpointHandler(
             Path(output_dir) / "checkpoints", objects, plan, resume, checkpoint_interval, evaluator=evaluator
         )
         self.handlers = {
             **(handlers or {}),
+            **({} if self.budget is None else {"time_budget": self.budget}),
             "history": TrainingHistoryHandler(output_dir, optimizer, evaluator),
             "tensorboard": TensorBoardHandler(
                 output_dir, optimizer, evaluator, update.network, plan.channels_of_labels
             ),
             "progress": TrainingProgressHandler(evaluator),
         }
+        if self.budget is not None:
+            settings = {**settings, "budget_seconds": budget_seconds, "schedule_changes": self.budget.changes}
         self.record = TrainingRecordHandler(output_dir, update.averaged.module, plan, cases, settings, evaluator)
 
     def attach(self, engine: Engine) -> None:
@@ -161,6 +179,7 @@ class TrainingProgressHandler:
             self._loss = loss if self._loss is None else self._loss + self.smoothing * (loss - self._loss)
         if self._bar is None or self._bar.disable:
             return
+        self._bar.total = _all_steps(engine)  # a time budget may have changed it
         self._bar.set_postfix(self._shown(engine), refresh=False)
         self._bar.update()
 

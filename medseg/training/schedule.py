@@ -27,12 +27,27 @@ class PolynomialWarmUp(LambdaLR):
         if not 0 <= warm_up <= total:
             raise ValueError(f"need 0 ≤ warm_up ≤ total, found warm_up={warm_up}, total={total}")
 
+        # pairs of a step and the total from then on
+        self.changes: list[tuple[int, int]] = []
+
         def factor(step: int) -> float:
             if step < warm_up:
                 return (step + 1) / (warm_up + 1)
-            return max(0.0, 1 - step / total) ** power
+            return max(0.0, 1 - self._progress(step, total)) ** power
 
         super().__init__(optimizer, factor)
+
+    def end_at(self, total: int) -> None:
+        """Change T during a training: from the present step on, progress grows evenly and is 1 at the new T."""
+        self.changes.append((self.last_epoch, total))
+
+    def _progress(self, step: int, total: int) -> float:
+        """Return t / T in [0, 1]; after a change of T, the progress until then and the share of the rest."""
+        begin, done = 0, 0.0
+        for at, changed in (change for change in self.changes if change[0] <= step):
+            done += (1 - done) * (at - begin) / max(1, total - begin)
+            begin, total = at, changed
+        return done + (1 - done) * (step - begin) / max(1, total - begin)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the saved step of this schedule, whose total may be larger than the saved one's.

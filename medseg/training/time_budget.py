@@ -9,7 +9,7 @@ from typing import Any
 from medseg.errors import OptionError
 
 # Part of a budget that is planned for. The rest is for steps that get slower than those of the probe.
-_PLANNED_SHARE = 0.97
+PLANNED_SHARE = 0.97
 _MOST_EPOCHS = 1_000_000
 
 
@@ -101,12 +101,12 @@ def plan_schedule(costs: Costs, budget_seconds: float, share_of_epochs: float | 
     Raises:
         OptionError: not even one epoch fits into the budget.
     """
-    planned = _PLANNED_SHARE * budget_seconds
+    planned = PLANNED_SHARE * budget_seconds
     shortest = costs.seconds(1, 1)
     if shortest > planned:
         raise OptionError(
             f"the time is too short for one epoch of {costs.steps_per_epoch} steps; found "
-            f"{duration(budget_seconds)}, expected at least {duration(math.ceil(shortest / _PLANNED_SHARE))}; allow "
+            f"{duration(budget_seconds)}, expected at least {duration(math.ceil(shortest / PLANNED_SHARE))}; allow "
             "more time, or use fewer cases"
         )
     if share_of_epochs is None or not costs.validates_epochs:

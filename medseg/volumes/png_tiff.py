@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +46,7 @@ GREY_MODES = ("1", "L", "P", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 BITS_PER_SAMPLE, PHOTOMETRIC, DESCRIPTION, SAMPLE_FORMAT = 258, 262, 270, 339
 WHITE_IS_ZERO = 0
 COMPRESSION, ROWS_PER_STRIP, TILE_WIDTH, TILE_LENGTH, STRIP_OFFSETS, TILE_OFFSETS = 259, 278, 322, 323, 273, 324
+ORIENTATION, UPRIGHT, TURNED = 274, 1, range(2, 9)
 UNCOMPRESSED = 1
 _STDERR_LOCK = threading.Lock()
 # Tags of the offsets and the sizes in bytes of the strips or tiles of a page.
@@ -236,6 +237,7 @@ def _page(picture: Any, path: Path, number: int, convert: Callable[[Any, Path, A
         picture.seek(number)
         _check_size(picture, path)
     tags = getattr(picture, "tag_v2", {})
+    _check_upright(tags.get(ORIENTATION), path)
     on_disk = path.stat().st_size
     for offsets, counts in STRIPS_AND_TILES:
         if any(at + size > on_disk for at, size in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)):
@@ -254,7 +256,22 @@ def _page(picture: Any, path: Path, number: int, convert: Callable[[Any, Path, A
         raise VolumeError(f"{path}: a hyperstack of {' and '.join(several)}; save one file per channel and frame")
     with _silent_libtiff() if tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED else nullcontext():
         picture.load()
+    if not tags:
+        orientation = None
+        with suppress(*PICTURE_DAMAGE):  # unreadable EXIF turns nothing
+            orientation = picture.getexif().get(ORIENTATION)
+        _check_upright(orientation, path)
     return convert(picture, path, tags)
+
+
+def _check_upright(orientation: Any, path: Path) -> None:
+    """Refuse an EXIF orientation (TIFF has the same tag) that turns or mirrors a picture on a screen."""
+    if orientation in TURNED:
+        raise VolumeError(
+            f"{path}: has an EXIF orientation that turns it on a screen, and a label map may follow the screen or the "
+            f"file; found {orientation}, expected {UPRIGHT}; save it upright without the tag, such as with "
+            "ImageMagick's -auto-orient"
+        )
 
 
 def _grey(picture: Any, path: Path, tags: Any) -> np.ndarray:

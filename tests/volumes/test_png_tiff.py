@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medseg.errors import VolumeError
-from medseg.volumes import read_grid, read_volume, write_volume
+from medseg.volumes import read_channels, read_grid, read_volume, write_volume
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)  # 5 rows, 7 columns
 
@@ -111,3 +111,18 @@ def test_large_pictures_are_no_decompression_bombs(tmp_path: Path) -> None:
         assert read_volume(tmp_path / "a.png").array.shape == (2_000_000, 1)
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_a_picture_that_a_screen_turns_is_refused(tmp_path: Path, name: str) -> None:
+    """Orientation 6 turns by 90 degrees: the label map may follow the screen or the file, and nobody can tell which."""
+    exif = Image.Exif()
+    for orientation in (1, 6):
+        exif[0x0112] = orientation
+        Image.fromarray(GREY).save(tmp_path / name, exif=exif)
+        if orientation == 1:
+            assert read_volume(tmp_path / name).array.shape == (7, 5)
+    with pytest.raises(VolumeError, match=rf"{name}: .*orientation.*found 6, expected 1; .*auto-orient"):
+        read_volume(tmp_path / name)
+    with pytest.raises(VolumeError, match="orientation"):
+        read_channels(tmp_path / name)

@@ -94,6 +94,11 @@ def case_files(
     present, absent = split_by_presence(manifest, root, wanted)
     if absent and (missing == "error" or not present):
         first = next(path for path in _all_paths(manifest, root, absent[0]) if not path.is_file())
+        if first.is_dir():
+            raise ManifestError(
+                f"{manifest.name}: case {absent[0]} has the folder {first} where one file per image is expected; "
+                "convert a DICOM series, such as with dcm2niix, and correct the manifest"
+            )
         raise ManifestError(
             f"{manifest.name}: {len(absent)} of {len(wanted)} {part} cases are missing under {root}: "
             f"{shortened(absent)} (no file {first}); prepare the dataset or correct the folder"

@@ -34,7 +34,7 @@ class FilePatterns:
 
     Attributes:
         image: one pattern per channel, or one pattern if every file holds all channels.
-        label: pattern of the label maps.
+        label: pattern of the label maps; empty for images without any, such as those of a test set.
         instances: pattern of the instance maps, if the dataset has any.
     """
 
@@ -43,8 +43,10 @@ class FilePatterns:
     instances: str | None = None
 
     def paths(self, root: Path, case_id: str) -> dict[str, list[Path]]:
-        """Return the files of a case by role: "image" (one per channel), "label" and, if declared, "instances"."""
-        files = {"image": self.image, "label": (self.label,)}
+        """Return the files of a case by role: "image", one per channel, and "label" and "instances" if declared."""
+        files = {"image": self.image}
+        if self.label:
+            files["label"] = (self.label,)
         if self.instances is not None:
             files["instances"] = (self.instances,)
         return {

@@ -11,13 +11,13 @@ import numpy as np
 
 from medseg.datasets.layouts.label_values import dimensions
 from medseg.datasets.layouts.modality import modality_of_name
-from medseg.datasets.manifest import Manifest
+from medseg.datasets.manifest import Case, FilePatterns, Manifest
 from medseg.datasets.manifest_content import SCHEMA_VERSION, parse_manifest
 from medseg.errors import ManifestError, one_line
 from medseg.volumes import stem_of, suffix_of
 from medseg.volumes.files import read_json
 
-DATASET_FILE, SPLITS_FILE = "dataset.json", "splits_final.json"
+DATASET_FILE, SPLITS_FILE, TEST_FOLDER = "dataset.json", "splits_final.json", "imagesTs"
 
 
 def is_dataset_json(content: Any) -> bool:
@@ -48,6 +48,27 @@ def parse_dataset_json(content: Mapping[str, Any], path: Path) -> Manifest:
         line = str(error).removeprefix(f"{path}: ")
         file = splits if line.startswith(("folds", "splits")) else path
         raise ManifestError(f"{file}: {line}") from None
+
+
+def test_images(manifest: Manifest, root: Path) -> tuple[Case, ...]:
+    """Return the images in `imagesTs` as cases without a label map, with ids such as `imagesTs/case_001`.
+
+    Args:
+        manifest: a data set whose training images lie in `imagesTr`; of others, nothing is returned.
+        root: its folder.
+    """
+    patterns = () if manifest.files is None else manifest.files.image
+    if not patterns or not all(pattern.startswith("imagesTr/{case}") for pattern in patterns):
+        return ()
+    patterns = tuple(pattern.replace("imagesTr/", f"{TEST_FOLDER}/", 1) for pattern in patterns)
+    ending = patterns[0].removeprefix(f"{TEST_FOLDER}/{{case}}")
+    names = [path.name.removesuffix(ending) for path in sorted((root / TEST_FOLDER).glob(f"*{ending}"))]
+    files = [FilePatterns(tuple(pattern.replace("{case}", name) for pattern in patterns), "") for name in names]
+    return tuple(
+        Case(f"{TEST_FOLDER}/{name}", f"{TEST_FOLDER}/{name}", each)
+        for name, each in zip(names, files, strict=True)
+        if not name.startswith(".")
+    )
 
 
 def default_folds(case_ids: list[str]) -> dict[int, list[str]]:

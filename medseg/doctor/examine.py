@@ -5,13 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medseg.datasets import Manifest, describe_dataset, list_manifests, read_manifest
 from medseg.datasets.case_facts import CaseFacts
 from medseg.datasets.collect_facts import collect_facts
+from medseg.datasets.nnunet import test_images
 from medseg.doctor.findings import SEVERITIES, DatasetFacts, Finding, check_dataset, counted
 from medseg.errors import ManifestError
 from medseg.volumes import suffix_of
@@ -121,8 +122,11 @@ def examine(
     root = _root(manifest) if root is None else Path(root)
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder with the files of {manifest.name}; correct the path")
-    collected = collect_facts(manifest, root, num_processes=num_processes, use_cache=use_cache, on_case=on_case)
-    dataset = dataset_facts(manifest, root, collected.cases.values(), problems)
+    tests = test_images(manifest, root)
+    everything = replace(manifest, cases=(*manifest.cases, *tests))
+    collected = collect_facts(everything, root, num_processes=num_processes, use_cache=use_cache, on_case=on_case)
+    dataset = dataset_facts(manifest, root, [collected.cases[case] for case in manifest.case_ids], problems)
+    dataset = replace(dataset, tests={case.id: collected.cases[case.id] for case in tests})
     return Examination(dataset, tuple(check_dataset(dataset)), collected.num_measured)
 
 

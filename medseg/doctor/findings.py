@@ -89,6 +89,7 @@ class DatasetFacts:
         absent: ids of the cases of the manifest that have no file at all.
         unlisted: files in the folders of the data set that belong to no case, relative to `root`.
         problems: one line per file or case that was left out, because it does not fit the layout of the folder.
+        tests: facts of the images without label maps in nnU-Net's or the Decathlon's `imagesTs`, by id.
     """
 
     manifest: Manifest
@@ -97,6 +98,7 @@ class DatasetFacts:
     absent: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    tests: Mapping[str, CaseFacts] = field(default_factory=dict)
 
     @cached_property
     def patients(self) -> dict[str, str]:

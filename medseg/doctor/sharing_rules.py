@@ -138,7 +138,7 @@ def leak(dataset: DatasetFacts) -> Iterator[Finding]:
             crossing = [cases for cases in groups if len({folds[case] for case in cases if case in folds}) > 1]
             if not crossing:
                 continue
-            examples = [" and ".join(f"{case} (fold {folds[case]})" for case in cases[:2]) for cases in crossing[:2]]
+            examples = [" and ".join(f"{case} ({folds[case]})" for case in cases[:2]) for cases in crossing[:2]]
             yield Finding(
                 rule="leak",
                 severity="warning" if kind == "probable patient" else "error",
@@ -149,15 +149,35 @@ def leak(dataset: DatasetFacts) -> Iterator[Finding]:
             )
 
 
-def _sets_of_folds(dataset: DatasetFacts) -> Iterator[tuple[str, Mapping[str, int]]]:
-    """Yield the fold of each case for the manifest's own folds and each other set, with a phrase that names the set."""
+@rule("test-leak", "test images are training images")
+def test_leak(dataset: DatasetFacts) -> Iterator[Finding]:
+    """Find images in `imagesTs` with exactly the values of an image that is trained on."""
+    for channel in range(len(dataset.manifest.channels)):
+        trained = {file.digest: case for case, file in dataset.images(channel).items() if _has_contrast(file)}
+        for test, facts in dataset.tests.items():
+            for file in facts.images:
+                if file.channel == channel and file.is_readable and file.digest in trained:
+                    case = trained[file.digest]
+                    yield Finding(
+                        rule="test-leak",
+                        severity="error",
+                        cases=(case,),
+                        found=f"the voxels of {case} in {test}",
+                        expected="other images in the test set",
+                        advice="remove it from the test set or from the training cases; its score is too good",
+                        file=file.path,
+                    )
+
+
+def _sets_of_folds(dataset: DatasetFacts) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield the part of each case for the manifest's own folds and each other set, with a phrase that names the set."""
     manifest = dataset.manifest
-    if manifest.folds:
-        yield "", {case: number for number, cases in manifest.folds.items() for case in cases}
-    for name, folds in manifest.fold_sets.items():
-        yield f" of {name}", {case: number for number, cases in folds.items() for case in cases}
+    for name, folds in ("", manifest.folds), *((f" of {name}", folds) for name, folds in manifest.fold_sets.items()):
+        if folds:
+            yield name, {case: f"fold {number}" for number, cases in folds.items() for case in cases}
     for number, split in manifest.splits.items():
-        yield f" of split {number}", dict.fromkeys(split.training, 0) | dict.fromkeys(split.validation, 1)
+        parts = {"training": split.training, "validation": split.validation, "test": split.test}
+        yield f" of split {number}", {case: part for part, cases in parts.items() for case in cases}
 
 
 def _equal_images(dataset: DatasetFacts) -> list[tuple[tuple[str, ...], str]]:
@@ -167,12 +187,17 @@ def _equal_images(dataset: DatasetFacts) -> list[tuple[tuple[str, ...], str]]:
         groups: dict[str, list[str]] = defaultdict(list)
         files = dataset.images(channel)
         for case, file in files.items():
-            if file.intensities is not None and file.intensities.maximum > file.intensities.minimum:
+            if _has_contrast(file):
                 groups[file.digest].append(case)
         for cases in groups.values():
             if len(cases) > 1:
                 found.setdefault(tuple(cases), files[cases[0]].path)
     return list(found.items())
+
+
+def _has_contrast(file: FileFacts) -> bool:
+    """Return False for a constant image, which is equal to others without being a copy of them."""
+    return file.intensities is not None and file.intensities.maximum > file.intensities.minimum
 
 
 def _similar_images(dataset: DatasetFacts) -> Iterator[tuple[tuple[str, str], float, str]]:

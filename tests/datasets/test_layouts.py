@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 (the field's spelling)
 from PIL import Image
+from volumes.dicom_series import write_slice
 
 from medseg.datasets import (
     case_files,
@@ -495,3 +496,23 @@ def test_a_dataset_json_states_its_labels_itself(tmp_path: Path) -> None:
     assert describe_dataset(tmp_path).folder == tmp_path
     with pytest.raises(ManifestError, match=r"dataset\.json.*modality"):
         describe_dataset(tmp_path, modality="MR")
+
+
+@pytest.mark.parametrize("inner", ["dicom", ""])
+def test_dicom_series_are_no_training_images(tmp_path: Path, inner: str) -> None:
+    for case in ("c1", "c2"):
+        put(tmp_path, f"{case}/label.nii.gz")
+        (tmp_path / case / inner).mkdir(exist_ok=True)
+        for number in range(3):
+            write_slice(tmp_path / case / inner / f"{number}.dcm", (0.0, 0.0, 2.5 * number))
+    with pytest.raises(ManifestError, match=rf"{tmp_path / 'c1' / inner}: .*DICOM.*dcm2niix.*image\.nii\.gz"):
+        describe_dataset(tmp_path)
+
+
+def test_a_folder_is_no_image_of_a_manifest(tmp_path: Path) -> None:
+    two_folders(tmp_path)
+    manifest = describe_dataset(tmp_path)
+    (tmp_path / "images" / "c0.nii.gz").unlink()
+    (tmp_path / "images" / "c0.nii.gz").mkdir()
+    with pytest.raises(ManifestError, match=r"case c0 has the folder .*c0\.nii\.gz.*DICOM"):
+        case_files(manifest, tmp_path, fold="all", part="training", missing="error")

@@ -305,4 +305,13 @@ SPOILT = [
         ),
         "scan_002, scan_005", "1 image in several folds", "group the folds",
     ),
+    Spoilt(
+        "test-leak",
+        # another type, so that the bytes differ and the values do not
+        lambda f: save(
+            f / "imagesTs" / "new_01_0000.nii.gz",
+            np.asarray(nib.load(image_file(f, "scan_002")).dataobj, dtype=np.float64),
+        ),
+        "scan_002", "imagesTs/new_01", "test set",
+    ),
 ]  # fmt: skip

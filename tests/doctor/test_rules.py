@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from medseg.datasets import read_manifest
+from medseg.datasets.manifest import Split
 from medseg.doctor import examine
 from medseg.doctor.findings import all_rules
 from medseg.doctor.outlier_rules import outliers
@@ -60,6 +61,34 @@ def test_all_problems_of_a_data_set_are_reported_at_once(tmp_path):
     for problem in chosen.values():
         problem.spoil(folder)
     assert {finding.rule for finding in examine(manifest, use_cache=False).findings} >= wanted
+
+
+def test_test_images_are_read_in_both_layouts_and_may_differ(tmp_path):
+    nnunet = write_data_set(tmp_path / "nnunet")
+    decathlon = shutil.copytree(nnunet, tmp_path / "decathlon")
+    for path in (decathlon / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace("_0000", "")))
+    for folder, ending in ((nnunet, "_0000.nii.gz"), (decathlon, ".nii.gz")):
+        other = np.random.default_rng(9).normal(0, 1, (16, 18, 14))
+        save(folder / "imagesTs" / f"other{ending}", other)
+        assert examine(folder, use_cache=False).findings == ()
+        shutil.copy(folder / "imagesTr" / f"scan_004{ending}", folder / "imagesTs" / f"copy{ending}")
+        (finding,) = examine(folder, use_cache=False).findings
+        assert (finding.rule, finding.cases) == ("test-leak", ("scan_004",))
+        assert "imagesTs/copy" in finding.line()
+
+
+def test_a_split_must_not_train_on_its_test_cases(tmp_path):
+    manifest = read_manifest(write_data_set(tmp_path / "livers"))
+    split = Split(tuple(names()[:6]), (names()[6],), (names()[7],))
+    cases = tuple(
+        replace(case, patient="p" if case.id in (names()[1], names()[7]) else case.id) for case in manifest.cases
+    )
+    found = examine(replace(manifest, cases=cases, folds={}, splits={0: split}), use_cache=False).findings
+    leaks = [finding for finding in found if finding.rule == "leak"]
+    assert [finding.cases for finding in leaks] == [(names()[1], names()[7])]
+    assert "(training)" in leaks[0].line()
+    assert "(test)" in leaks[0].line()
 
 
 def test_cases_without_any_file_are_one_finding(tmp_path):

@@ -11,19 +11,23 @@ nothing of interest.
 - Prediction: a CT-like volume from file to file, medseg in fp32 and bf16, MONAI's sliding window and nnU-Net's own
   predictor (if it is installed) by autocast; seconds, peak memory of the GPU, and the fraction of equal labels.
 - Too little memory: the same prediction with a limit that merging on the GPU exceeds; labels must be equal.
+- Estimate: the peak memory of a training step beside what `medseg plan` estimates, in fp32 and bf16.
 - Process group: one step of DistributedDataParallel (NCCL, or gloo on a CPU) must change the weights as one without.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -37,11 +41,16 @@ from medseg import Plan
 from medseg.inference import Predictor
 from medseg.losses import WeightedDiceCELoss
 from medseg.networks import create
+from medseg.planning.estimate import CONTEXT, training_parts
 
 sys.path.insert(0, str(Path(__file__).parent))
 from timing import Row, interleaved_medians, print_table
 from whole_command import CHANNELS, SPACING, ct_like
 
+NORMALIZED: dict[str, Any] = {
+    "norm": "instance", "norm_affine": True, "activation": "leaky_relu", "padding": "same", "conv_bias": False,
+}  # fmt: skip
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -60,10 +69,10 @@ class Sizes:
 def unet(sizes: Sizes, device: torch.device) -> nn.Module:
     """Return medseg's network with random weights."""
     torch.manual_seed(0)
-    return create(
-        "unet3d_cicek2016", in_channels=1, out_channels=sizes.classes, channels=sizes.channels, norm="instance",
-        norm_affine=True, activation="leaky_relu", padding="same", conv_bias=False,
-    ).to(device)  # fmt: skip
+    network = create(
+        "unet3d_cicek2016", in_channels=1, out_channels=sizes.classes, channels=sizes.channels, **NORMALIZED
+    )
+    return network.to(device)
 
 
 def dynunet(sizes: Sizes, device: torch.device) -> nn.Module:
@@ -288,6 +297,27 @@ def too_little_memory(sizes: Sizes, device: torch.device) -> list[str]:
     return [f"out of memory: {peak / 2**20:.0f} MiB needed, half of it given: labels equal {equal:.6f}; {notes}"]
 
 
+def training_memory(sizes: Sizes, device: torch.device) -> list[str]:
+    """Compare the memory of training steps with the estimate of `medseg plan`."""
+    network = unet(sizes, device)
+    plan = replace(bench_plan(sizes), network={"name": "unet3d_cicek2016", "arguments": NORMALIZED | {
+        "channels": list(sizes.channels)}})  # fmt: skip
+    lines = []
+    for precision in PRECISIONS:
+        estimated = sum(training_parts(plan, 2, precision, device="cuda").values())
+        measured = "not measured, because there is no GPU"
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            averaged = copy.deepcopy(network)  # a training holds this copy as well
+            step = training_ways(sizes, 2, device)[precision]
+            step(), step()
+            measured = f"measured {(torch.cuda.max_memory_reserved(device) + CONTEXT) / 2**20:.0f} MiB with its context"
+            del averaged, step
+        lines.append(f"memory of a training step, {precision}: estimated {estimated / 2**20:.0f} MiB, {measured}")
+    return lines
+
+
 def process_group(sizes: Sizes, device: torch.device) -> list[str]:
     """Compare one training step with and without DistributedDataParallel in a group of one process."""
     kind = "nccl" if device.type == "cuda" else "gloo"
@@ -325,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes, begin, failed = Sizes(options.tiny), perf_counter(), 0
     print(f"GPU: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'none'}", flush=True)
-    for part in (process_group, too_little_memory, predictions, steps):
+    for part in (process_group, too_little_memory, training_memory, predictions, steps):
         if perf_counter() - begin > 60 * options.minutes:
             print(f"{part.__name__}: left out, because {options.minutes:g} minutes are over")
             continue

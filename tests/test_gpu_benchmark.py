@@ -19,5 +19,6 @@ def test_every_part_runs_with_tiny_sizes() -> None:
     bf16 = re.search(r"medseg, bf16; .* equal to medseg's fp32 (0\.\d+|1\.0+)", done.stdout)
     assert bf16
     assert float(bf16[1]) > 0.95
+    assert len(re.findall(r"memory of a training step, (?:fp32|bf16): estimated \d+ MiB", done.stdout)) == 2
     rows = [line for line in done.stdout.splitlines() if line.startswith(("| forward", "| training step"))]
     assert len(rows) == 2 * (5 + 6)

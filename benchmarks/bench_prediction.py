@@ -34,7 +34,7 @@ from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.tiling.streaming import Window, predict_labels
 from medseg.inference.tiling.tiles import lay_tiles
 from medseg.transforms.restore.label_decision import LabelDecision
-from medseg.transforms.restore.native import restore_labels
+from medseg.transforms.restore.restore_labels import restore_labels
 
 
 def bench_merging(size: int, tile: int, classes: int, repeats: int) -> list[Row]:

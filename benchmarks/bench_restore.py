@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from timing import Row, print_table
 
 from medseg.transforms.restore.label_decision import LabelDecision
-from medseg.transforms.restore.native import restore_labels
+from medseg.transforms.restore.restore_labels import restore_labels
 
 MODEL, NATIVE = (256, 256, 100), (512, 512, 300)
 

@@ -12,9 +12,10 @@ from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import ensemble_sha256, read_golden_sample
 from medseg.errors import BundleError, OptionError, WeightsError
-from medseg.inference import ExactPredictor, Predictor, RegionPredictor, SlicePredictor
+from medseg.inference import Predictor
 from medseg.inference.backends.choice import GoldenCheck
 from medseg.inference.backends.torch_backend import Backend
+from medseg.plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -72,14 +73,9 @@ def load(
         )
     networks, digests = zip(*_networks(bundle, given), strict=True)
     plan = bundle.plan
-    create: Callable[..., Predictor] = Predictor if plan.slice_axis is None else SlicePredictor
-    if plan.resampling is not None:
-        create = ExactPredictor
-    if plan.regions is not None:
-        create = partial(RegionPredictor, centers_mm=region_centers_mm)
-    elif region_centers_mm:
+    if region_centers_mm and plan.regions is None:
         raise OptionError(f"{bundle.path}: centres of regions were given, but the plan has no regions; leave them out")
-    return create(
+    return _predictor_class(plan, region_centers_mm)(
         networks,
         bundle.plan,
         device,
@@ -100,6 +96,23 @@ def load(
         calibration=bundle.calibration(digests),
         force=force,
     )
+
+
+def _predictor_class(plan: Plan, centers_mm: Mapping[str, Sequence[float]] | None) -> Callable[..., Predictor]:
+    """Return the predictor of a plan. Each is imported here, because the others import what most plans do not need."""
+    if plan.regions is not None:
+        from medseg.inference.regions import RegionPredictor
+
+        return partial(RegionPredictor, centers_mm=centers_mm)
+    if plan.resampling is not None:
+        from medseg.inference.exact import ExactPredictor
+
+        return ExactPredictor
+    if plan.slice_axis is not None:
+        from medseg.inference.slice_predictor import SlicePredictor
+
+        return SlicePredictor
+    return Predictor
 
 
 def load_network(path: str | Path, weights: str | Path | None = None) -> torch.nn.Module:

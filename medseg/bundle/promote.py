@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg import weights
-from medseg.bundle.calibrate import write_calibration
 from medseg.bundle.configs import ENSEMBLE, apply_plan, format_json
-from medseg.bundle.fingerprint import compute_fingerprint
 from medseg.bundle.folder import CALIBRATION, FINGERPRINT, RECORD, WEIGHTS, BundleFolder
 from medseg.bundle.golden import GOLDEN, describe, make_golden_sample, sample_as_bytes
-from medseg.datasets import read_manifest
 from medseg.errors import BundleError, WeightsError
 from medseg.volumes import files
 
@@ -59,6 +56,9 @@ def promote(
     sample = make_golden_sample(network.eval(), folder.plan, digest)
     fingerprint = None
     if data is not None:
+        from medseg.bundle.fingerprint import compute_fingerprint
+        from medseg.datasets import read_manifest
+
         described = read_manifest(folder.manifest if manifest is None else manifest)
         fold = record.get("settings", {}).get("fold", "all")
         fingerprint = compute_fingerprint(folder.plan, described, data, fold)
@@ -114,6 +114,8 @@ def _calibrate(folder: BundleFolder, data: str | Path | None, manifest: str | Pa
     """Calibrate the promoted weights if a fold was left out of their training; return the result in words."""
     if data is None:
         return "none, because no data was given"
+    from medseg.bundle.calibrate import write_calibration
+
     try:
         found = write_calibration(folder.path, data, manifest)
     except BundleError as error:

@@ -7,18 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigParser
-from monai.bundle.properties import InferProperties, TrainProperties
-from monai.data import MetaTensor
-from monai.utils import BundleProperty, BundlePropertyConfig
 
 from medseg.bundle.configs import network_component
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import SAME_PRECISION, describe, ensemble_sha256, read_golden_sample
 from medseg.bundle.loading import load_network
 from medseg.errors import MedsegError, one_line
-from medseg.inference import ExactPreprocessd, preprocessing
 from medseg.inference.backends.torch_backend import TorchBackend
+from medseg.inference.preprocessing import preprocessing
 from medseg.inference.slice_predictor import plane_plan
 
 REQUIRED_METADATA = (
@@ -151,29 +147,36 @@ def _check_evaluation(folder: BundleFolder) -> str:
 
 def _check_properties(folder: BundleFolder, kind: str) -> str:
     """Look up the required properties by their ids. MONAI's check_properties would build every component instead."""
+    from monai.bundle import ConfigParser
+    from monai.bundle.properties import InferProperties, TrainProperties
+    from monai.utils import BundleProperty, BundlePropertyConfig
+
+    def has(wanted: dict) -> bool:
+        return wanted[BundlePropertyConfig.ID] in parser
+
     parser = ConfigParser(ConfigParser.load_config_file(str(folder.path / "configs" / f"{kind}.json")))
     wanted = {**(TrainProperties if kind == "train" else InferProperties)}
-    missing = [p[BundleProperty.DESC] for p in wanted.values() if p[BundleProperty.REQUIRED] and not _has(parser, p)]
+    missing = [p[BundleProperty.DESC] for p in wanted.values() if p[BundleProperty.REQUIRED] and not has(p)]
     if missing:
         raise _FailedCheckError(f"{kind}.json: missing: {missing[0].rstrip('.')}")
     for name, optional in wanted.items():
         refers = optional.get(BundlePropertyConfig.REF_ID)
-        if refers and _has(parser, {BundlePropertyConfig.ID: refers}) and not _has(parser, optional):
+        if refers and has({BundlePropertyConfig.ID: refers}) and not has(optional):
             raise _FailedCheckError(f"{kind}.json: {name}: expected at {optional[BundlePropertyConfig.ID]}")
     return f"{kind}.json has all properties that MONAI requires"
 
 
-def _has(parser: ConfigParser, wanted: dict) -> bool:
-    return wanted[BundlePropertyConfig.ID] in parser
-
-
 def _check_network(folder: BundleFolder) -> str:
+    from monai.data import MetaTensor
+
     plan = folder.plan
     network = load_network(folder.path)
     noise = torch.randn(plan.in_channels, *plan.tile, generator=torch.Generator().manual_seed(0))
     if plan.resampling is not None:
         volume = noise if plan.slice_axis is None else noise[:, None]
         meta = {"original_affine": torch.eye(4, dtype=torch.float64), "spatial_shape": torch.tensor(volume.shape[1:])}
+        from medseg.inference import ExactPreprocessd
+
         ExactPreprocessd("image", plan)({"image": MetaTensor(volume, meta=meta)})
     else:
         image_plan = plan if plan.slice_axis is None else plane_plan(plan)

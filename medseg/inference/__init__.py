@@ -1,17 +1,25 @@
-"""Predict segmentations: sliding windows, restoring to the scan's own grid, and the `Predictor` that combines them."""
+"""Predict segmentations: sliding windows, restoring to the scan's own grid, and the `Predictor` that combines them.
+
+The components of MONAI's workflows are imported when they are first used, because MONAI takes seconds to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from medseg.inference.backends.torch_backend import Backend
 from medseg.inference.cases import Case, find_cases
-from medseg.inference.exact import ExactInferer, ExactPredictor, ExactPreprocessd, ExactRestored
-from medseg.inference.inferers import OverlapTileInferer, SlidingWindowInferer
-from medseg.inference.monai_io import NativeWriter, PlausibilityHandler, ScanReader, scan_files
 from medseg.inference.predict_files import CaseResult, predict_files
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
-from medseg.inference.regions import RegionInferer, RegionPredictor
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
-from medseg.inference.slice_predictor import SlicePredictor
+
+if TYPE_CHECKING:
+    from medseg.inference.exact import ExactInferer, ExactPredictor, ExactPreprocessd, ExactRestored
+    from medseg.inference.inferers import OverlapTileInferer, SlidingWindowInferer
+    from medseg.inference.monai_io import NativeWriter, PlausibilityHandler, ScanReader, scan_files
+    from medseg.inference.regions import RegionInferer, RegionPredictor
+    from medseg.inference.slice_predictor import SlicePredictor
 
 __all__ = [
     "Backend",
@@ -38,3 +46,29 @@ __all__ = [
     "preprocessing",
     "scan_files",
 ]
+
+_HOMES = {
+    "ExactInferer": "exact",
+    "ExactPredictor": "exact",
+    "ExactPreprocessd": "exact",
+    "ExactRestored": "exact",
+    "NativeWriter": "monai_io",
+    "OverlapTileInferer": "inferers",
+    "PlausibilityHandler": "monai_io",
+    "RegionInferer": "regions",
+    "RegionPredictor": "regions",
+    "ScanReader": "monai_io",
+    "SlicePredictor": "slice_predictor",
+    "SlidingWindowInferer": "inferers",
+    "scan_files": "monai_io",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

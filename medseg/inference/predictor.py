@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from monai.data import MetaTensor
 from torch import nn
 
 from medseg.errors import OptionError, PlanError
@@ -26,14 +25,15 @@ from medseg.inference.plausibility import (
     measure,
     suspicions,
 )
-from medseg.inference.preprocessing import model_image, normalize_in_place, preprocessing
+from medseg.inference.preprocessing import PreparedImage, model_image, normalize_in_place, prepared_by_monai
 from medseg.inference.scan import Scan, ScanSource, load_scan
 from medseg.inference.scan_size import check_growth, check_memory, warn_of_small_voxels
 from medseg.inference.segmentation import Segmentation, map_names, provenance_record
-from medseg.inference.tiling.streaming import Window, is_sheared, predict_labels
+from medseg.inference.tiling.streaming import Window, predict_labels
 from medseg.inference.tiling.tiles import air_tiles
 from medseg.inference.uncertainty import Observers, ProbabilityMaps, Uncertainty
 from medseg.plan import Plan
+from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import LabelDecision
 from medseg.volumes import Grid
 
@@ -215,7 +215,7 @@ class Predictor:
         notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         prepared = perf_counter()
         grid = scan.reference.grid
-        if window.interpolation == "cubic" and is_sheared(image, grid):
+        if window.interpolation == "cubic" and _is_sheared(image, grid):
             notes.append(f"{scan.name}: restored by linear interpolation, because its axes are not perpendicular")
         merge = partial(self._merge, image, grid, window, on_tiles, skipped)
         try:
@@ -251,7 +251,7 @@ class Predictor:
 
     def _merge(
         self,
-        image: MetaTensor,
+        image: PreparedImage,
         grid: Grid,
         window: Window,
         on_tiles: Callable[[int, int], None] | None,
@@ -261,26 +261,27 @@ class Predictor:
         """Return the labels on the scan's grid, and what is kept beside them."""
         kept = self.observers(grid)
         labels = predict_labels(
-            image.as_tensor(), image.affine, grid.affine, grid.shape, self.predict_tiles, self.decision, window,
+            image.values, image.affine, grid.affine, grid.shape, self.predict_tiles, self.decision, window,
             self.backend.head_weight, self.backend.head_bias,
             observers=kept.all, on_tiles=on_tiles, skipped=skipped, device=device,
         )  # fmt: skip
         return labels, kept
 
-    def _prepare(self, scan: Scan, window: Window) -> tuple[MetaTensor, frozenset[tuple[int, ...]]]:
+    def _prepare(self, scan: Scan, window: Window) -> tuple[PreparedImage, frozenset[tuple[int, ...]]]:
         """Return the network's input, and the tiles that need not be predicted because they hold only air."""
         plan = self.image_plan
         warn_of_small_voxels(scan.name, scan.reference.grid, plan)
         image = model_image(scan, plan)
         if image is None:
-            return preprocessing(plan)(scan.to_tensor()), frozenset()
+            return prepared_by_monai(scan, plan), frozenset()
         skipped: frozenset[tuple[int, ...]] = frozenset()
         # A skipped tile has a label but no logits, which probabilities and cubic interpolation around it would need.
         keeps_logits = self.uncertainty or self.save_probabilities or self.calibration is not None
         has_labels_only = window.interpolation == "linear" and not keeps_logits
         if plan.air_below is not None and has_labels_only:
-            skipped = air_tiles(image[0].as_tensor(), plan.air_below, window.lay_tiles(image.shape[1:]), rim=1)
-        return normalize_in_place(image, plan), skipped
+            skipped = air_tiles(image.values[0], plan.air_below, window.lay_tiles(image.values.shape[1:]), rim=1)
+        normalize_in_place(image.values, plan, scan.name)
+        return image, skipped
 
     def predict_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return the values (B, K, *tile) of tiles (B, C, *tile), averaged over test-time flips.
@@ -339,6 +340,11 @@ class Predictor:
             "flips": list(self.flips),
             "temperature": None if self.calibration is None else self.calibration.temperature,
         }
+
+
+def _is_sheared(image: PreparedImage, native: Grid) -> bool:
+    """Return True if the two grids are related by a shear, which is restored by linear interpolation only."""
+    return map_grids(image.affine, image.values.shape[1:], native.affine, native.shape) is None
 
 
 def flip_axes(plan: Plan) -> tuple[int, ...]:

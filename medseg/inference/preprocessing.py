@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import pairwise, product
 from math import isfinite, prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Compose, Orientation, Spacing
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from medseg.errors import VolumeError
 from medseg.inference.scan import Scan
 from medseg.plan import Plan
-from medseg.transforms import NormalizeIntensityByModality
-from medseg.transforms.intensity import contrast_offset
+from medseg.transforms.normalization import ChannelNormalizer, contrast_offset
 from medseg.transforms.restore.grid_map import AxisMap, GridMap, composed_affine, map_grids
 from medseg.transforms.restore.resample import SeparableResampler
 from medseg.volumes import Grid
+
+if TYPE_CHECKING:
+    from monai.transforms import Compose
 
 # MONAI warns that its default of these names will change.
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -28,6 +31,19 @@ SLAB_VOXELS = 1 << 22
 ROUNDING = 1e-9
 # MONAI does not resample if affines differ by less (monai.data.utils.AFFINE_TOL).
 SAME_AFFINE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """The network's input.
+
+    Args:
+        values: (C, *model grid) float32.
+        affine: 4×4, voxel index of the model grid to mm (RAS+).
+    """
+
+    values: torch.Tensor
+    affine: np.ndarray
 
 
 def preprocessing(plan: Plan) -> Compose:
@@ -42,6 +58,10 @@ def preprocessing(plan: Plan) -> Compose:
     Returns:
         A callable that maps a MetaTensor (C, *native grid) to a MetaTensor (C, *model grid) of float32.
     """
+    from monai.transforms import Compose, Orientation, Spacing  # takes seconds, and few scans need it
+
+    from medseg.transforms import NormalizeIntensityByModality
+
     steps: list = [Orientation(axcodes=plan.orientation, labels=AXIS_LABELS[: plan.spatial_dims])]
     if plan.spacing is not None:
         steps.append(Spacing(pixdim=plan.spacing, mode="bilinear", padding_mode="border"))
@@ -49,30 +69,79 @@ def preprocessing(plan: Plan) -> Compose:
     return Compose(steps)
 
 
-def model_input(scan: Scan, plan: Plan) -> MetaTensor:
-    """Return the network's input (C, *model grid): the result of `preprocessing`, up to the rounding of float32."""
+def model_input(scan: Scan, plan: Plan) -> PreparedImage:
+    """Return the network's input: the result of `preprocessing`, up to the rounding of float32."""
     image = model_image(scan, plan)
-    return preprocessing(plan)(scan.to_tensor()) if image is None else normalize_in_place(image, plan)
+    if image is None:
+        return prepared_by_monai(scan, plan)
+    normalize_in_place(image.values, plan, scan.name)
+    return image
+
+
+def prepared_by_monai(scan: Scan, plan: Plan) -> PreparedImage:
+    """Return the result of `preprocessing`, which also resamples sheared scans."""
+    image = preprocessing(plan)(scan.to_tensor())
+    return PreparedImage(image.as_tensor(), image.affine.numpy())
 
 
 def model_grid(native: Grid, plan: Plan) -> Grid:
-    """Return the grid that Orientation and Spacing make of a scan's grid, without touching a voxel."""
-    proxy = MetaTensor(torch.zeros(1).expand(1, *native.shape), affine=torch.from_numpy(native.affine.copy()))
-    oriented = Orientation(axcodes=plan.orientation, labels=AXIS_LABELS[: plan.spatial_dims], lazy=True)(proxy)
-    affine, shape = oriented.peek_pending_affine(), tuple(oriented.peek_pending_shape())
+    """Return the grid that MONAI's Orientation and Spacing make of a scan's grid."""
+    dims = native.spatial_dims
+    labels = AXIS_LABELS[: plan.spatial_dims]
+    source = io_orientation(_leading(native.affine, dims))
+    turn = ornt_transform(source, axcodes2ornt(plan.orientation[:dims], labels=labels))
+    affine = native.affine @ _in_three_dimensions(inv_ornt_aff(turn, native.shape))
+    shape = tuple(native.shape[axis] for axis in np.argsort(turn[:, 0]))
     if plan.spacing is None:
-        return Grid(shape, affine.numpy())
-    spaced = Spacing(pixdim=plan.spacing, mode="bilinear", padding_mode="border", lazy=True)(
-        MetaTensor(torch.zeros(1).expand(1, *shape), affine=affine)
-    )
-    new_affine, new_shape = spaced.peek_pending_affine(), tuple(int(n) for n in spaced.peek_pending_shape())
-    if new_shape == shape and torch.allclose(new_affine, affine, rtol=0, atol=SAME_AFFINE):
-        return Grid(shape, affine.numpy())
-    return Grid(new_shape, new_affine.numpy())
+        return Grid(shape, affine)
+    oriented = _leading(affine, dims)
+    found = np.linalg.norm(oriented[:dims, :dims], axis=0)
+    spacing = np.where(np.abs(found - plan.spacing) <= SAME_AFFINE, found, plan.spacing)
+    spaced, new_shape = _respaced(oriented, shape, spacing)
+    new_affine = affine @ _in_three_dimensions(np.linalg.solve(oriented, spaced))
+    if new_shape == shape and np.allclose(new_affine, affine, rtol=0, atol=SAME_AFFINE):
+        return Grid(shape, affine)
+    return Grid(new_shape, new_affine)
 
 
-def model_image(scan: Scan, plan: Plan) -> MetaTensor | None:
-    """Return the scan on the model grid (C, *model grid) in float32, with the intensities of the file.
+def _respaced(affine: np.ndarray, shape: Sequence[int], spacing: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the affine and the shape of a grid with another spacing and the same directions, shear removed.
+
+    This is the grid of MONAI's Spacing: `zoom_affine` and `compute_shape_offset` in monai.data.utils.
+    """
+    dims, linear = len(shape), affine[:-1, :-1]
+    upper = np.linalg.cholesky(linear.T @ linear).T
+    new_affine = np.eye(dims + 1)
+    new_affine[:-1, :-1] = linear @ np.linalg.inv(upper) @ np.diag(spacing)
+    corners = np.array(list(product(*((0.0, size - 1.0) for size in shape)))).T
+    corners = np.concatenate((corners, np.ones((1, 2**dims))))
+    reached = (np.linalg.solve(new_affine, affine) @ corners)[:-1]
+    new_shape = np.round(np.ptp(reached, axis=1) + 1).astype(int)
+    offset = affine[:-1, :-1] @ (np.array(shape) / 2) + affine[:-1, -1] - new_affine[:-1, :-1] @ (new_shape / 2)
+    for number in range(corners.shape[1]):
+        if np.allclose((reached - reached[:, number : number + 1]).min(axis=1), 0, rtol=SAME_AFFINE):
+            offset = (affine @ corners)[:-1, number]
+            break
+    new_affine[:-1, -1] = offset
+    return new_affine, tuple(int(size) for size in new_shape)
+
+
+def _leading(affine: np.ndarray, dims: int) -> np.ndarray:
+    """Return the affine (dims + 1, dims + 1) of the first axes."""
+    keep = [*range(dims), 3]
+    return affine[np.ix_(keep, keep)]
+
+
+def _in_three_dimensions(affine: np.ndarray) -> np.ndarray:
+    """Return a 4×4 affine that leaves axes alone which the given one does not have."""
+    full, dims = np.eye(4), len(affine) - 1
+    keep = [*range(dims), 3]
+    full[np.ix_(keep, keep)] = affine
+    return full
+
+
+def model_image(scan: Scan, plan: Plan) -> PreparedImage | None:
+    """Return the scan on the model grid in float32, with the intensities of the file.
 
     A large offset is removed if the plan's normalisation does not depend on it; see `contrast_offset`.
 
@@ -94,25 +163,25 @@ def model_image(scan: Scan, plan: Plan) -> MetaTensor | None:
         _resample(volume.array, resampler, channel, offset)
         if volume.array.dtype.itemsize > image.itemsize and not all(map(isfinite, torch.stack(channel.aminmax()))):
             raise VolumeError(f"{volume.name}: holds values beyond the range of float32; rescale them first")
-    return MetaTensor(image, affine=torch.from_numpy(grid.affine.copy()), meta={"filename_or_obj": scan.name})
+    return PreparedImage(image, grid.affine)
 
 
-def normalize_in_place(image: MetaTensor, plan: Plan) -> MetaTensor:
-    """Apply `NormalizeIntensityByModality` to an image (C, …) channel by channel, without a second image in memory.
+def normalize_in_place(image: torch.Tensor, plan: Plan, case: str) -> None:
+    """Normalise an image (C, …) channel by channel, without a second image in memory.
 
     Args:
-        image: finite float32; changed.
+        image: float32; changed.
         plan: normalisation of each channel.
+        case: name of the scan in messages.
     """
-    plain, case = image.as_tensor(), str(image.meta.get("filename_or_obj", ""))
-    if not all(map(isfinite, torch.stack(plain.aminmax()))):
-        return NormalizeIntensityByModality(plan.normalization)(image)
-    for channel, entry in zip(plain, plan.normalization, strict=True):
-        scaling = NormalizeIntensityByModality([entry]).scalings(channel[None], case=case)[0]
+    if not all(map(isfinite, torch.stack(image.aminmax()))):
+        image.copy_(ChannelNormalizer(plan.normalization).normalized(image, case=case)[0])
+        return
+    for channel, entry in zip(image, plan.normalization, strict=True):
+        scaling = ChannelNormalizer([entry]).scalings(channel[None], case=case)[0]
         if isfinite(scaling.lower) or isfinite(scaling.upper):
             channel.clamp_(scaling.lower, scaling.upper)
         scaling.apply(channel, out=channel)
-    return image
 
 
 def preprocessing_bytes(native: Grid, model: Grid, plan: Plan) -> int:

@@ -7,16 +7,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 
 from medseg.errors import GeometryError, VolumeError
 from medseg.plan import Plan
-from medseg.transforms.intensity import contrast_offset
+from medseg.transforms.normalization import contrast_offset
 from medseg.volumes import Volume, as_channels, image_sha256, unchanged
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 # A path, a sequence of paths (one per channel), an image of nibabel or SimpleITK, a medseg Volume, or (array, affine).
 # nibabel and SimpleITK have no types that a checker could use.
@@ -64,6 +66,8 @@ class Scan:
         Raises:
             VolumeError: a value exceeds the range of float32.
         """
+        from monai.data import MetaTensor
+
         grid = self.reference.grid
         image = torch.from_numpy(np.empty((len(self.channels), *grid.shape), dtype))
         for c, volume in enumerate(self.channels):

@@ -28,7 +28,7 @@ from medseg.bundle.golden import (
 from medseg.errors import BundleError, OptionError
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.transforms.restore.label_decision import LabelDecision
-from medseg.transforms.restore.native import restore_labels
+from medseg.transforms.restore.restore_labels import restore_labels
 
 CPU = torch.device("cpu")
 SHIPPED = sorted(BUNDLES.glob("*/models/golden.npz"))

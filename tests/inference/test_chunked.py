@@ -22,7 +22,7 @@ from medseg.inference.chunked import prediction
 from medseg.inference.chunked.intensities import StreamedIntensities
 from medseg.inference.chunked.model_image import ModelImage
 from medseg.inference.chunked.strips import strip_boxes
-from medseg.transforms.intensity import ArrayIntensities, checked_scheme
+from medseg.transforms.normalization import ArrayIntensities, checked_scheme
 from medseg.volumes import read_label_map
 from medseg.volumes.files import locked
 

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from inference.plans import small_plan
+from monai.data import MetaTensor
+from monai.transforms import Orientation, Spacing
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 from medseg.errors import VolumeError
 from medseg.inference import preprocessing
-from medseg.inference.preprocessing import model_grid, model_image, model_input
+from medseg.inference.preprocessing import AXIS_LABELS, model_grid, model_image, model_input
 from medseg.inference.scan import load_scan
 from medseg.inference.scan_size import growth
+from medseg.volumes import Grid
 
 SCHEMES: list[dict[str, Any]] = [
     {"scheme": "none"},
@@ -24,6 +27,8 @@ SCHEMES: list[dict[str, Any]] = [
     {"scheme": "percentile"},
     {"scheme": "ct", "lower": -100, "upper": 300, "mean": 20.0, "std": 130.0},
 ]
+
+FLAT: dict[str, Any] = {"spatial_dims": 2, "orientation": "LA", "patch": [16, 16], "tile": [16, 16]}
 
 
 def scan_of(codes: str, shape: tuple[int, ...], spacing: tuple[float, ...], plan: Any, dtype: type = np.int16) -> Any:
@@ -43,18 +48,18 @@ def test_the_input_equals_that_of_monais_transforms(codes: str, spacing: list[fl
     scan = scan_of(codes, (13, 22, 17), (0.9, 1.1, 2.5), plan)
     expected = preprocessing(plan)(scan.to_tensor())
     found = model_input(scan, plan)
-    assert found.shape == expected.shape
+    assert found.values.shape == expected.shape
     np.testing.assert_allclose(found.affine, expected.affine, atol=1e-9)
     # MONAI converts positions to normalised coordinates. One unit in the last place of 1500 is 1e-4.
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=2e-4)
-    assert found.numpy().std() > 100
+    np.testing.assert_allclose(found.values.numpy(), expected.numpy(), atol=2e-4)
+    assert found.values.numpy().std() > 100
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme["scheme"])
 def test_normalisation_in_place_equals_the_transform(scheme: dict[str, Any]) -> None:
     plan = small_plan(spacing=None, normalization=[scheme])
     scan = scan_of("LAS", (9, 12, 11), (1, 1, 1), plan)
-    assert torch.equal(model_input(scan, plan).as_tensor(), preprocessing(plan)(scan.to_tensor()).as_tensor())
+    assert torch.equal(model_input(scan, plan).values, preprocessing(plan)(scan.to_tensor()).as_tensor())
 
 
 def test_spacings_that_monai_regards_as_equal_are_not_resampled() -> None:
@@ -62,7 +67,7 @@ def test_spacings_that_monai_regards_as_equal_are_not_resampled() -> None:
     scan = load_scan((np.random.default_rng(1).normal(size=(12, 9, 10)), np.diag([1.0004, 0.9997, 1.0, 1.0])), plan)
     expected = preprocessing(plan)(scan.to_tensor())
     found = model_input(scan, plan)
-    assert torch.equal(found.as_tensor(), expected.as_tensor())
+    assert torch.equal(found.values, expected.as_tensor())
     np.testing.assert_allclose(found.affine, expected.affine)
 
 
@@ -73,11 +78,11 @@ def test_two_dimensional_images_and_one_voxel_axes() -> None:
     )  # fmt: skip
     scan = load_scan((np.random.default_rng(2).normal(size=(31, 20)), np.eye(3)), plan)
     expected = preprocessing(plan)(scan.to_tensor())
-    np.testing.assert_allclose(model_input(scan, plan).numpy(), expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(model_input(scan, plan).values.numpy(), expected.numpy(), atol=1e-6)
     thin = small_plan(spacing=[1.4, 1.0, 1.0], normalization=[{"scheme": "none"}])
     scan = load_scan((np.random.default_rng(3).normal(size=(15, 8, 1)), np.eye(4)), thin)
     expected = preprocessing(thin)(scan.to_tensor())
-    np.testing.assert_allclose(model_input(scan, thin).numpy(), expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(model_input(scan, thin).values.numpy(), expected.numpy(), atol=1e-6)
 
 
 def test_sheared_scans_are_preprocessed_by_monai() -> None:
@@ -86,7 +91,7 @@ def test_sheared_scans_are_preprocessed_by_monai() -> None:
     plan = small_plan(spacing=[1.2, 1.2, 1.2])
     scan = load_scan((np.random.default_rng(4).normal(size=(12, 13, 14)), affine), plan)
     assert model_image(scan, plan) is None
-    assert torch.equal(model_input(scan, plan).as_tensor(), preprocessing(plan)(scan.to_tensor()).as_tensor())
+    assert torch.equal(model_input(scan, plan).values, preprocessing(plan)(scan.to_tensor()).as_tensor())
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
@@ -101,6 +106,35 @@ def test_the_model_grid_is_that_of_the_preprocessed_image(order: tuple[int, ...]
     found = model_grid(scan.reference.grid, plan)
     assert found.shape == image.shape[1:]
     np.testing.assert_allclose(found.affine, image.affine, atol=1e-9)
+
+
+def grid_by_monai(native: Grid, plan: Any) -> tuple[tuple[int, ...], torch.Tensor]:
+    """Return shape and affine of the grid that MONAI's Orientation and Spacing announce as lazy transforms."""
+    labels = AXIS_LABELS[: plan.spatial_dims]
+    given = MetaTensor(torch.zeros(1).expand(1, *native.shape), affine=torch.from_numpy(native.affine.copy()))
+    oriented = Orientation(axcodes=plan.orientation, labels=labels, lazy=True)(given)
+    spaced = Spacing(pixdim=plan.spacing, mode="bilinear", padding_mode="border", lazy=True)(oriented)
+    return tuple(int(n) for n in spaced.peek_pending_shape()), spaced.peek_pending_affine()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_model_grid_of_any_scan_is_that_of_monai(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    dims = 2 if seed % 4 == 0 else 3
+    affine = np.eye(4)
+    affine[:dims, :dims] = np.linalg.qr(random.normal(size=(dims, dims)))[0] * random.uniform(0.3, 4, dims)
+    if seed % 5 == 0:  # sheared
+        affine[:dims, :dims] += random.uniform(-0.2, 0.2, (dims, dims))
+    affine[:dims, 3] = random.normal(0, 50, dims)
+    native = Grid(tuple(random.integers(1, 40, dims)), affine)
+    spacing = random.uniform(0.5, 3, dims)
+    if seed % 3 == 0:  # one axis keeps its spacing
+        turned = model_grid(native, small_plan(spacing=None, **({} if dims == 3 else FLAT)))
+        spacing[0] = turned.spacing[0] + 0.0009
+    plan = small_plan(spacing=spacing.tolist(), **({"orientation": "PIR"} if dims == 3 else FLAT))
+    found, (shape, expected) = model_grid(native, plan), grid_by_monai(native, plan)
+    assert found.shape == shape
+    np.testing.assert_allclose(found.affine, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_values_beyond_float32_are_refused() -> None:
@@ -119,7 +153,7 @@ def test_a_channel_in_another_axis_order_is_reordered() -> None:
     assert turned.shape != second.shape
     found = load_scan([first, turned], plan)
     assert torch.equal(found.to_tensor().as_tensor(), torch.from_numpy(arrays))
-    expected, reordered = (model_input(scan, plan).as_tensor() for scan in (load_scan([first, second], plan), found))
+    expected, reordered = (model_input(scan, plan).values for scan in (load_scan([first, second], plan), found))
     assert torch.equal(reordered, expected)
 
 
@@ -155,4 +189,4 @@ def test_neither_offset_nor_unit_of_the_intensities_changes_the_input(
     changed = (array * factor).astype(dtype) if factor != 1 else (array + offset).astype(dtype)
     expected = model_input(load_scan((array.astype(np.int16), affine), plan), plan)
     found = model_input(load_scan((changed, affine), plan), plan)
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.values.numpy(), expected.values.numpy(), atol=1e-5)

@@ -15,7 +15,7 @@ from monai.transforms import SpatialResample
 from medseg.inference import Predictor, SlidingWindowInferer
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan import load_scan
-from medseg.transforms.restore import native
+from medseg.transforms.restore import restore_labels
 
 LABELS = {"background": 0, "a": 3, "b": 5, "c": 9}
 
@@ -44,7 +44,7 @@ def logits_by_monai(network: torch.nn.Module, plan: Any) -> np.ndarray:
 def test_labels_probabilities_and_entropy_are_those_of_the_whole_volume(
     features: int, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "SHEARED_CHUNK_VOXELS", 50)  # a few rows of a plane per chunk
+    monkeypatch.setattr(restore_labels, "SHEARED_CHUNK_VOXELS", 50)  # a few rows of a plane per chunk
     plan = small_plan(labels=LABELS, spacing=[1.4, 1.1, 1.3], activation=activation)
     network = thin_network(features, 4 - (activation == "sigmoid"))
     logits = logits_by_monai(network, plan)
@@ -81,8 +81,8 @@ def test_large_planes_are_cut_into_rows(monkeypatch: pytest.MonkeyPatch) -> None
     plan = small_plan(labels=LABELS, spacing=None)
     whole = Predictor(thin_network(5, 4), plan, "cpu").predict(tilted_scan()).array
     for voxels in (1, 7, 230):
-        monkeypatch.setattr(native, "SHEARED_CHUNK_VOXELS", voxels)
-        regions = list(native._regions((14, 19, 11), native.voxels_at_once(5, 4)))
+        monkeypatch.setattr(restore_labels, "SHEARED_CHUNK_VOXELS", voxels)
+        regions = list(restore_labels._regions((14, 19, 11), restore_labels.voxels_at_once(5, 4)))
         covered = np.zeros((14, 19, 11), int)
         for region in regions:
             covered[region] += 1

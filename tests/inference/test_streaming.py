@@ -13,7 +13,7 @@ from medseg.inference import SlidingWindowInferer
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.tiling.streaming import Window, predict_labels
 from medseg.transforms.restore.label_decision import LabelDecision
-from medseg.transforms.restore.native import restore_labels
+from medseg.transforms.restore.restore_labels import restore_labels
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,11 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.ndimage import map_coordinates
 
 from medseg.errors import GeometryError, ShapeError
+from medseg.transforms import RestoreToNative, RestoreToNatived
 from medseg.transforms.restore.grid_map import composed_affine, map_grids
 from medseg.transforms.restore.label_decision import LabelDecision
-from medseg.transforms.restore.native import RestoreToNative, RestoreToNatived, restore_labels
 from medseg.transforms.restore.resample import SeparableResampler
+from medseg.transforms.restore.restore_labels import restore_labels
 
 ORIENTATIONS = [
     np.column_stack([order, flips])

@@ -10,12 +10,11 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.errors import BackendError, OptionError
 from medseg.inference.backends.torch_backend import Backend, EnsembleBackend, StackedBackend, TorchBackend
 from medseg.networks.precision import Precision, has_fast_bf16
+from medseg.networks.work import forward_flops
 
 logger = logging.getLogger("medseg")
 
@@ -155,6 +154,12 @@ def tile_flops(network: nn.Module, shape: Sequence[int]) -> int:
         network: the network.
         shape: (B, C, *tile).
     """
+    counted = forward_flops(network, (1, *shape[1:]))
+    if counted is not None:
+        return counted
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode  # imports PyTorch's compiler, which takes a second
+
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         network(torch.empty(1, *shape[1:], device=device))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from monai.data import MetaTensor
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from medseg.errors import OptionError
 from medseg.networks.precision import Precision, autocast
+from medseg.transforms.meta_tensor import without_meta
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class TorchBackend:
             logger.warning("bf16 gave values that are not finite; these tiles are computed in fp32")
             with self._arithmetic("fp32"):
                 values = self.run(tiles)
-        return values.as_tensor() if isinstance(values, MetaTensor) else values
+        return without_meta(values)
 
     def _arranged(self, tiles: torch.Tensor) -> torch.Tensor:
         """Lay tiles out channels-last if that is faster: 1.3 times for bf16 on a CPU, nothing for fp32."""

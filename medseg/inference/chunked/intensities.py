@@ -10,7 +10,7 @@ import numpy as np
 
 from medseg.inference.chunked.model_image import ModelImage
 from medseg.plan import Plan
-from medseg.transforms.intensity import (
+from medseg.transforms.normalization import (
     SAFE_RATIO,
     SAFE_SCALES,
     ChannelScaling,

@@ -11,7 +11,7 @@ import torch
 from medseg.errors import VolumeError
 from medseg.inference.preprocessing import SLAB_VOXELS, exact_map, model_grid
 from medseg.plan import Plan
-from medseg.transforms.intensity import ChannelScaling
+from medseg.transforms.normalization import ChannelScaling
 from medseg.transforms.restore.resample import SeparableResampler
 from medseg.volumes import Grid
 from medseg.volumes.zarr_images import ZarrImage

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from medseg.errors import VolumeError
 from medseg.inference.exact.exact_grid import ExactGrid, ResamplingStep, exact_grid, image_step
 from medseg.plan import Plan
-from medseg.transforms import NormalizeIntensityByModality
+from medseg.transforms.normalization import ChannelNormalizer
 from medseg.transforms.restore.grid_map import CentredAxisMap
 from medseg.volumes import Grid
 
@@ -94,7 +94,7 @@ def _normalize(image: np.ndarray, plan: Plan, case: str) -> np.ndarray:
         inside = torch.from_numpy(ndimage.binary_fill_holes((image != 0).any(axis=0)))
     for channel, entry in zip(torch.from_numpy(image), plan.normalization, strict=True):
         mask = inside if entry.get("foreground") == "mask" else None
-        scaling = NormalizeIntensityByModality([entry]).scalings(channel[None], mask, case)[0]
+        scaling = ChannelNormalizer([entry]).scalings(channel[None], mask, case)[0]
         scaling = replace(scaling, scale=max(scaling.scale, 1e-8))  # as in nnU-Net
         if np.isfinite(scaling.lower) or np.isfinite(scaling.upper):
             channel.clamp_(scaling.lower, scaling.upper)

@@ -23,7 +23,7 @@ from medseg.inference.scan import Scan
 from medseg.inference.segmentation import Segmentation, provenance_record
 from medseg.plan import Plan
 from medseg.transforms.restore.label_decision import CHUNK_VALUES, CHUNK_VOXELS, SLAB_PLANES, apply_head
-from medseg.transforms.restore.native import restore_labels
+from medseg.transforms.restore.restore_labels import restore_labels
 
 # Boxes are moved onto what is found in them, by a few millimetres.
 BOX_MARGIN_MM = 10.0

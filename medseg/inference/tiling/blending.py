@@ -9,7 +9,6 @@ from math import prod
 from typing import Literal
 
 import torch
-from monai.data.utils import compute_importance_map
 
 from medseg.inference.tiling.tiles import TileGrid
 
@@ -20,7 +19,7 @@ def importance_map(
     device: torch.device,
     sigma_scale: float | Sequence[float] = 0.125,
 ) -> torch.Tensor:
-    """Return the blending weight of each voxel of a tile (*tile), exactly as MONAI computes it.
+    """Return the blending weight of each voxel of a tile (*tile), exactly as MONAI's `compute_importance_map` does.
 
     Args:
         tile: in voxels, one size per axis.
@@ -28,7 +27,17 @@ def importance_map(
         device: where tiles are blended.
         sigma_scale: standard deviation of the gaussian in tile sizes.
     """
-    return compute_importance_map(tuple(tile), mode=mode, sigma_scale=sigma_scale, device=device, dtype=torch.float32)
+    if mode == "constant":
+        return torch.ones(tuple(tile), device=device)
+    if mode != "gaussian":
+        raise ValueError(f"mode must be gaussian or constant, found {mode!r}")
+    scales = [sigma_scale] * len(tile) if isinstance(sigma_scale, int | float) else list(sigma_scale)
+    weight = torch.ones((), device=device)
+    for size, scale in zip(tile, scales, strict=True):
+        reach = (size - 1) / 2
+        position = torch.arange(-reach, reach + 1, dtype=torch.float32, device=device)
+        weight = weight[..., None] * torch.exp(position**2 / (-2 * (size * scale) ** 2))
+    return weight.clamp_(min=max(weight.min().item(), 1e-3))
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from math import prod
 from typing import Any, Literal
 
 import torch
-from monai.data import MetaTensor
 
 from medseg.inference.tiling.blending import Blender, FinishedBlock, importance_map
 from medseg.inference.tiling.merging import merge_tiles
 from medseg.inference.tiling.tiles import TileGrid, label_as_background, lay_tiles
 from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import SLAB_VALUES, LabelDecision, LabelRestorer, LabelTarget, Observer
-from medseg.transforms.restore.native import restore_sheared, sheared_bytes
 from medseg.transforms.restore.resample import SeparableResampler, memory_order
+from medseg.transforms.restore.restore_labels import restore_sheared, sheared_bytes
 from medseg.volumes import Grid
 
 
@@ -266,8 +265,3 @@ class NativeAssembly:
         """Allocate that many planes and rows, with the axes in memory as in `like`."""
         shape = (like.shape[0], planes, rows, *like.shape[3:])
         return torch.empty_permuted(shape, memory_order(like), dtype=like.dtype, device=like.device)
-
-
-def is_sheared(image: MetaTensor, native: Grid) -> bool:
-    """Return True if the two grids are related by a shear, which is restored by linear interpolation only."""
-    return map_grids(image.affine, image.shape[1:], native.affine, native.shape) is None

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 
 from medseg.errors import EvaluationError
 
@@ -116,6 +115,8 @@ def _best_matching(rows: np.ndarray, columns: np.ndarray, iou: np.ndarray) -> np
     column_ids, column_index = np.unique(columns, return_inverse=True)
     if len(row_ids) == len(rows) and len(column_ids) == len(columns):
         return iou  # already one-to-one, as always above IoU 0.5
+    from scipy.optimize import linear_sum_assignment  # few matchings need it, and it takes time to import
+
     table = np.zeros((len(row_ids), len(column_ids)))
     table[row_index, column_index] = iou
     chosen = table[linear_sum_assignment(table, maximize=True)]

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.stats import quantile_test, rankdata, wilcoxon
 
 NUM_DRAWS = 10_000
 MIN_DRAWS = 2_000
 # Below this number of patients an estimate is tagged, because its interval is uncertain itself.
 FEW_PATIENTS = 20
 LEVEL = 0.95
+# Of fewer patients, the smallest and the largest mean do not cover the median with that probability.
+FEWEST_FOR_INTERVAL = 6
 # All 2^n signs are tried up to this number of differences with ties.
 MAX_ENUMERATED = 13
 
@@ -143,6 +144,10 @@ def median(values: Values, patients: Sequence[str]) -> Estimate:
     num_cases = int(np.isfinite(np.asarray(values, dtype=np.float64)).sum())
     if means.size == 0:
         return Estimate(math.nan, math.nan, math.nan, 0, 0)
+    if means.size < FEWEST_FOR_INTERVAL:
+        return Estimate(float(np.median(means)), math.nan, math.nan, num_cases, means.size)
+    from scipy.stats import quantile_test  # takes half a second to import
+
     interval = quantile_test(means, p=0.5).confidence_interval(LEVEL)
     return Estimate(float(np.median(means)), float(interval.low), float(interval.high), num_cases, means.size)
 
@@ -162,6 +167,8 @@ def signed_rank_p(differences: Sequence[float]) -> float:
     nonzero = nonzero[nonzero != 0]
     if nonzero.size == 0:
         return 1.0
+    from scipy.stats import rankdata, wilcoxon  # takes half a second to import
+
     has_ties = len(np.unique(np.abs(nonzero))) < nonzero.size
     if not has_ties:
         return float(wilcoxon(nonzero).pvalue)

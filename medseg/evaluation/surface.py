@@ -17,7 +17,6 @@ from importlib.resources import files
 from itertools import product
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from medseg.evaluation.overlap import bounding_box
 
@@ -118,6 +117,8 @@ def nearest_distances_mm(queries: np.ndarray, targets: np.ndarray, spacing: Sequ
     distances = np.zeros(int(np.count_nonzero(queries)))
     is_apart = ~targets[queries]  # a query that is itself a target has distance 0
     if is_apart.any():
+        from scipy.spatial import KDTree  # equal masks do not need it, and it takes time to import
+
         steps = np.asarray(spacing, dtype=np.float64)
         # Sliding-midpoint trees stay fast on grids, where many points tie for the median; balanced trees were up to
         # 2.6 times slower on real masks. A distance transform was never faster by more than a fifth.

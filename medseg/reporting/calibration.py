@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from medseg.errors import MedsegError
 from medseg.evaluation.overlap import bounding_box, union
@@ -125,7 +125,9 @@ def rank_correlation(uncertainty: Mapping[str, float], dice: Mapping[str, float]
     first, second = [uncertainty[case] for case in cases], [dice[case] for case in cases]
     if len(cases) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return float("nan")
-    return float(stats.spearmanr(first, second).statistic)
+    from scipy.stats import spearmanr  # takes half a second to import
+
+    return float(spearmanr(first, second).statistic)
 
 
 def draw_diagram(calibration: Calibration) -> Diagram:

@@ -1,5 +1,6 @@
 """Images on disk and in memory: grids, volumes, reading and writing. Needs neither torch nor MONAI."""
 
+import medseg.volumes.deferred_pydicom  # noqa: F401 (before anything imports nibabel)
 from medseg.volumes.files import check_out_folder, remove_leftovers, replacing, staged
 from medseg.volumes.formats import (
     DICOM_SEG_SUFFIX,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from monai.data.utils import compute_importance_map
 
 from medseg.inference.tiling.blending import Blender, importance_map
 from medseg.inference.tiling.tiles import lay_tiles
@@ -47,3 +50,12 @@ def test_the_accumulator_holds_what_it_reports_and_little_more_than_needed(
     assert blender.peak == Blender.num_bytes(grid, CHANNELS)
     # Blocks are boxes, and one of them exists twice while it is enlarged.
     assert needed <= blender.peak <= 2 * needed
+
+
+@pytest.mark.parametrize("mode", ["gaussian", "constant"])
+@pytest.mark.parametrize(("tile", "sigma_scale"), [((12, 9, 5), 0.125), ((31, 16), (0.1, 0.3)), ((1, 7, 8), 0.01)])
+def test_the_weights_of_a_tile_are_those_of_monai(mode: Any, tile: tuple[int, ...], sigma_scale: Any) -> None:
+    expected = compute_importance_map(tile, mode, sigma_scale, dtype=torch.float32)
+    assert torch.equal(importance_map(tile, mode, torch.device("cpu"), sigma_scale), expected)
+    with pytest.raises(ValueError, match="gausian"):
+        importance_map(tile, "gausian", torch.device("cpu"))  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
 from medseg.errors import EvaluationError
@@ -127,6 +126,8 @@ def thinned(segment_map: np.ndarray) -> np.ndarray:
     """Grow segments into the background until borders of one pixel (0) separate them, by a 4-connected watershed."""
     if not segment_map.any():
         return segment_map
+    import SimpleITK as sitk  # noqa: N813 (imported here, because most evaluations do not need it)
+
     markers = sitk.GetImageFromArray(segment_map.astype(np.int32))
     flat = sitk.Image(markers.GetSize(), sitk.sitkUInt8)
     grown = sitk.MorphologicalWatershedFromMarkers(flat, markers, markWatershedLine=True, fullyConnected=False)

@@ -1,1 +1,1 @@
-"""Restore labels to the grid of a scan; read in this order: grid_map, resample, label_decision, restore_labels, native."""
+"""Restore labels to a scan's grid; read in this order: grid_map, resample, label_decision, restore_labels, native."""

@@ -1,11 +1,11 @@
 """Plan the same fingerprints with nnU-Net's own planner and with medseg, and print both plans side by side.
 
-    python benchmarks/compare_plans.py [--data SHARED] [--record tests/planning/nnunet_plans.json]
+    python benchmarks/compare_plans.py [--data SHARED] [--record tests/planning/nnunet_plans.json] [--missing]
 
 The fingerprints are those of real data sets (`--data`, measured by medseg) and of the ten Decathlon tasks, generated
 from their published sizes. nnU-Net gets them as its `dataset_fingerprint.json`, with its axes reversed, and plans for
-its usual 8 GB of GPU memory, as medseg does here. `--record` stores nnU-Net's plans with its version for the
-tests; plans that the file has already are not made again.
+its usual 8 GB of GPU memory, as medseg does here. `--record` stores both plans with nnU-Net's version for the tests;
+nnU-Net's plans that the file has already are not made again, and with `--missing` medseg's are not, either.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -105,7 +106,7 @@ def summary_of_medseg(planned: PlannedTraining) -> dict[str, Any]:
     """Return the same values of a plan of medseg."""
     plan, arguments = planned.plan, planned.plan.network["arguments"]
     return {
-        "spacing": plan.spacing,
+        "spacing": None if plan.spacing is None else [round(s, 4) for s in plan.spacing],
         "patch": list(plan.patch),
         "batch": planned.settings.batch_size,
         "stages": len(arguments["channels"]),
@@ -128,17 +129,28 @@ def plan_of_medseg(data: DataFingerprint, device: str = "cuda", memory: int = 8 
     return plan_training(data, wishes, costs, "compared", data.num_cases * 4 // 5)
 
 
-def real_fingerprints(root: Path) -> dict[str, DataFingerprint]:
-    """Measure the real data sets of a folder."""
-    found = {"hippocampus (208 cases)": measure_dataset(read_manifest("hippocampus"), root / "hippocampus")}
-    found["EM slices, 2D"] = measure_dataset(read_manifest("em_membrane"), root / "em_membrane")
-    cord = one_case("t2s_uncropped", "{case}.nii.gz", "{case}_gmseg_manual.nii.gz", "MR", [1])
-    found["spinal cord, T2*"] = measure_dataset(cord, root / "spinal_cord")
-    stored = read_label_map(root / "ct_abdomen" / "example_seg.nii.gz").array
-    values = [int(value) for value in np.unique(stored) if value]
-    ct = one_case("example", "{case}_ct_sm.nii.gz", "{case}_seg.nii.gz", "CT", values)
-    found[f"CT sample, {len(values)} labels"] = measure_dataset(ct, root / "ct_abdomen")
-    return found
+def real_fingerprints(root: Path) -> dict[str, Callable[[], DataFingerprint]]:
+    """Return functions that measure the real data sets of a folder."""
+
+    def of_manifest(name: str) -> DataFingerprint:
+        return measure_dataset(read_manifest(name), root / name)
+
+    def spinal_cord() -> DataFingerprint:
+        cord = one_case("t2s_uncropped", "{case}.nii.gz", "{case}_gmseg_manual.nii.gz", "MR", [1])
+        return measure_dataset(cord, root / "spinal_cord")
+
+    def ct_sample() -> DataFingerprint:
+        stored = read_label_map(root / "ct_abdomen" / "example_seg.nii.gz").array
+        values = [int(value) for value in np.unique(stored) if value]
+        ct = one_case("example", "{case}_ct_sm.nii.gz", "{case}_seg.nii.gz", "CT", values)
+        return measure_dataset(ct, root / "ct_abdomen")
+
+    return {
+        "hippocampus (208 cases)": partial(of_manifest, "hippocampus"),
+        "EM slices, 2D": partial(of_manifest, "em_membrane"),
+        "spinal cord, T2*": spinal_cord,
+        "CT sample, 41 labels": ct_sample,
+    }
 
 
 def one_case(case: str, image: str, label: str, modality: str, values: Sequence[int]) -> Manifest:
@@ -169,6 +181,13 @@ def generated_fingerprints() -> dict[str, DataFingerprint]:
     return found
 
 
+def all_fingerprints(shared: Path | None = None) -> dict[str, Callable[[], DataFingerprint]]:
+    """Return functions that return the generated fingerprints, and those of the real data sets of a folder."""
+    generated = generated_fingerprints()
+    found = {name: partial(generated.__getitem__, name) for name in generated}
+    return found | ({} if shared is None else real_fingerprints(shared))
+
+
 def row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Return one line of the table."""
 
@@ -191,9 +210,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--record", type=Path)
-    parser.add_argument("--only-record", action="store_true", help="do not plan with medseg")
+    parser.add_argument("--missing", action="store_true", help="keep medseg's plans that the record has")
     given = parser.parse_args()
-    record: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "plans": {}}
+    record: dict[str, Any] = {"nnunetv2": version("nnunetv2"), "plans": {}, "medseg": {}}
     if given.record and given.record.is_file():
         found = json.loads(given.record.read_text(encoding="utf-8"))
         record = found if found["nnunetv2"] == record["nnunetv2"] else record
@@ -202,13 +221,16 @@ def main() -> None:
         "medseg | strides and kernels | normalisation: nnU-Net | medseg |"
     )
     print("|---" * 12 + "|")
-    for name, data in (generated_fingerprints() | (real_fingerprints(given.data) if given.data else {})).items():
-        if name not in record["plans"]:
-            record["plans"][name] = summary_of_nnunet(nnunet_plans(data), data.spatial_dims)
+    for name, fingerprint_of in all_fingerprints(given.data).items():
+        is_known = given.missing and name in record["medseg"]
+        if not is_known or name not in record["plans"]:
+            data = fingerprint_of()
+            record["medseg"][name] = summary_of_medseg(plan_of_medseg(data))
+            if name not in record["plans"]:
+                record["plans"][name] = summary_of_nnunet(nnunet_plans(data), data.spatial_dims)
             if given.record:
                 given.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if not given.only_record:
-            print(row(name, summary_of_medseg(plan_of_medseg(data)), record["plans"][name]), flush=True)
+        print(row(name, record["medseg"][name], record["plans"][name]), flush=True)
 
 
 if __name__ == "__main__":

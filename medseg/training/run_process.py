@@ -18,6 +18,7 @@ from medseg.training.monai_run import ERROR_FILE, OF_ANOTHER_PROCESS
 
 # A training that was killed may leave worker processes for some seconds.
 _LOCK_SECONDS = 30.0
+_LOCK_NAME = ".run.lock"
 _INTERRUPT_SECONDS = 2.0
 _END_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
@@ -43,30 +44,62 @@ def sole_run(out_dir: Path) -> Iterator[None]:
     if sys.platform == "win32":  # has no locks for folders
         yield
         return
-    import fcntl
-
-    descriptor = os.open(out_dir, os.O_RDONLY)
+    descriptor = _lock(out_dir)
     try:
-        end = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TrainingError(
-                        f"{out_dir}: another training is running in this folder; wait for its end, or give another "
-                        "folder with --out"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
-        os.set_inheritable(descriptor, True)
         yield
     finally:
-        os.close(descriptor)
+        _release(out_dir / _LOCK_NAME, descriptor)
         with contextlib.suppress(OSError):
             out_dir.rmdir()  # unless something was written
+
+
+def _lock(out_dir: Path) -> int | None:
+    """Open and lock the file that stands for a run, so that child processes keep the lock; None without locks."""
+    import fcntl
+
+    path, end = out_dir / _LOCK_NAME, time.monotonic() + _LOCK_SECONDS
+    while True:
+        # Not the folder itself: writing files that belong together locks that for a moment (see `staged`).
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same_file(descriptor, path):
+                os.set_inheritable(descriptor, True)
+                return descriptor
+            os.close(descriptor)  # another run ended, and removed it meanwhile
+            continue
+        except BlockingIOError:
+            os.close(descriptor)
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            return None
+        if time.monotonic() > end:
+            raise TrainingError(
+                f"{out_dir}: another training is running in this folder; wait for its end, or give another folder with "
+                "--out"
+            )
+        time.sleep(0.2)
+
+
+def _release(path: Path, descriptor: int | None) -> None:
+    """Give up the lock, and remove its file unless a process of the run still holds it."""
+    if descriptor is None:
+        return
+    import fcntl
+
+    os.close(descriptor)
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_same_file(stream.fileno(), path):
+            path.unlink()
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def run_process(command: Sequence[str], environment: Mapping[str, str], is_quiet: bool = False) -> None:

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from medseg.training.checkpoint import checkpoint_files
 from medseg.training.monai_run import ERROR_FILE, OF_ANOTHER_PROCESS
 from medseg.training.run_process import run_process, sole_run
 from medseg.training.time_budget import Costs
+from medseg.volumes.files import staged
 from medseg.weights import sha256 as weights_file_sha256
 
 MODULE = sys.modules[train_function.__module__]
@@ -201,6 +203,38 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     with sole_run(tmp_path / "run"):
         (tmp_path / "run" / "file").touch()
     assert (tmp_path / "run" / "file").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
+def test_a_run_can_write_files_that_belong_together(tmp_path):
+    """Both lock the folder of the run, in two processes; a thread shows what would wait for ever."""
+
+    def write() -> None:
+        with staged(tmp_path / "run" / "training.json") as temporary:
+            temporary.write_text("{}")
+
+    with sole_run(tmp_path / "run"):
+        writing = threading.Thread(target=write, daemon=True)
+        writing.start()
+        writing.join(timeout=20)
+        assert not writing.is_alive()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["training.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
+def test_a_process_of_a_run_keeps_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr("medseg.training.run_process._LOCK_SECONDS", 0.3)
+    with sole_run(tmp_path / "run"):
+        process = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        with pytest.raises(TrainingError, match="another training"), sole_run(tmp_path / "run"):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    with sole_run(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

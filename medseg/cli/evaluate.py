@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from medseg.cli.running import Json, check_out_dir, print_json
+from medseg.cli.running import Json, check_out_dir, paused_collector, print_json
 from medseg.errors import EvaluationError, OptionError
 
 
@@ -53,7 +53,8 @@ def evaluate(
     check_out_dir(out)
     if images is not None and not images.exists():
         raise OptionError(f"{images}: no such folder of scans; correct --images")
-    from medseg.evaluation import evaluate as evaluate_files
+    with paused_collector():
+        from medseg.evaluation import evaluate as evaluate_files
 
     label_names = _label_names(labels)
     report = out / "report.html"

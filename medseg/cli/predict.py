@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from medseg.cli.running import Bundle, Json, ReportedError, check_bundle, check_out_dir, check_out_file, print_json
+from medseg.cli.running import (
+    Bundle,
+    Json,
+    ReportedError,
+    check_bundle,
+    check_out_dir,
+    check_out_file,
+    paused_collector,
+    print_json,
+)
 from medseg.errors import OptionError
 
 if TYPE_CHECKING:
@@ -135,7 +144,8 @@ def predict(
     import medseg
 
     if ray is None:
-        predictor = medseg.load(bundle, **options)
+        with paused_collector():
+            predictor = medseg.load(bundle, **options)
         plan = predictor.plan
         on_case = None if as_json else partial(_print_case, _has_volumes(plan))
         results = _predict_with_progress(predictor, inputs, Path(out), format, overwrite, on_case)

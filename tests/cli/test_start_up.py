@@ -3,10 +3,26 @@
 import subprocess
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cli.commands import write
 
+import medseg
+
+# What neither a prediction nor an evaluation of one NIfTI file needs.
+NEVER_NEEDED = {
+    "monai",
+    "ignite",
+    "pandas",
+    "sklearn",
+    "SimpleITK",
+    "pydicom",
+    "requests",
+    "zarr",
+    "ray",
+    "tensorboard",
+}
 HEAVY = {"torch", "monai", "nibabel", "SimpleITK", "scipy", "numpy", "matplotlib"}
 
 
@@ -51,23 +67,44 @@ def test_every_command_has_help_with_an_example(command, capsys):
         assert "Example: medseg" in shown
 
 
-def test_evaluate_imports_neither_torch_nor_monai(tmp_path):
-    label = np.zeros((9, 8, 7), np.uint8)
-    label[2:6, 2:6, 2:6] = 1
-    for folder in ("predictions", "references"):
-        write(tmp_path / folder / "case.nii.gz", label, np.diag([1.0, 1.5, 2.0, 1.0]))
-    given = ["evaluate", str(tmp_path / "predictions"), str(tmp_path / "references"), "--out", str(tmp_path / "out")]
+def exit_code_and_imports(arguments: list[object], unwanted: set[str]) -> list[str]:
+    """Run a command in a new process; return its exit code and the unwanted modules that it has imported."""
     code = f"""
 import sys
 from medseg.cli import main
 try:
-    main({given!r})
+    main({[str(each) for each in arguments]!r})
 except SystemExit as stop:
-    print(stop.code, *sorted({{"torch", "monai", "ignite", "openvino"}} & set(sys.modules)))
+    print(stop.code, *sorted({unwanted!r} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0"
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_evaluate_imports_little(tmp_path):
+    label = np.zeros((9, 8, 7), np.uint8)
+    label[2:6, 2:6, 2:6] = 1
+    for folder, shift in (("predictions", 1), ("references", 0)):
+        write(tmp_path / folder / "case.nii.gz", np.roll(label, shift, axis=0), np.diag([1.0, 1.5, 2.0, 1.0]))
+    given = ["evaluate", tmp_path / "predictions", tmp_path / "references", "--out", tmp_path / "out"]
+    unwanted = {"torch", "openvino", "scipy.stats", "scipy.optimize", "scipy.signal", "matplotlib", *NEVER_NEEDED}
+    assert exit_code_and_imports(given, unwanted) == ["0"]
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_predict_imports_torch_but_not_monai(tmp_path, bundle):
+    array = np.random.default_rng(0).normal(size=(13, 12, 11)).astype(np.float32)
+    scan = write(tmp_path / "case.nii.gz", array, np.diag([1.0, 1.5, 2.0, 1.0]))
+    given = ["predict", bundle, scan, "--out", tmp_path / "out", "--backend", "torch", "--precision", "fp32"]
+    unwanted = {
+        "torch._dynamo", "torch._inductor", "sympy", "openvino", "yaml", "jinja2", "PIL", "medseg.datasets",
+        "scipy.stats", "scipy.optimize", "scipy.signal", "scipy.spatial", "matplotlib", *NEVER_NEEDED,
+    }  # fmt: skip
+    assert exit_code_and_imports(given, unwanted) == ["0"]
+    found = np.asarray(nib.load(tmp_path / "out" / "case.nii.gz").dataobj)
+    # This process has imported MONAI, which the result must not depend on.
+    np.testing.assert_array_equal(found, medseg.load(bundle, backend="torch").predict(scan).array)
+    assert len(np.unique(found)) > 1
 
 
 def test_evaluate_reports_wrong_paths_without_importing_torch(tmp_path):

@@ -5,20 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
-
-from pydicom import Dataset, dcmread
-from pydicom.uid import UID
-from pydicom.valuerep import VR
+from typing import IO, TYPE_CHECKING, Any
 
 from medseg.errors import VolumeError
 from medseg.volumes.formats import DICOM_SUFFIXES
+
+if TYPE_CHECKING:  # pydicom takes time to import, and files of other formats do not need it
+    from pydicom import Dataset
 
 IDENTITY = ["SOPClassUID", "SeriesInstanceUID", "Rows"]
 # Groups and largest elements that a file without DICOM's preamble begins with, and the usual length of these elements.
 FIRST_ELEMENTS = {0x0002: 0x0010, 0x0008: 0x0020}
 MAX_FIRST_LENGTH = 1024
-KNOWN_VRS = {vr.value.encode() for vr in VR}
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -53,7 +51,9 @@ def begins_with_elements(start: bytes) -> bool:
     group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
     if len(start) < 16 or element > FIRST_ELEMENTS.get(group, -1):
         return False
-    return start[4:6] in KNOWN_VRS or int.from_bytes(start[4:8], "little") <= MAX_FIRST_LENGTH
+    from pydicom.valuerep import VR
+
+    return start[4:6] in {vr.value.encode() for vr in VR} or int.from_bytes(start[4:8], "little") <= MAX_FIRST_LENGTH
 
 
 def read_elements(source: Path | Any, start: bytes, **options: Any) -> Dataset:
@@ -64,6 +64,8 @@ def read_elements(source: Path | Any, start: bytes, **options: Any) -> Dataset:
         start: first bytes of the file.
         options: of `pydicom.dcmread`.
     """
+    from pydicom import dcmread
+
     return dcmread(source, force=start[128:132] != b"DICM" and begins_with_elements(start), **options)
 
 
@@ -72,6 +74,8 @@ def object_kind(dataset: Dataset) -> str:
 
     Objects without a class count as images, so that a damaged slice is never left out.
     """
+    from pydicom.uid import UID
+
     uid = UID(str(dataset.get("SOPClassUID") or "").strip())
     if not uid:
         return ""

@@ -192,12 +192,16 @@ def _has_volumes(plan: Plan) -> bool:
 
 
 class _ProgressLines:
-    """Print the progress of a cohort on stderr, a line every half minute."""
+    """Print the progress of a cohort on stderr, a line every half minute and one per worker that is given up."""
 
     def __init__(self) -> None:
         self.printed = time.monotonic()
+        self.problems = 0
 
     def __call__(self, progress: CohortProgress) -> None:
+        for problem in progress.problems[self.problems :]:
+            print(f"medseg: {problem}; the other workers go on", file=sys.stderr, flush=True)
+        self.problems = len(progress.problems)
         if time.monotonic() - self.printed < SECONDS_PER_LINE:
             return
         self.printed = time.monotonic()

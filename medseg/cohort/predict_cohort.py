@@ -27,7 +27,7 @@ OF_THE_SCAN = (
     "ShapeError",
 )  # fmt: skip
 RETRIES = 2
-# A worker that fails so many scans in a row, while others succeed, is given up.
+# A worker that fails so many scans in a row gets no new ones until another worker has tried them, too.
 FAILURES_IN_A_ROW = 3
 WAIT_SECONDS, GROW_SECONDS, SAVE_SECONDS = 0.5, 3.0, 30.0
 # Cases whose headers are read to estimate the memory of a worker.
@@ -45,6 +45,7 @@ class CohortProgress:
         per_hour: scans finished per hour in this run.
         seconds_left: at this rate; None before the first scan is finished.
         workers: number of workers that have loaded the model.
+        problems: why workers were given up, one line each.
     """
 
     done: int
@@ -53,6 +54,7 @@ class CohortProgress:
     per_hour: float
     seconds_left: float | None
     workers: int
+    problems: tuple[str, ...] = ()
 
 
 @dataclass
@@ -73,7 +75,7 @@ class _Member:
         name: host and process; "" until the model is loaded.
         tasks: scans that it works on.
         is_alone: it works on a scan that failed elsewhere, and gets no other one meanwhile.
-        failures: scans that failed in a row.
+        failures: scans that failed in a row and may succeed on another worker.
     """
 
     number: int
@@ -188,8 +190,8 @@ class _Cohort:
         self.loading: dict[Any, _Member] = {}
         self.running: dict[Any, tuple[_Member, _Task]] = {}
         self.settings = ""
-        self.created = self.given_up = self.lost_loading = 0
-        self.problems: list[str] = []
+        self.created = self.lost_loading = 0
+        self.problems: list[str] = []  # one per worker that was given up
         # Under a memory limit a worker holds one scan at a time; else it reads the next one meanwhile.
         self.at_once = 1 if resources.memory_bytes or any(map(is_zarr, cases[0].paths)) else 2
         self.started = self.grown = self.saved = time.monotonic()
@@ -243,7 +245,7 @@ class _Cohort:
             return
         self.grown = time.monotonic()
         open_tasks = len(self.waiting) + len(self.suspects) + len(self.running)
-        wanted = min(capacity(self.ray, self.resources) - self.given_up, open_tasks)
+        wanted = min(capacity(self.ray, self.resources) - len(self.problems), open_tasks)
         if wanted > len(self.members):
             self._start(wanted - len(self.members))
 
@@ -269,10 +271,10 @@ class _Cohort:
     def _give_up(self, member: _Member, problem: str) -> None:
         """Use a worker no more, and start none in its place."""
         self.problems.append(problem)
-        self.given_up += 1
         self._remove(member)
         if not self.members:
             raise OptionError(problem)
+        self._report()
 
     def _remove(self, member: _Member) -> None:
         if member in self.members:
@@ -302,7 +304,8 @@ class _Cohort:
                 self.suspects.remove(suspect)
                 member.is_alone = True
                 self._give(member, suspect)
-            while self.waiting and not member.is_alone and len(member.tasks) < self.at_once:
+            is_free = not member.is_alone and member.failures < FAILURES_IN_A_ROW
+            while self.waiting and is_free and len(member.tasks) < self.at_once:
                 self._give(member, self.waiting.popleft())
 
     def _suspect_for(self, member: _Member) -> _Task | None:
@@ -321,6 +324,7 @@ class _Cohort:
         references = [*self.loading, *self.running]
         if not references:
             time.sleep(WAIT_SECONDS)
+            self._report()
             return
         ready, _ = self.ray.wait(references, num_returns=1, timeout=WAIT_SECONDS)
         for reference in ready:
@@ -360,15 +364,19 @@ class _Cohort:
         if row["status"] != "failed":
             member.failures = 0
             self._record(task, row)
+            self._blame(task)
             return
-        member.failures += 1
         task.reason = row["message"]
         if row["error"] in OF_THE_SCAN:
             self._set_aside(task, row)
             return
-        if member.failures >= FAILURES_IN_A_ROW and len([each for each in self.members if each.name]) > 1:
-            self._give_up(member, f"worker {member.name} was given up after {member.failures} failures: {task.reason}")
+        member.failures += 1
         self._repeat(task, member, row)
+
+    def _blame(self, task: _Task) -> None:
+        """Give up the workers that failed several scans in a row, among them one that another worker has finished."""
+        for each in [each for each in self.members if each.failures >= FAILURES_IN_A_ROW and each.number in task.tried]:
+            self._give_up(each, f"worker {each.name} was given up after {each.failures} failures: {task.reason}")
 
     def _repeat(self, task: _Task, member: _Member, row: dict[str, Any]) -> None:
         if task.attempts > RETRIES:
@@ -377,6 +385,9 @@ class _Cohort:
             self.suspects.append(task)
 
     def _set_aside(self, task: _Task, row: dict[str, Any]) -> None:
+        for each in self.members:
+            if each.number in task.tried:
+                each.failures = 0  # it was the scan
         message = f"{task.reason} (tried {task.attempts} times)" if task.attempts > 1 else task.reason
         empty = {"output": "", "seconds": {}, "weights_sha256": [], "flags": [], "warnings": [], "volumes_ml": {}}
         self._record(
@@ -418,6 +429,7 @@ class _Cohort:
                 3600 * self.finished_here / seconds,
                 seconds / self.finished_here * left if self.finished_here else None,
                 len([member for member in self.members if member.name]),
+                tuple(self.problems),
             )
         )
 

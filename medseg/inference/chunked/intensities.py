@@ -91,8 +91,10 @@ class StreamedIntensities:
             yield values[values != 0] if self.is_nonzero else values
 
     def _add(self, values: np.ndarray, has_percentiles: bool) -> None:
-        self.smallest = _ends(np.concatenate([self.smallest, _ends(values, 0)]), 0)
-        self.largest = _ends(np.concatenate([self.largest, _ends(values, -1)]), -1)
+        if self.smallest.size < 2 or values.min() < self.smallest[-1]:
+            self.smallest = _ends(np.concatenate([self.smallest, _ends(values, 0)]), 0)
+        if self.largest.size < 2 or values.max() > self.largest[0]:
+            self.largest = _ends(np.concatenate([self.largest, _ends(values, -1)]), -1)
         mean = float(values.mean(dtype=np.float64))
         squares = float(np.square(values - mean, dtype=np.float64).sum())
         # Chan, Golub and LeVeque 1983: combine the sums of squares of two parts.

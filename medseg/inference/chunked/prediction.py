@@ -20,7 +20,7 @@ from medseg.errors import MedsegError, MemoryLimitError, VolumeError
 from medseg.inference.chunked.intensities import fit_scalings
 from medseg.inference.chunked.model_image import ModelImage, RollingImage
 from medseg.inference.chunked.strips import LabelLayers, Strip, cut_strip, strip_boxes, strip_bytes
-from medseg.inference.memory import MARGIN, candidates, keep_freed_memory, resident_bytes
+from medseg.inference.memory import MARGIN, available_bytes, candidates, keep_freed_memory, resident_bytes
 from medseg.inference.plausibility import check_field_of_view
 from medseg.inference.scan import Scan
 from medseg.inference.scan_size import check_growth, warn_of_small_voxels
@@ -200,7 +200,7 @@ class ChunkedPrediction:
         axis = resampler.native_axes[1]
         network = {size: predictor.workload().network_bytes(size) for size in {predictor.window.batch_size, 1}}
         resident = resident_bytes()
-        limit = predictor.max_ram or resident + int(FREE_SHARE * _free_bytes())
+        limit = predictor.max_ram or resident + int(FREE_SHARE * available_bytes())
         head = predictor.backend.head_weight
         num_values = predictor.decision.num_channels if head is None else head.shape[1]
         most = ceil(image.native.shape[axis] / chunks[axis])
@@ -332,15 +332,6 @@ def _remove_partial_chunks(store: Path) -> None:
     """Remove the temporary files that zarr leaves behind when it is killed."""
     for file in store.rglob("*.partial"):
         file.unlink()
-
-
-def _free_bytes() -> int:
-    """Return the memory that is free, or 4 GB if the system does not tell."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return 4 * 1000**3
-    lines = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0])
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:

@@ -1,15 +1,22 @@
 """Plan a cohort: machines, hours, storage and money for 100,000 scans, from one measured run.
 
-The run segments scans on one core and adds up the CPU time of each stage: read, preprocess, network, restore (blending
-and deciding labels) and write. A model of queues without waiting turns these into the scans per hour of any number of
-workers: the slowest of the workers, the shared storage and the driver decides.
+The run segments scans with one thread and adds up the CPU time of each stage: read, preprocess, network, restore
+(blending and deciding labels) and write. A second part hands rows through a Ray cluster on this machine and writes the
+ledger, which is what the driver does per scan. CPU time does not count what other programs take, so that the numbers
+may be measured on a busy machine. A model of queues without waiting turns them into the scans per hour of any number
+of workers: the slowest of the workers, the shared storage and the driver decides.
 
-    python benchmarks/plan_cohort.py measure BUNDLE SCANS --out costs.json
-    python benchmarks/plan_cohort.py plan costs.json [--scans 100000] [--hours 24] [--figure FILE.png]
-                                     [--gpu-speedup 30] [--cpu-hour 0.05] [--gpu-hour 2.50] [--storage-mb-s 1000]
-                                     [--gb-month 0.02]
+    python benchmarks/plan_cohort.py measure BUNDLE SCANS [--count 20] --out costs.json
+    python benchmarks/plan_cohort.py plan costs.json [--scans 100000] [--hours 24] [--figure FILE.svg]
+                                     [--gpu-speedup RATIO] [--cpu-hour 0.041] [--gpu-hour 1.01] [--storage-mb-s 1000]
+                                     [--gb-month 0.023] [--cores-per-node 32] [--cores-per-gpu 4]
 
-Prices, the speed of the storage and that of a GPU are assumptions to replace by your own.
+Nothing is measured on a GPU. Nodes with GPUs are planned only with a ratio of your own: the seconds of the network on
+one core, divided by those on the GPU.
+
+Prices, the speed of the storage and the sizes of nodes are assumptions to replace by your own. The default prices are
+near those that Amazon lists for us-east-1 on demand in June 2026, in USD: m7g.large, two cores for 0.0816 an hour;
+g5.xlarge, one GPU with four cores for 1.006 an hour; S3 Standard, 0.023 for a GB and a month.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,19 +61,26 @@ class Assumptions:
 
     Args:
         storage_bytes_per_second: of the shared storage, for all workers together.
-        gpu_speedup: how many times faster a GPU runs the network than one core.
+        gpu_speedup: how many times faster a GPU runs the network than one core; None plans no GPUs.
+        cores_per_node: of a node without GPUs.
         cores_per_gpu: workers that share a GPU.
         cpu_hour: price of a core for an hour.
-        gpu_hour: price of a GPU for an hour.
+        gpu_hour: price of a GPU with its cores for an hour.
         gb_month: price of a GB for a month.
     """
 
-    storage_bytes_per_second: float = 1e9
-    gpu_speedup: float = 30.0
-    cores_per_gpu: int = 8
-    cpu_hour: float = 0.05
-    gpu_hour: float = 2.5
-    gb_month: float = 0.02
+    storage_bytes_per_second: float
+    gpu_speedup: float | None
+    cores_per_node: int
+    cores_per_gpu: int
+    cpu_hour: float
+    gpu_hour: float
+    gb_month: float
+
+    @property
+    def kinds(self) -> dict[str, bool]:
+        """Kinds of nodes, and whether they have GPUs."""
+        return {"CPU nodes": False, **({} if self.gpu_speedup is None else {"GPU nodes": True})}
 
 
 def limits(costs: Costs, assumed: Assumptions, workers: int, has_gpus: bool) -> dict[str, float]:
@@ -79,7 +94,7 @@ def limits(costs: Costs, assumed: Assumptions, workers: int, has_gpus: bool) -> 
     """
     storage = assumed.storage_bytes_per_second / (costs.bytes_read + costs.bytes_written)
     found = {"storage": storage, "driver": 1 / costs.driver}
-    if not has_gpus:
+    if not has_gpus or assumed.gpu_speedup is None:
         return {"cores": workers / costs.total, **found}
     gpus = workers / assumed.cores_per_gpu
     on_cores = costs.total - costs.network
@@ -95,12 +110,46 @@ def needed_workers(costs: Costs, assumed: Assumptions, per_second: float, has_gp
     return step * math.ceil(per_second / min(one[name] for name in ("cores", "GPUs") if name in one))
 
 
-def measure(bundle: Path, scans: Path) -> Costs:
-    """Segment scans on one core without a second thread, and return the mean costs of one."""
+def measure_driver(rows: int = 400, at_once: int = 64) -> float:
+    """Return the seconds of the driver per scan: its CPU time for Ray's messages, and the time to store a row.
+
+    Args:
+        rows: number of rows.
+        at_once: rows that are under way at once, as with half as many workers.
+    """
+    from medseg.cohort import Ledger
+    from medseg.cohort.cluster import connected
+
+    row = {"case": "", "status": "done", "input": ["x" * 100], "warnings": ["y" * 200], "seconds": {}, "flags": []}
+    stored: list[float] = []
+
+    class Echo:
+        def segment(self, number: int) -> dict[str, Any]:
+            return {**row, "case": str(number)}
+
+    with connected("local") as ray, tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.jsonl")
+        actor = ray.remote(Echo).options(max_concurrency=at_once).remote()
+        ray.get(actor.segment.remote(0))
+        started = time.process_time()
+        running = [actor.segment.remote(number) for number in range(at_once)]
+        for number in range(rows):
+            (ready,), running = ray.wait(running, num_returns=1)
+            found = ray.get(ready)
+            before, cpu = time.perf_counter(), time.process_time()
+            ledger.add(found)
+            stored.append(time.perf_counter() - before)
+            started += time.process_time() - cpu
+            running.append(actor.segment.remote(at_once + number))
+        messages = (time.process_time() - started) / rows
+    return messages + statistics.median(stored)
+
+
+def measure(bundle: Path, scans: Path, count: int) -> Costs:
+    """Segment scans with one thread, and return the mean costs of one."""
     import torch
 
     import medseg
-    from medseg.cohort import Ledger
     from medseg.inference.cases import find_cases
     from medseg.inference.scan import load_scan
     from medseg.inference.segmentation import save_segmentation
@@ -119,7 +168,7 @@ def measure(bundle: Path, scans: Path) -> Costs:
     network, prepare = model.predict_tiles, model._prepare
     model.predict_tiles = lambda tiles: timed("network", lambda: network(tiles))  # type: ignore[method-assign]
     model._prepare = lambda *given: timed("preprocess", lambda: prepare(*given))  # type: ignore[method-assign]
-    cases = [case for case in find_cases([scans], model.plan.in_channels) if not case.problem]
+    cases = [case for case in find_cases([scans], model.plan.in_channels) if not case.problem][:count]
     read = written = 0
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
@@ -134,37 +183,36 @@ def measure(bundle: Path, scans: Path) -> Costs:
             timed("write", lambda result=segmentation, path=target: save_segmentation(result, path))
             read += sum(path.stat().st_size for path in case.paths)
             written += sum(file.stat().st_size for file in target.parent.iterdir())
-        ledger, rows = Ledger(Path(folder) / "ledger.jsonl"), 200
-        started = time.perf_counter()
-        for number in range(rows):
-            ledger.add({"case": str(number), "status": "done", "input": ["x" * 100], "warnings": ["y" * 200]})
-        driver = (time.perf_counter() - started) / rows
-    count = len(cases)
+    count, driver = len(cases), measure_driver()
     return Costs(**{s: spent[s] / count for s in STAGES}, bytes_read=read / count, bytes_written=written / count,
                  driver=driver, scans=count)  # fmt: skip
 
 
 def print_plan(costs: Costs, assumed: Assumptions, scans: int, hours: float) -> None:
-    """Print the costs per stage, and what it takes to segment the scans in the time."""
+    """Print the costs per stage, what it takes to segment the scans in the time, and what more workers change."""
     print("| " + " | ".join(["", *STAGES, "all"]) + " |\n|---|" + "---:|" * (len(STAGES) + 1))
     values = [*(getattr(costs, stage) for stage in STAGES), costs.total]
     print("| CPU s per scan | " + " | ".join(f"{value:.3g}" for value in values) + " |")
     print("| share | " + " | ".join(f"{value / costs.total:.0%}" for value in values) + " |\n")
     gigabytes = scans * (costs.bytes_read + costs.bytes_written) / 1e9
-    per_second = scans / (3600 * hours)
-    print(f"| {scans:,} scans in {hours:g} h | workers | GPUs | busy | storage | compute | storage, a month |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for name, has_gpus in (("CPU nodes", False), ("GPU nodes", True)):
-        workers = needed_workers(costs, assumed, per_second, has_gpus)
-        if workers is None:
-            print(f"| {name} | – | – | the storage or the driver is too slow | {gigabytes:,.0f} GB | – | – |")
-            continue
-        gpus = workers // assumed.cores_per_gpu if has_gpus else 0
-        rate = min(limits(costs, assumed, workers, has_gpus).values())
-        busy = scans / rate / 3600
-        money = busy * (workers * assumed.cpu_hour + gpus * assumed.gpu_hour)
-        storage = gigabytes * assumed.gb_month
-        print(f"| {name} | {workers} | {gpus} | {busy:.1f} h | {gigabytes:,.0f} GB | {money:,.0f} | {storage:,.0f} |")
+    print(f"Read per scan: {costs.bytes_read / 1e6:.2g} MB; written: {costs.bytes_written / 1e6:.2g} MB; time of the "
+          f"driver: {1000 * costs.driver:.2g} ms. All files: {gigabytes:,.1f} GB.\n")  # fmt: skip
+    print(f"| {scans:,} scans | workers | machines | hours | limited by | computing | files, a month |")
+    print("|---|---:|---:|---:|---|---:|---:|")
+    files = f"{gigabytes * assumed.gb_month:,.2f}"
+    for name, has_gpus in assumed.kinds.items():
+        needed = needed_workers(costs, assumed, scans / (3600 * hours), has_gpus)
+        step = assumed.cores_per_gpu if has_gpus else assumed.cores_per_node
+        if needed is None:
+            print(f"| {name}, in {hours:g} h | – | – | – | the storage or the driver is too slow | – | {files} |")
+        for workers in sorted({step * 4**exponent for exponent in range(6)} | ({needed} - {None})):
+            machines = math.ceil(workers / step)
+            found = limits(costs, assumed, workers, has_gpus)
+            slowest = min(found, key=found.__getitem__)
+            busy = scans / found[slowest] / 3600
+            price = busy * (machines * assumed.gpu_hour if has_gpus else workers * assumed.cpu_hour)
+            label = f"{name}, in {hours:g} h" if workers == needed else name
+            print(f"| {label} | {workers:,} | {machines:,} | {busy:.2f} | {slowest} | {price:,.2f} | {files} |")
 
 
 def draw(costs: Costs, assumed: Assumptions, file: Path) -> None:
@@ -173,20 +221,26 @@ def draw(costs: Costs, assumed: Assumptions, file: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    workers = [2**exponent for exponent in range(15)]
-    for name, has_gpus, style in (("CPU nodes", False, "-"), ("GPU nodes", True, "--")):
+    workers = [2**exponent for exponent in range(16)]
+    for (name, has_gpus), colour in zip(assumed.kinds.items(), ("C0", "C1"), strict=False):
         each = [limits(costs, assumed, count, has_gpus) for count in workers]
-        rates = [3600 * min(found.values()) for found in each]
-        axes.loglog(workers, rates, style, marker="o", markersize=3, label=name)
-        before = ""
-        for count, found, rate in zip(workers, each, rates, strict=True):
-            slowest = min(found, key=found.__getitem__)
-            if slowest != before:
-                axes.annotate(slowest, (count, rate), xytext=(4, -12), textcoords="offset points", fontsize=8)
-            before = slowest
+        axes.loglog(workers, [3600 * min(found.values()) for found in each], color=colour, linewidth=2, label=name)
+        for resource in each[0]:
+            if resource in ("cores", "GPUs"):
+                rates = [3600 * found[resource] for found in each]
+                axes.loglog(workers, rates, ":", color=colour, linewidth=1)
+                axes.annotate(
+                    f"{resource} of {name}", (workers[-1], rates[-1]), (-4, 4), textcoords="offset points", ha="right",
+                    fontsize=8, color=colour,
+                )  # fmt: skip
+    for resource in ("storage", "driver"):
+        rate = 3600 * each[0][resource]
+        axes.axhline(rate, color="0.4", linestyle=":", linewidth=1)
+        axes.annotate(resource, (1, rate), xytext=(2, 3), textcoords="offset points", fontsize=8, color="0.3")
     axes.set(xlabel="workers of one core", ylabel="scans per hour")
+    axes.set_xlim(0.8, 1.6 * workers[-1])
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(file, dpi=150)
 
 
@@ -197,27 +251,30 @@ def main() -> None:
     run = commands.add_parser("measure")
     run.add_argument("bundle", type=Path)
     run.add_argument("scans", type=Path)
+    run.add_argument("--count", type=int, default=20, help="scans that are segmented")
     run.add_argument("--out", type=Path, required=True)
     plan = commands.add_parser("plan")
     plan.add_argument("costs", type=Path)
     plan.add_argument("--scans", type=int, default=100_000)
     plan.add_argument("--hours", type=float, default=24.0)
     plan.add_argument("--figure", type=Path)
-    plan.add_argument("--gpu-speedup", type=float, default=30.0)
-    plan.add_argument("--cpu-hour", type=float, default=0.05)
-    plan.add_argument("--gpu-hour", type=float, default=2.5)
-    plan.add_argument("--gb-month", type=float, default=0.02)
-    plan.add_argument("--storage-mb-s", type=float, default=1000.0)
+    plan.add_argument("--gpu-speedup", type=float, help="how many times faster a GPU runs the network than one core")
+    plan.add_argument("--cpu-hour", type=float, default=0.041, help="price of a core")
+    plan.add_argument("--gpu-hour", type=float, default=1.01, help="price of a GPU with its cores")
+    plan.add_argument("--gb-month", type=float, default=0.023, help="price of a GB")
+    plan.add_argument("--storage-mb-s", type=float, default=1000.0, help="of the shared storage, reading and writing")
+    plan.add_argument("--cores-per-node", type=int, default=32)
+    plan.add_argument("--cores-per-gpu", type=int, default=4)
     given = parser.parse_args()
     if given.command == "measure":
-        costs = measure(given.bundle, given.scans)
+        costs = measure(given.bundle, given.scans, given.count)
         given.out.write_text(json.dumps(asdict(costs), indent=1), encoding="utf-8")
         print(f"{costs.scans} scans, {costs.total:.3g} CPU s per scan; written to {given.out}")
         return
     costs = Costs(**json.loads(given.costs.read_text(encoding="utf-8")))
     assumed = Assumptions(
-        1e6 * given.storage_mb_s, given.gpu_speedup, cpu_hour=given.cpu_hour, gpu_hour=given.gpu_hour,
-        gb_month=given.gb_month,
+        1e6 * given.storage_mb_s, given.gpu_speedup, given.cores_per_node, given.cores_per_gpu, given.cpu_hour,
+        given.gpu_hour, given.gb_month,
     )  # fmt: skip
     print_plan(costs, assumed, given.scans, given.hours)
     if given.figure:

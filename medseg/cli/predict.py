@@ -205,6 +205,9 @@ class _ProgressLines:
         if time.monotonic() - self.printed < SECONDS_PER_LINE:
             return
         self.printed = time.monotonic()
+        if not progress.workers:
+            print("medseg: waiting for a worker to load the model", file=sys.stderr, flush=True)
+            return
         left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
         aside = f", {progress.set_aside} set aside" if progress.set_aside else ""
         print(

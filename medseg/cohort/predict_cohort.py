@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from medseg.cohort.cluster import LOCAL, WorkerResources, capacity, check_capacity, connected
 from medseg.cohort.inputs import CohortCase, find_cohort
-from medseg.cohort.ledger import NAME, Ledger
+from medseg.cohort.ledger import FINISHED, NAME, Ledger
 from medseg.cohort.output_folder import OutputFolder
 from medseg.errors import OptionError
 from medseg.inference.memory import parse_bytes
@@ -30,8 +30,9 @@ RETRIES = 2
 # A worker that fails so many scans in a row gets no new ones until another worker has tried them, too.
 FAILURES_IN_A_ROW = 3
 WAIT_SECONDS, GROW_SECONDS, SAVE_SECONDS = 0.5, 3.0, 30.0
-# Cases whose headers are read to estimate the memory of a worker.
+# Cases whose headers are read to estimate the memory of a worker, and what is reserved for it before that is known.
 ESTIMATED_CASES = 8
+LOADING_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,10 @@ def predict(
     run = secrets.token_hex(8)
     with out.reserved(run), out.ledger_file(NAME) as file, connected(address) as ray:
         check_capacity(ray, resources)
-        arguments = (str(Path(bundle).absolute()), options, out_dir, run, format, overwrite, cpus_per_worker)
+        arguments = {
+            "bundle": str(Path(bundle).absolute()), "options": options, "out_dir": out_dir, "run": run,
+            "format": format, "overwrite": overwrite, "threads": cpus_per_worker,
+        }  # fmt: skip
         cohort = _Cohort(ray, cases, out, Ledger(file), resources, arguments, on_case, on_progress)
         return cohort.run()
 
@@ -171,7 +175,7 @@ class _Cohort:
         out: OutputFolder,
         ledger: Ledger,
         resources: WorkerResources,
-        arguments: tuple[Any, ...],
+        arguments: dict[str, Any],
         on_case: Callable[[CaseResult], None] | None,
         on_progress: Callable[[CohortProgress], None] | None,
     ) -> None:
@@ -179,7 +183,9 @@ class _Cohort:
         self.cases = list(cases)
         self.out = out
         self.ledger = ledger
-        self.resources = resources
+        self.is_estimated = not resources.memory_bytes
+        loading = replace(resources, memory_bytes=LOADING_BYTES)
+        self.resources = loading if self.is_estimated and capacity(ray, loading) else resources
         self.arguments = arguments
         self.on_case = on_case
         self.on_progress = on_progress
@@ -199,8 +205,11 @@ class _Cohort:
 
     def run(self) -> list[CaseResult]:
         """Segment the cases, and return their results in order."""
-        self._start(1)  # the first worker tells the settings, by which the ledger knows what is missing
+        # The first worker that has loaded the model tells the settings, by which the ledger knows what is missing.
+        rows = {} if self.arguments["overwrite"] else self.ledger.rows
+        unfinished = sum(rows.get(case.name, {}).get("status") not in FINISHED for case in self.cases)
         try:
+            self._start(max(1, min(capacity(self.ray, self.resources), unfinished)))
             while len(self.results) < len(self.cases):
                 self._grow()
                 self._dispatch()
@@ -222,9 +231,9 @@ class _Cohort:
         remote = self.ray.remote(Worker)
         for _ in range(count):
             options = {**self.resources.to_options(), "max_concurrency": self.at_once, "max_restarts": 0}
-            member = _Member(self.created, remote.options(**options).remote(*self.arguments))
-            # A worker that dies at a header would only die again, so the next one reads none.
-            largest = [] if self.created or self.resources.memory_bytes else self._largest()
+            member = _Member(self.created, remote.options(**options).remote(**self.arguments))
+            # A worker that dies at a header would only die again, so the others read none.
+            largest = self._largest() if self.is_estimated and not self.created else []
             self.created += 1
             self.members.append(member)
             self.loading[member.actor.load.remote(largest)] = member
@@ -259,11 +268,13 @@ class _Cohort:
             self._give_up(member, found["error"])
             return
         member.name = found["name"]
+        if found["memory_bytes"] > self.resources.memory_bytes:
+            self.resources = replace(self.resources, memory_bytes=found["memory_bytes"])
+            for each in [each for each in self.members if each is not member]:
+                self._remove(each)  # too little is reserved for it; it has no scan yet
         if self.settings:
             return
         self.settings = found["settings"]
-        if not self.resources.memory_bytes and found["memory_bytes"]:
-            self.resources = replace(self.resources, memory_bytes=found["memory_bytes"])
         self._skip_finished()
         self.started = time.monotonic()
         self.grown = 0.0
@@ -282,8 +293,7 @@ class _Cohort:
             self.ray.kill(member.actor)
 
     def _skip_finished(self) -> None:
-        overwrite = self.arguments[5]
-        for task in [] if overwrite else list(self.waiting):
+        for task in [] if self.arguments["overwrite"] else list(self.waiting):
             row = self.ledger.finished(task.case, self.settings)
             if row is not None and self.out.exists(str(row["output"]).rpartition("/")[2]):
                 self.waiting.remove(task)
@@ -299,6 +309,8 @@ class _Cohort:
 
     def _dispatch(self) -> None:
         """Give each worker at most two scans, so that none waits and few are lost with it."""
+        if self.is_estimated and any(member.number == 0 for member in self.loading.values()):
+            return  # the need of memory is not known yet
         for member in [member for member in self.members if member.name]:
             if not member.tasks and (suspect := self._suspect_for(member)) is not None:
                 self.suspects.remove(suspect)
@@ -337,6 +349,8 @@ class _Cohort:
             self._report()
 
     def _handle_load(self, member: _Member, reference: Any) -> None:
+        if member not in self.members:
+            return
         try:
             found = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,13 +33,24 @@ class RayCluster:
         self.add_node(num_cpus, ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder}"])
 
     def add_node(
-        self, num_cpus: int, options: list[str] | None = None, environment: dict[str, str] | None = None
+        self,
+        num_cpus: int,
+        options: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+        launcher: Sequence[str] = (),
     ) -> subprocess.Popen:
-        """Start a node and wait until the cluster answers."""
+        """Start a node and wait until the cluster answers.
+
+        Args:
+            num_cpus: its cores.
+            options: of `ray start`; None joins the cluster.
+            environment: further variables of the node and its workers.
+            launcher: program that starts the node, such as `unshare`, with its arguments.
+        """
         script = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
         options = options or [f"--address={self.address}"]
         options += [f"--num-cpus={num_cpus}", "--num-gpus=0", "--object-store-memory=80000000", "--disable-usage-stats"]
-        command = [sys.executable, "-c", script, "start", "--block", *options]
+        command = [*launcher, sys.executable, "-c", script, "start", "--block", *options]
         log = (self.folder / f"node{len(self.nodes)}.log").open("w")
         patience = {"RAY_raylet_start_wait_time_s": "180"}  # other tests may keep the cores busy
         variables = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **patience, **(environment or {})}

@@ -65,15 +65,20 @@ def test_labels_equal_those_of_one_process_and_a_second_run_has_nothing_to_do(
     tmp_path: Path, tiny_bundle: Path, cluster: RayCluster
 ) -> None:
     scans, out = write_scans(tmp_path / "scans", 4), tmp_path / "out"
-    (scans / "crop.nii.gz").write_bytes(b"no image")
+    damaged = [f"a{n}" for n in range(7)]  # more in a row than a worker may fail
+    for name in damaged:
+        (scans / f"{name}.nii.gz").write_bytes(b"no image")
     seen: list[Any] = []
     results = predict(tiny_bundle, [scans], out, address=cluster.address, on_progress=seen.append, **FAST)
-    assert [(r.case, r.status) for r in results] == [*((f"case{n:02d}", "done") for n in range(4)), ("crop", "failed")]
-    assert "gzip" in results[-1].message
-    assert "3 times" in results[-1].message
+    expected = [*((name, "failed") for name in damaged), *((f"case{n:02d}", "done") for n in range(4))]
+    assert [(r.case, r.status) for r in results] == expected
+    for result in results[: len(damaged)]:
+        assert "gzip" in result.message
+        assert "3 times" in result.message
+    assert seen[-1].problems == ()  # the scans are to blame, not the workers
     assert_equal_to_one_process(tiny_bundle, scans, out, tmp_path)
     rows = {row["case"]: row for row in rows_of(out)}
-    assert len(rows_of(out)) == len(rows) == 5
+    assert len(rows_of(out)) == len(rows) == 11
     for number in range(4):
         row = rows[f"case{number:02d}"]
         assert set(row["seconds"]) == {"read", "preprocess", "predict", "write"}
@@ -82,11 +87,12 @@ def test_labels_equal_those_of_one_process_and_a_second_run_has_nothing_to_do(
             == json.loads((tiny_bundle / "models" / "model.json").read_text())["weights_sha256"].split()
         )
         assert row["attempts"] == 1
-        assert row["volumes_ml"] == results[number].volumes_ml
-    assert (seen[-1].done, seen[-1].total, seen[-1].set_aside, seen[-1].seconds_left) == (5, 5, 1, 0)
+        assert row["volumes_ml"] == results[len(damaged) + number].volumes_ml
+    assert (seen[-1].done, seen[-1].total, seen[-1].set_aside, seen[-1].seconds_left) == (11, 11, 7, 0)
     assert seen[-1].per_hour > 0
     before = {file: file.stat().st_mtime_ns for file in out.glob("case*")}
-    (scans / "crop.nii.gz").unlink()
+    for name in damaged:
+        (scans / f"{name}.nii.gz").unlink()
     again = predict(tiny_bundle, [scans], out, address=cluster.address, **FAST)
     assert {r.status for r in again} == {"skipped"}
     assert {file: file.stat().st_mtime_ns for file in out.glob("case*")} == before
@@ -244,6 +250,48 @@ def test_a_worker_with_a_full_disk_is_given_up_and_its_scans_are_done_elsewhere(
     record = json.loads((out / "case00.json").read_text(encoding="utf-8"))
     assert record["input"] == [f"file://{scans}/case00.nii.gz"]
     print(f"attempts: {Counter(row['attempts'] for row in rows)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defect", ["another folder", "another version"])
+def test_a_node_that_cannot_take_part_is_named_and_the_others_go_on(
+    tmp_path: Path, tiny_bundle: Path, cluster: RayCluster, defect: str
+) -> None:
+    scans, out = write_scans(tmp_path / "scans", 30, 40), tmp_path / "out"
+    out.mkdir()
+    options: dict[str, Any] = {}
+    if defect == "another folder":
+        if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+            pytest.skip("a node with other mounts needs root")
+        mount = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+        options["launcher"] = ["unshare", "-m", "sh", "-c", mount, str(out)]
+    else:
+        metadata = tmp_path / "installed" / "medseg-99.0.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text("Metadata-Version: 2.1\nName: medseg\nVersion: 99.0\n", encoding="utf-8")
+        options["environment"] = {"PYTHONPATH": str(tmp_path / "installed")}
+    nodes: list[subprocess.Popen] = []
+    seen: list[Any] = []
+
+    def join() -> bool:
+        if not (out / "ledger.jsonl").is_file():
+            return False
+        nodes.append(cluster.add_node(2, **options))
+        return True
+
+    thread = in_background(join)
+    # A worker of two cores fills the first node.
+    results = predict(
+        tiny_bundle, [scans], out, address=cluster.address, cpus_per_worker=2, on_progress=seen.append, **FAST
+    )
+    thread.join()
+    cluster.remove_node(nodes[0])
+    assert {r.status for r in results} == {"done"}
+    assert len({row["worker"] for row in rows_of(out)}) == 1
+    (problem,) = seen[-1].problems
+    assert (str(out) if defect == "another folder" else "99.0") in problem
+    assert "\n" not in problem
+    print(problem)
 
 
 @pytest.mark.slow

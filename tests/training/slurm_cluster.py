@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmstepd", "sbatch", "scancel", "scontrol", "srun")
+NODES = ("127.0.0.1", "127.0.0.2")  # torchrun connects to the name of a node
 CONFIG = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -36,8 +37,8 @@ MpiDefault=none
 KillWait=2
 SlurmdParameters=config_overrides
 {plugins}
-NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
-NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
+NodeName=127.0.0.1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
+NodeName=127.0.0.2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 
@@ -52,7 +53,7 @@ def _which(name: str) -> str | None:
 
 
 class SlurmCluster:
-    """A controller and two nodes, which are called by two names of this machine that both lead to 127.0.0.1."""
+    """A controller and two nodes, which are named after two addresses of the loopback interface."""
 
     def __init__(self) -> None:
         # Paths of sockets have at most 107 characters, so pytest's folders are too long.
@@ -63,7 +64,7 @@ class SlurmCluster:
         munge.mkdir(mode=0o700)
         (munge / "key").touch(mode=0o600)
         (munge / "key").write_bytes(os.urandom(128))
-        for name in ("state", "spool-localhost", f"spool-{host}"):
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         values = {"host": host, "user": getpass.getuser(), "folder": self.folder, "ports": _free_ports(3)}
         config = self.folder / "slurm.conf"
@@ -76,7 +77,7 @@ class SlurmCluster:
         while not (munge / "socket").exists():
             self._check()
         self._start("slurmctld", "-D")
-        for node in ("localhost", host):
+        for node in NODES:
             self._start("slurmd", "-D", "-N", node, "-d", self.programs["slurmstepd"])
         deadline = time.monotonic() + 120
         while self._call("scontrol", "show", "nodes").count("State=IDLE") < 2:

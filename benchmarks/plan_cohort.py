@@ -205,7 +205,7 @@ def print_plan(costs: Costs, assumed: Assumptions, scans: int, hours: float) -> 
         step = assumed.cores_per_gpu if has_gpus else assumed.cores_per_node
         if needed is None:
             print(f"| {name}, in {hours:g} h | – | – | – | the storage or the driver is too slow | – | {files} |")
-        for workers in sorted({step * 4**exponent for exponent in range(6)} | ({needed} - {None})):
+        for workers in sorted({step * 4**exponent for exponent in range(4)} | ({needed} - {None})):
             machines = math.ceil(workers / step)
             found = limits(costs, assumed, workers, has_gpus)
             slowest = min(found, key=found.__getitem__)

@@ -16,7 +16,8 @@ LOCAL, AUTO = "local", "auto"
 # Workers read and write files themselves; the object store carries only names and rows.
 OBJECT_STORE_BYTES = 80 * 1024**2
 CONNECT_SECONDS = 5.0
-START_SECONDS = "120"  # Ray gives up after 30, which a busy machine exceeds
+# Ray gives up after 30 seconds, which a busy machine exceeds. Only one of its two limits can be changed.
+START_SECONDS, STARTS = "120", 3
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def connected(address: str) -> Iterator[Any]:
 def _connect(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address == LOCAL:
-        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
+        _start_here(ray, options)
         return
     if address != AUTO:
         _check_reachable(address)
@@ -99,6 +100,19 @@ def _connect(ray: Any, address: str) -> None:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError) as error:
         raise _connection_error(address, error) from error
+
+
+def _start_here(ray: Any, options: dict[str, Any]) -> None:
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
+            return
+        except Exception as error:  # Ray raises plain ones
+            if "timed out during startup" not in str(error) or attempt == STARTS:
+                raise OptionError(
+                    f"--ray local: Ray could not be started on this machine ({one_line(error):.300}); close other "
+                    "programs, and look at the logs in /tmp/ray/session_latest/logs"
+                ) from error
 
 
 def _connection_error(address: str, error: BaseException) -> OptionError:

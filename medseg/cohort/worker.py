@@ -101,6 +101,7 @@ class Worker:
         }
 
     def _use_threads(self) -> None:
+        """Limit the threads of torch; OpenMP keeps the limit per calling thread, and Ray calls from several."""
         import torch
 
         torch.set_num_threads(self.threads)

@@ -97,7 +97,7 @@ MODELS: dict[
 
 
 def match_frequencies(trainer: Any, batch: dict[str, Any]) -> None:
-    """Shift the biases of the head, so that each class is predicted as often as it is annotated.
+    """Shift the biases of the head, so that each class is predicted as often as it is annotated, at least in 1 %.
 
     After so few iterations a network may call everything background, which would compare nothing.
     """
@@ -109,7 +109,8 @@ def match_frequencies(trainer: Any, batch: dict[str, Any]) -> None:
         for channel in range(0 if has_regions else 1, len(logits)):
             others = torch.zeros(1) if has_regions else logits[[n for n in range(len(logits)) if n != channel]].amax(0)
             annotated = target[:, channel] if has_regions else target[:, 0] == channel
-            shift = (others - logits[channel])[:: max(1, logits.shape[1] // 100_000)].quantile(annotated.float().mean())
+            frequency = annotated.float().mean().clamp(min=0.01)
+            shift = (others - logits[channel])[:: max(1, logits.shape[1] // 100_000)].quantile(frequency)
             logits[channel] += shift
             head.bias[channel] += shift
 

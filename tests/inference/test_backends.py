@@ -13,6 +13,7 @@ import pytest
 import torch
 from inference.plans import small_plan
 from inference.thin_network import thin_network
+from torch import nn
 
 from medseg.errors import BackendError, OptionError
 from medseg.inference import Predictor
@@ -75,6 +76,27 @@ def test_openvino_returns_the_values_of_torch_for_full_and_short_batches(own_cac
     assert len(list((own_cache / "openvino").iterdir())) == 2
     for folder in (own_cache / "openvino").iterdir():
         assert len(list(folder.rglob("*.blob"))) == 1  # compiled once and found again
+
+
+@pytest.mark.parametrize(("shape", "affine"), [((1, 1, 40, 48, 44), True), ((2, 1, 300, 280), False)])
+def test_openvino_normalises_images_with_much_air_as_precisely_as_torch(
+    own_cache: Path, shape: tuple[int, ...], affine: bool
+) -> None:
+    """OpenVINO's own kernel is wrong by 1e-3 here, because it adds up many equal voxels in one fp32 number."""
+    pytest.importorskip("openvino")
+    from medseg.inference.backends.openvino_backend import OpenVINOBackend
+
+    convolution, norm = (nn.Conv3d, nn.InstanceNorm3d) if len(shape) == 5 else (nn.Conv2d, nn.InstanceNorm2d)
+    torch.manual_seed(0)
+    network = nn.Sequential(convolution(1, 8, 1), norm(8, affine=affine), nn.LeakyReLU(0.01))
+    for parameter in network[1].parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    image = torch.randn(shape)
+    image[:, :, : shape[2] * 3 // 4] = -3.0
+    found = OpenVINOBackend(network, shape)(image)
+    with torch.no_grad():
+        exact = network.double()(image.double())
+    assert (found - exact).abs().max() < 1e-4 * exact.std()
 
 
 @pytest.mark.parametrize("damage", ["model.xml", "model.bin", "*.blob", "unwritable"])

@@ -23,6 +23,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from medseg.errors import BackendError, OptionError, VolumeError, first_line
+from medseg.inference.backends.stepwise_norm import use_stepwise_norms
 from medseg.inference.backends.torch_backend import split_head
 from medseg.networks.precision import Precision
 from medseg.networks.stages import compose_stages
@@ -87,6 +88,8 @@ class OpenVINOBackend:
         self.shape = tuple(int(n) for n in shape)
         network = deepcopy(network).to(self.device).eval()
         compose_stages(network)
+        if precision == "fp32":
+            use_stepwise_norms(network)
         split = split_head(network) if blend_features else None
         self.module = network if split is None else FeaturesOnly(network, split.features).eval()
         self.head_weight = None if split is None else split.weight

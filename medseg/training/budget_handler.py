@@ -14,19 +14,21 @@ from monai.handlers import ValidationHandler
 
 from medseg.training.time_budget import PLANNED_SHARE
 
-# The number of epochs stays as long as the training will end between this share of the budget and the whole of it.
-LOWEST_SHARE = 0.94
-# The time of an epoch is the mean of the last ones: those of this share of the budget, and at least so many.
-RECENT_SHARE, MIN_RECENT = 0.03, 3
+# The number of epochs stays as long as the end is off by less than this share of the time that is left: early there is
+# time to correct it, and the speed may change again. Late, what was left free for slow steps may be used.
+TOLERANCE = 0.1
+# The time of an epoch is the mean of the last ones, in this share of the time that is left, and at least of so many.
+RECENT_SHARE, MIN_RECENT = 0.2, 3
 _IMPORTED = time.monotonic()
 
 
 class TimeBudgetHandler:
     """Measure the epochs of a training, and change their number if it would end too early or too late.
 
-    Before each epoch the end is predicted from the time of the last epochs and of the last validation. If it lies
-    outside 94 to 100 % of the budget, `max_epochs` becomes what 97 % allow, and the learning rate reaches its end there
-    without a jump (see `PolynomialWarmUp.end_at`). The last epoch is validated even if it is none of the regular ones.
+    Before each epoch the end is predicted from the time of the last epochs and of the last validation. The aim is 97 %
+    of the budget. If the end is off by more than 3 % of the budget and by more than 10 % of the time that is left,
+    `max_epochs` becomes what the aim allows, and the learning rate reaches its end there without a jump (see
+    `PolynomialWarmUp.end_at`). The last epoch is validated even if it is none of the regular ones.
 
     A resumed training counts the time up to its checkpoint and from its own start, not the time in between. `changes`
     repeats a training bit for bit on another machine, because they were decided by a clock.
@@ -118,33 +120,25 @@ class TimeBudgetHandler:
             return planned
         # the first epoch of a process takes longer
         measured = self._epochs[1:] or self._epochs
-        each = self._mean_of_recent(measured)
+        each = _mean_of_last(measured, RECENT_SHARE * left)
 
         def takes(last: int) -> float:
             return (last - epoch + 1) * each + self._validations(epoch, last, steps) * self._last_validation
 
+        reserve = (1 - PLANNED_SHARE) * self.seconds
         spare = left - takes(planned)
-        is_in_time = 0 <= spare <= (1 - LOWEST_SHARE) * self.seconds
+        is_in_time = abs(spare - reserve) <= max(reserve, TOLERANCE * left)
         is_early = len(measured) < MIN_RECENT <= planned - epoch
         # a validation may take long, and the planned number of epochs allows for it
         is_unknown = self.validation is not None and not self._last_validation and spare > 0
         if is_in_time or is_early or is_unknown:
             return planned
-        target = left - (1 - PLANNED_SHARE) * self.seconds
+        target = left - reserve
         low, high = epoch, max(epoch + 1, epoch + int(target / max(each, 1e-9)) + 1)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if takes(middle) <= target else (low, middle)
         return low
-
-    def _mean_of_recent(self, epochs: Sequence[float]) -> float:
-        assert self.seconds is not None
-        total, count = 0.0, 0
-        for took in reversed(epochs):
-            if count >= MIN_RECENT and total >= RECENT_SHARE * self.seconds:
-                break
-            total, count = total + took, count + 1
-        return total / count
 
     def _validations(self, epoch: int, last: int, steps: int) -> int:
         """Return the number of validations in the epochs from `epoch` to `last`, of which the last one is validated."""
@@ -159,6 +153,16 @@ class TimeBudgetHandler:
         is_last = engine.state.epoch == engine.state.max_epochs
         if is_last and self.evaluator is not None and self.evaluator.state.epoch != engine.state.epoch:
             self.evaluator.run(engine.state.epoch)
+
+
+def _mean_of_last(epochs: Sequence[float], seconds: float) -> float:
+    """Return the mean of the last epochs: as many as took `seconds` together, and at least `MIN_RECENT`."""
+    total, count = 0.0, 0
+    for took in reversed(epochs):
+        if count >= MIN_RECENT and total >= seconds:
+            break
+        total, count = total + took, count + 1
+    return total / count
 
 
 def seconds_since_start() -> float:

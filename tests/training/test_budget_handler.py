@@ -116,9 +116,9 @@ def test_a_resumed_training_continues_its_time_and_its_changes():
     second.budget.load_state_dict(state["budget"])
     second.trainer.state.epoch, second.trainer.state.iteration = stop, stop * STEPS
     second.run()
-    assert second.now + first.now == pytest.approx(3000.0, rel=0.03)
+    assert 0.93 * 3000.0 < second.now + first.now <= 1.01 * 3000.0
     assert second.rates[0] < first.rates[-1]
-    assert second.trainer.state.epoch == pytest.approx(whole.trainer.state.epoch, abs=5)
+    assert second.trainer.state.epoch == pytest.approx(whole.trainer.state.epoch, rel=0.05)
 
 
 def test_the_clock_begins_with_the_process():

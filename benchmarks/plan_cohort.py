@@ -1,10 +1,10 @@
 """Plan a cohort: machines, hours, storage and money for 100,000 scans, from one measured run.
 
-The run segments scans with one thread and adds up the CPU time of each stage: read, preprocess, network, restore
-(blending and deciding labels) and write. A second part hands rows through a Ray cluster on this machine and writes the
-ledger, which is what the driver does per scan. CPU time does not count what other programs take, so that the numbers
-may be measured on a busy machine. A model of queues without waiting turns them into the scans per hour of any number
-of workers: the slowest of the workers, the shared storage and the driver decides.
+The run segments scans with one thread and adds up the CPU time of each stage: read, preprocess (with finding regions,
+if the model has some), network, restore (blending and deciding labels) and write. A second part hands rows through a
+Ray cluster on this machine and writes the ledger, which is what the driver does per scan. CPU time does not count what
+other programs take, so that the numbers may be measured on a busy machine. A model of queues without waiting turns them
+into the scans per hour of any number of workers: the slowest of the workers, the shared storage and the driver decides.
 
     python benchmarks/plan_cohort.py measure BUNDLE SCANS [--count 20] --out costs.json
     python benchmarks/plan_cohort.py plan costs.json [--scans 100000] [--hours 24] [--figure FILE.svg]
@@ -159,25 +159,30 @@ def measure(bundle: Path, scans: Path, count: int) -> Costs:
     model.window = replace(model.window, is_pipelined=False)  # the time of a second thread would count as another stage
     spent = dict.fromkeys(STAGES, 0.0)
 
+    inner = 0.0
+
     def timed(stage: str, work: Callable[[], Any]) -> Any:
+        nonlocal inner
+        outer, inner = inner, 0.0
         started = time.process_time()
         result = work()
-        spent[stage] += time.process_time() - started
+        elapsed = time.process_time() - started
+        spent[stage] += elapsed - inner  # without the stages within
+        inner = outer + elapsed
         return result
 
-    network, prepare = model.predict_tiles, model._prepare
+    network = model.predict_tiles
     model.predict_tiles = lambda tiles: timed("network", lambda: network(tiles))  # type: ignore[method-assign]
-    model._prepare = lambda *given: timed("preprocess", lambda: prepare(*given))  # type: ignore[method-assign]
+    name = "_prepare" if model.plan.regions is None else "_predict_regions"
+    prepare = getattr(model, name)
+    setattr(model, name, lambda *given: timed("preprocess", lambda: prepare(*given)))
     cases = [case for case in find_cases([scans], model.plan.in_channels) if not case.problem][:count]
     read = written = 0
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             paths = list(case.paths)
             scan = timed("read", lambda paths=paths: load_scan(paths, model.plan))
-            before = spent["network"] + spent["preprocess"]
-            started = time.process_time()
-            segmentation = model.predict_scan(scan)
-            spent["restore"] += time.process_time() - started - (spent["network"] + spent["preprocess"] - before)
+            segmentation = timed("restore", lambda scan=scan: model.predict_scan(scan))
             target = Path(folder) / case.name / "labels.nii.gz"
             target.parent.mkdir()
             timed("write", lambda result=segmentation, path=target: save_segmentation(result, path))
@@ -229,14 +234,15 @@ def draw(costs: Costs, assumed: Assumptions, file: Path) -> None:
             if resource in ("cores", "GPUs"):
                 rates = [3600 * found[resource] for found in each]
                 axes.loglog(workers, rates, ":", color=colour, linewidth=1)
+                offset = (-8, 4 if has_gpus else -14)
                 axes.annotate(
-                    f"{resource} of {name}", (workers[-1], rates[-1]), (-4, 4), textcoords="offset points", ha="right",
+                    f"{resource} of {name}", (workers[-1], rates[-1]), offset, textcoords="offset points", ha="right",
                     fontsize=8, color=colour,
                 )  # fmt: skip
-    for resource in ("storage", "driver"):
+    for resource, offset in zip(sorted(("storage", "driver"), key=each[0].__getitem__), (-11, 3), strict=True):
         rate = 3600 * each[0][resource]
         axes.axhline(rate, color="0.4", linestyle=":", linewidth=1)
-        axes.annotate(resource, (1, rate), xytext=(2, 3), textcoords="offset points", fontsize=8, color="0.3")
+        axes.annotate(resource, (1, rate), xytext=(2, offset), textcoords="offset points", fontsize=8, color="0.3")
     axes.set(xlabel="workers of one core", ylabel="scans per hour")
     axes.set_xlim(0.8, 1.6 * workers[-1])
     axes.grid(True, which="major", alpha=0.3)

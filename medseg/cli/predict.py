@@ -210,9 +210,10 @@ class _ProgressLines:
             return
         left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
         aside = f", {progress.set_aside} set aside" if progress.set_aside else ""
+        rate = f", {progress.per_hour:.0f} per hour" if progress.per_hour else ""
         print(
-            f"medseg: {progress.done} of {progress.total} scans on {progress.workers} workers{aside}, "
-            f"{progress.per_hour:.0f} per hour{left}", file=sys.stderr, flush=True,
+            f"medseg: {progress.done} of {progress.total} scans on {progress.workers} workers{aside}"
+            f"{rate}{left}", file=sys.stderr, flush=True,
         )  # fmt: skip
 
 

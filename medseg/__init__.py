@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from medseg.datasets import Manifest, read_manifest
     from medseg.errors import MedsegError
     from medseg.evaluation import Evaluation, evaluate
-    from medseg.inference import CaseResult, Predictor, Segmentation, SlicePredictor, predict_files
+    from medseg.inference import CaseResult, Predictor, Segmentation, SlicePredictor
+    from medseg.inference.predict_files import predict_files
     from medseg.plan import Plan, read_plan
     from medseg.reporting import WrittenReport, write_prediction_report, write_report
     from medseg.volumes import Grid, Volume, read_label_map, read_volume, write_volume

@@ -53,6 +53,7 @@ def train(
         raise OptionError("--promote: all-folds writes a bundle of its own; leave --promote out")
     from medseg.training import train as train_bundle
     from medseg.training import train_folds
+    from medseg.training.budget_handler import seconds_since_start
 
     arguments: dict[str, Any] = {
         "hours": hours,
@@ -61,6 +62,7 @@ def train(
         "gpus": gpus,
         "processes": processes,
         "report": report,
+        "elapsed_seconds": seconds_since_start(),
     }
     try:
         if fold == "all-folds":

@@ -77,6 +77,7 @@ def train(
     processes: int | None = None,
     report: Callable[[str], None] = print,
     probe_seconds: float = PROBE_SECONDS,
+    elapsed_seconds: float = 0.0,
 ) -> TrainingRun:
     """Train a bundle with MONAI's workflow, `python -m monai.bundle run`.
 
@@ -98,6 +99,7 @@ def train(
         processes: number of processes on the CPU.
         report: gets each line about the progress.
         probe_seconds: how long the probe measures each setting, at least.
+        elapsed_seconds: what is already spent of the time, e.g. by the start of the command.
 
     Returns:
         The finished run.
@@ -109,7 +111,7 @@ def train(
         TrainingError: the training failed, or `out_dir` holds another one.
         KeyboardInterrupt: it was interrupted; the message says how to go on.
     """
-    started = time.monotonic()
+    started = time.monotonic() - elapsed_seconds
     request = TrainingRequest.read(bundle, data, out_dir, fold, hours, options or {}, recipes, gpus, processes)
     check_out_folder(request.out_dir)
     with sole_run(request.out_dir):
@@ -139,11 +141,12 @@ def train_folds(
     processes: int | None = None,
     report: Callable[[str], None] = print,
     probe_seconds: float = PROBE_SECONDS,
+    elapsed_seconds: float = 0.0,
 ) -> list[TrainingRun]:
     """Train a bundle once for each fold, one after the other. The test fold is never used.
 
     Args:
-        bundle, data, options, recipes, gpus, processes, report, probe_seconds: see `train`.
+        bundle, data, options, recipes, gpus, processes, report, probe_seconds, elapsed_seconds: see `train`.
         out_dir: each run gets a folder `fold_<number>` in it; None takes `runs/<bundle>`.
         hours: time for all folds.
 
@@ -169,6 +172,7 @@ def train_folds(
         run = train(
             bundle, data, parent / f"fold_{fold}", fold=fold, hours=each, options=options, recipes=recipes, gpus=gpus,
             processes=processes, report=report, probe_seconds=probe_seconds,
+            elapsed_seconds=elapsed_seconds if number == 1 else 0.0,
         )  # fmt: skip
         runs.append(run)
     return runs

@@ -114,7 +114,7 @@ def main() -> None:
 
 def measure_heads(files: Sequence[Path]) -> None:
     """Print one row per way of spoiling whole heads; a scan that is refused counts as an alarm."""
-    model, crops = medseg.load(BUNDLE_OF_HEADS, device="cpu"), medseg.load(BUNDLE, device="cpu")
+    model, crops = (medseg.load(b, device="cpu", precision="fp32") for b in (BUNDLE_OF_HEADS, BUNDLE))
     rng = np.random.default_rng(0)
     heads = [read_volume(file) for file in files]
     unchanged = [np.asarray(model.predict((np.asarray(h.array, np.float32), h.grid.affine)).array) for h in heads]
@@ -157,7 +157,7 @@ def measure_heads(files: Sequence[Path]) -> None:
 
 def measure_crops(arguments: argparse.Namespace) -> None:
     """Print the table of the crops of one fold."""
-    model = medseg.load(BUNDLE, device="cpu")
+    model = medseg.load(BUNDLE, device="cpu", precision="fp32")
     cases = case_files(read_manifest("hippocampus"), arguments.data, arguments.fold, "validation", missing="skip")
     rng = np.random.default_rng(0)
     found_bad, all_bad, false_alarms = 0, 0, ""

@@ -26,7 +26,9 @@ def run(bundle: Path, scans: Path, out: Path, more: list[str]) -> tuple[float, f
     """Return the seconds until the first scan was finished, and those of all."""
     command = [sys.executable, "-W", "ignore", "-m", "medseg", "predict", str(bundle), str(scans), "--out", str(out)]
     started, first = time.perf_counter(), 0.0
-    with subprocess.Popen([*command, "--backend", "torch", *more], stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [*command, "--backend", "torch", "--precision", "fp32", *more], stdout=subprocess.PIPE, text=True
+    ) as child:
         for line in child.stdout or ():
             if not first and line.startswith(("done", "suspicious")):
                 first = time.perf_counter() - started

@@ -108,7 +108,9 @@ def main() -> None:
     parser.add_argument("--spoil_every", type=int, default=2, help="spoil every n-th case")
     arguments = parser.parse_args()
     manifest = read_manifest(training_manifest(BundleFolder(arguments.bundle)))
-    model = medseg.load(arguments.bundle, arguments.weights, device="cpu", backend="torch", save_probabilities=True)
+    model = medseg.load(
+        arguments.bundle, arguments.weights, device="cpu", backend="torch", precision="fp32", save_probabilities=True
+    )
     model.calibration = model.fingerprint = None
     names = model.plan.label_names
     patient_of = {case.id: case.patient for case in manifest.cases}

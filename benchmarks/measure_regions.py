@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--rotations", type=int, default=20)
     parser.add_argument("--orientations", action="store_true", help="all 48 orientations, and nothing else")
     arguments = parser.parse_args()
-    model = medseg.load(BUNDLE, device="cpu")
+    model = medseg.load(BUNDLE, device="cpu", precision="fp32")
     for head in HEADS:
         image = nib.as_closest_canonical(nib.load(arguments.data / head))
         array, affine = np.asarray(image.dataobj, dtype=np.float32), image.affine

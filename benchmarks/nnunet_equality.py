@@ -33,7 +33,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = import_bundle(arguments.model, Path(folder) / "imported_segmentation", folds=arguments.fold)
         predictor = medseg.load(
-            bundle.path, device="cpu", backend=arguments.backend, tta="flip" if arguments.mirroring else "none"
+            bundle.path,
+            device="cpu",
+            backend=arguments.backend,
+            precision="fp32",
+            tta="flip" if arguments.mirroring else "none",
         )
         for scan in arguments.scans:
             files = scan.split(",")

@@ -155,7 +155,7 @@ def measure(bundle: Path, scans: Path, count: int) -> Costs:
     from medseg.inference.segmentation import save_segmentation
 
     torch.set_num_threads(1)
-    model = medseg.load(bundle, device="cpu", backend="torch")
+    model = medseg.load(bundle, device="cpu", backend="torch", precision="fp32")
     model.window = replace(model.window, is_pipelined=False)  # the time of a second thread would count as another stage
     spent = dict.fromkeys(STAGES, 0.0)
 

@@ -150,7 +150,8 @@ def write_page(
     fold = judged_fold(runs, manifest)
     work.mkdir(parents=True, exist_ok=True)
     link_cases(manifest, root, fold, work)
-    run("predict", str(folder.path), "scans", "--out", "predictions", "--weights", str(file.resolve()), folder=work)
+    options = ["--precision", "fp32", "--weights", str(file.resolve())]
+    run("predict", str(folder.path), "scans", "--out", "predictions", *options, folder=work)
     options = ["--labels", name, *INSTANCES.get(name, []), *(["--images", "scans"] if with_images else ["--no-images"])]
     run("evaluate", "predictions", "references", "--out", "evaluation", *options, folder=work)
     page = (work / "evaluation" / "report.html").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medseg.bundle.ensemble import write_ensemble
     from medseg.bundle.fingerprint import compute_fingerprint, write_fingerprint
     from medseg.bundle.importing import import_bundle
+    from medseg.bundle.measure_int8 import quantize
 
 __all__ = [
     "BundleFolder",
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "load_network",
     "promote",
+    "quantize",
     "verify",
     "write_calibration",
     "write_ensemble",
@@ -40,6 +42,7 @@ _HOMES = {
     "compute_fingerprint": "fingerprint",
     "import_bundle": "importing",
     "inference_config": "configs",
+    "quantize": "measure_int8",
     "write_calibration": "calibrate",
     "write_ensemble": "ensemble",
     "write_fingerprint": "fingerprint",

@@ -91,29 +91,47 @@ class GoldenSample:
 
     def objection_to(self, backend: Backend, tolerance: Tolerance = LOW_PRECISION) -> str:
         """Return why the results of a backend may not replace those in fp32, in one line; "" if they may."""
-        values = backend(self.image)[0]
+        logits, expected = self.logits_of(backend), (len(self.logits), *self.tile)
+        if logits.shape != expected:
+            return f"logits have the shape {logits.shape}; expected {expected}"
+        return self.objection(_kept(logits), tolerance)
+
+    def difference_of(self, backend: Backend) -> Tolerance:
+        """Return by how much a backend's logits and labels differ from the sample's.
+
+        Raises:
+            ValueError: its logits are not finite.
+        """
+        logits = _kept(self.logits_of(backend))
+        if not np.isfinite(logits).all():
+            raise ValueError("logits are not finite")
+        return self._difference(logits)
+
+    def logits_of(self, backend: Backend) -> np.ndarray:
+        """Return the logits (C, *tile) of a backend for the sample's input."""
+        values = backend(self.image)[0].float()
         if backend.head_weight is not None:
-            values = apply_head(values.float(), backend.head_weight, backend.head_bias)
-        expected = (len(self.logits), *self.tile)
-        if tuple(values.shape) != expected:
-            return f"logits have the shape {tuple(values.shape)}; expected {expected}"
-        return self.objection(_kept(values.float().cpu().numpy()), tolerance)
+            values = apply_head(values, backend.head_weight, backend.head_bias)
+        return values.cpu().numpy()
 
     def objection(self, logits: np.ndarray, tolerance: Tolerance = LOW_PRECISION) -> str:
         """Return why logits (C, n) at the same voxels may not replace the sample's; "" if they may."""
         if not np.isfinite(logits).all():
             return "logits are not finite"
-        deviation = float(self.logits.std(dtype=np.float64))
-        if deviation == 0:
+        if not self.logits.std():
             return "the sample's logits are all equal, so it cannot show a difference"
-        difference = float(np.sqrt(np.square(logits - self.logits, dtype=np.float64).mean())) / deviation
-        if difference > tolerance.logits:
-            return f"logits differ by {difference:.4f} standard deviations, more than {tolerance.logits}"
-        labels = decide_labels(logits, self.activation), decide_labels(self.logits, self.activation)
-        changed = float((labels[0] != labels[1]).mean())
-        if changed > tolerance.labels:
-            return f"labels differ on {changed:.2%} of the voxels, more than {tolerance.labels:.2%}"
+        found = self._difference(logits)
+        if found.logits > tolerance.logits:
+            return f"logits differ by {found.logits:.4f} standard deviations, more than {tolerance.logits:.4g}"
+        if found.labels > tolerance.labels:
+            return f"labels differ on {found.labels:.2%} of the voxels, more than {tolerance.labels:.2%}"
         return ""
+
+    def _difference(self, logits: np.ndarray) -> Tolerance:
+        deviation = float(self.logits.std(dtype=np.float64))
+        difference = float(np.sqrt(np.square(logits - self.logits, dtype=np.float64).mean())) / deviation
+        labels = decide_labels(logits, self.activation), decide_labels(self.logits, self.activation)
+        return Tolerance(difference, float((labels[0] != labels[1]).mean()))
 
 
 def golden_input(in_channels: int, tile: tuple[int, ...]) -> torch.Tensor:

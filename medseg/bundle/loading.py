@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from medseg import weights as weight_files
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.golden import ensemble_sha256, read_golden_sample
+from medseg.bundle.golden import LOW_PRECISION, ensemble_sha256, read_golden_sample
+from medseg.bundle.int8_file import INT8, QUANTIZE_AGAIN, Int8Model, read_int8_model
 from medseg.errors import BundleError, OptionError, WeightsError
 from medseg.inference import Predictor
 from medseg.inference.backends.choice import GoldenCheck
@@ -20,6 +22,10 @@ from medseg.plan import Plan
 if TYPE_CHECKING:
     import torch
 
+    from medseg.networks.precision import PrecisionChoice
+
+logger = logging.getLogger(__name__)
+
 
 def load(
     path: str | Path,
@@ -27,7 +33,7 @@ def load(
     device: str = "auto",
     *,
     backend: Literal["auto", "torch", "openvino"] = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    precision: PrecisionChoice = "auto",
     overlap: float | None = None,
     batch_size: int | None = None,
     interpolation: Literal["linear", "cubic"] = "linear",
@@ -72,10 +78,10 @@ def load(
             "bundle's own weights"
         )
     networks, digests = zip(*_networks(bundle, given), strict=True)
-    plan = bundle.plan
+    int8_model, plan = _int8_model(bundle, digests, precision), bundle.plan
     if region_centers_mm and plan.regions is None:
         raise OptionError(f"{bundle.path}: centres of regions were given, but the plan has no regions; leave them out")
-    return _predictor_class(plan, region_centers_mm)(
+    return predictor_class(plan, region_centers_mm)(
         networks,
         bundle.plan,
         device,
@@ -88,7 +94,8 @@ def load(
         max_ram=max_ram,
         save_probabilities=save_probabilities,
         uncertainty=uncertainty,
-        golden_check=_golden_check(bundle, digests),
+        golden_check=_golden_check(bundle, digests, int8_model),
+        int8_ranges=() if int8_model is None else int8_model.ranges,
         bundle=bundle.name,
         weights_sha256=digests,
         on_tiles=on_tiles,
@@ -98,7 +105,7 @@ def load(
     )
 
 
-def _predictor_class(plan: Plan, centers_mm: Mapping[str, Sequence[float]] | None) -> Callable[..., Predictor]:
+def predictor_class(plan: Plan, centers_mm: Mapping[str, Sequence[float]] | None = None) -> Callable[..., Predictor]:
     """Return the predictor of a plan. Each is imported here, because the others import what most plans do not need."""
     if plan.regions is not None:
         from medseg.inference.regions import RegionPredictor
@@ -165,7 +172,27 @@ def _checked_file(file: Path) -> Path:
     return file
 
 
-def _golden_check(bundle: BundleFolder, digests: Sequence[str]) -> GoldenCheck:
+def _int8_model(bundle: BundleFolder, digests: Sequence[str], precision: PrecisionChoice) -> Int8Model | None:
+    """Return what the bundle knows about int8 if that is wanted and was measured for these weights.
+
+    Raises:
+        BundleError: int8 is asked for, and the file is damaged or belongs to other weights.
+    """
+    if precision not in ("auto", "int8"):
+        return None
+    try:
+        found = read_int8_model(bundle)
+        if found is not None and list(found.weights_sha256) != list(digests):
+            raise BundleError(f"{bundle.path}/{INT8}: measured for other weights than these; {QUANTIZE_AGAIN}")
+    except BundleError as error:
+        if precision == "int8":
+            raise
+        logger.warning(error)
+        return None
+    return found
+
+
+def _golden_check(bundle: BundleFolder, digests: Sequence[str], int8_model: Int8Model | None = None) -> GoldenCheck:
     """Return the check that a lower precision must pass; it reads the golden sample when it is first called."""
 
     def check(backend: Backend) -> str:
@@ -177,6 +204,7 @@ def _golden_check(bundle: BundleFolder, digests: Sequence[str]) -> GoldenCheck:
             return "the bundle has none; promoting weights writes one"
         if ensemble_sha256(digests) != sample.weights_sha256:
             return "it was written for other weights than these"
-        return sample.objection_to(backend)
+        is_int8 = backend.precision == "int8"
+        return sample.objection_to(backend, int8_model.tolerance if is_int8 and int8_model else LOW_PRECISION)
 
     return check

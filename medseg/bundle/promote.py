@@ -12,6 +12,7 @@ from medseg import weights
 from medseg.bundle.configs import ENSEMBLE, apply_plan, format_json
 from medseg.bundle.folder import CALIBRATION, FINGERPRINT, RECORD, WEIGHTS, BundleFolder
 from medseg.bundle.golden import GOLDEN, describe, make_golden_sample, sample_as_bytes
+from medseg.bundle.int8_file import INT8
 from medseg.errors import BundleError, WeightsError
 from medseg.volumes import files
 
@@ -66,7 +67,8 @@ def promote(
     files.remove_leftovers(target.parent)
     is_ensemble = (folder.path / ENSEMBLE).is_file()
     members = [folder.path / ENSEMBLE, *target.parent.glob("model_*.pt")] if is_ensemble else []
-    with files.staged(target, outdated=[folder.path / FINGERPRINT, folder.path / CALIBRATION, *members]) as temporary:
+    outdated = [folder.path / name for name in (FINGERPRINT, CALIBRATION, INT8)]
+    with files.staged(target, outdated=[*outdated, *members]) as temporary:
         shutil.copyfile(source, temporary)
         if weights.sha256(temporary) != digest:
             raise WeightsError(f"{source}: was changed while it was copied; wait for the training to end")

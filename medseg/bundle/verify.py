@@ -11,11 +11,14 @@ import torch
 from medseg.bundle.configs import network_component
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.golden import SAME_PRECISION, describe, ensemble_sha256, read_golden_sample
-from medseg.bundle.loading import load_network
+from medseg.bundle.int8_file import QUANTIZE_AGAIN, read_int8_model
+from medseg.bundle.loading import load, load_network
 from medseg.errors import MedsegError, one_line
+from medseg.inference.backends.choice import has_openvino
 from medseg.inference.backends.torch_backend import TorchBackend
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.slice_predictor import plane_plan
+from medseg.networks.precision import has_fast_int8
 
 REQUIRED_METADATA = (
     "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
@@ -40,7 +43,7 @@ def verify(path: str | Path) -> list[Check]:
     The checks are: the plan; the metadata, with MONAI's schema and the plan; inference.json, with the template filled
     from the plan; the network of train.json, with the plan; the properties that MONAI requires of training and
     inference configs; the SHA-256 of the weights; the network's output for a tile; and its fp32 logits, with the golden
-    sample.
+    sample; and the result in int8, if the bundle is quantized.
 
     Args:
         path: folder of the bundle.
@@ -77,6 +80,7 @@ def _checks(has_training: bool) -> Iterator[tuple[str, Callable[[BundleFolder], 
     yield "weights", lambda folder: f"sha256 {', '.join(digest[:12] for _, digest in folder.members)}"
     yield "network", _check_network
     yield "golden sample", _check_golden_sample
+    yield "int8", _check_int8
 
 
 def _run(name: str, check: Callable[[BundleFolder], str], folder: BundleFolder) -> Check:
@@ -202,3 +206,15 @@ def _check_golden_sample(folder: BundleFolder) -> str:
     if objection:
         raise _FailedCheckError(f"golden.npz: the weights give another result than at promotion: {objection}")
     return f"fp32 agrees; {describe(sample, folder.plan)}"
+
+
+def _check_int8(folder: BundleFolder) -> str:
+    found = read_int8_model(folder)
+    if found is None:
+        return "not quantized; `medseg bundle quantize` makes prediction on CPUs faster"
+    if list(found.weights_sha256) != [digest for _, digest in folder.members]:
+        raise _FailedCheckError(f"int8.json: measured for other weights than the bundle's; {QUANTIZE_AGAIN}")
+    if not (has_openvino() and has_fast_int8()):
+        return "cannot be checked here, because openvino or the CPU's instructions for int8 are missing"
+    reason = load(folder.path, device="cpu", precision="int8").backend_reason  # refuses another result
+    return f"{reason}; measured: {found.measured.get('data')}, Dice lost {found.measured.get('dice_lost')}"

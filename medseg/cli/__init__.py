@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from medseg import __version__
-from medseg.cli.bundle import export, fingerprint, import_model, promote, verify
+from medseg.cli.bundle import export, fingerprint, import_model, promote, quantize, verify
 from medseg.cli.data import demo, describe, list_data, prepare
 from medseg.cli.doctor import doctor
 from medseg.cli.evaluate import evaluate
@@ -54,6 +54,9 @@ bundle.command(
 bundle.command("verify", epilog=f"Example: medseg bundle verify {_BUNDLE}")(verify)
 bundle.command("fingerprint", epilog=f"Example: medseg bundle fingerprint {_BUNDLE} --data data/hippocampus")(
     fingerprint
+)
+bundle.command("quantize", epilog=f"Example: medseg bundle quantize {_BUNDLE} --data data/hippocampus --fold 1")(
+    quantize
 )
 bundle.command("export", epilog=f"Example: medseg bundle export {_BUNDLE} --format onnx --out net.onnx")(export)
 

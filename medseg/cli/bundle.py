@@ -83,6 +83,36 @@ def fingerprint(
         print(f"{name}: {quantiles} {unit}; {label.absent} of {found.cases} without; up to {label.pieces} pieces")
 
 
+def quantize(
+    bundle: Bundle,
+    data: Annotated[Path, typer.Option(help="Folder of the data set that the network was trained on.")],
+    manifest: Annotated[
+        str | None, typer.Option(help="Name or file of its manifest. Default: that of the bundle's train.json.")
+    ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(help="Fold to measure the Dice on. Default: the one that the training left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prepare the bundle for prediction in int8, which is faster on CPUs, if that costs no accuracy."""
+    check_bundle(bundle)
+    from medseg.bundle import quantize as quantize_bundle
+
+    found = quantize_bundle(bundle, data, manifest, fold)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    lost = found.lost
+    interval = "" if lost.patients < 2 else f" (95 % interval {lost.low:+.5f} to {lost.high:+.5f})"
+    seen = ", which the weights have seen" if found.is_seen else ""
+    print(f"{bundle}: {found.num_layers} convolutions in int8, {found.speedup:.2f} times as fast as {found.other}")
+    print(
+        f"mean Dice of {lost.n} cases ({found.data}{seen}): fp32 {found.dice['fp32']:.4f}, int8 "
+        f"{found.dice['int8']:.4f}; lost {lost.value:+.5f}{interval}"
+    )
+
+
 def verify(bundle: Bundle, as_json: Json = False) -> None:
     """Check that the files of a bundle agree and that its network runs."""
     check_bundle(bundle)

@@ -53,8 +53,9 @@ def predict(
         typer.Option(help="Software that runs the network; openvino needs the extra of this name."),
     ] = "auto",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="Floating-point precision of the network.")
-    ] = "fp32",
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
+        typer.Option(help="Precision of the network; auto takes the fastest that gives the bundle's golden result."),
+    ] = "auto",
     max_ram: Annotated[
         str | None,
         typer.Option(help="Memory limit, e.g. 4GB; the command exits before starting if it cannot be met."),

@@ -15,6 +15,7 @@ from torch import nn
 
 from medseg.errors import OptionError, PlanError
 from medseg.inference.backends.choice import GoldenCheck, choose_backend
+from medseg.inference.backends.quantization import Ranges
 from medseg.inference.backends.torch_backend import choose_device
 from medseg.inference.confidence import Calibration, VolumeCounts
 from medseg.inference.memory import Workload, parse_bytes
@@ -32,6 +33,7 @@ from medseg.inference.segmentation import Segmentation, map_names, provenance_re
 from medseg.inference.tiling.streaming import Window, predict_labels
 from medseg.inference.tiling.tiles import air_tiles
 from medseg.inference.uncertainty import Observers, ProbabilityMaps, Uncertainty
+from medseg.networks.precision import PrecisionChoice
 from medseg.plan import Plan
 from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import LabelDecision
@@ -52,7 +54,7 @@ class Predictor:
         plan: the values that the network was trained with.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a torch device.
         backend: "torch", "openvino" or "auto"; see `choose_backend`.
-        precision: "fp32", "bf16" or "auto"; see `choose_backend`.
+        precision: "auto", "fp32", "bf16", "fp16" or "int8"; see `choose_backend`.
         overlap: fraction of a tile shared with its neighbour, in [0, 1); None takes the plan's.
         batch_size: tiles per forward pass; None takes 1 on a CPU and 4 on other devices. A batch that does not fit into
             a device's memory is halved.
@@ -62,7 +64,8 @@ class Predictor:
             before the work starts. Tiles are then merged in this memory, else on the network's device.
         save_probabilities: keep the probability of every class.
         uncertainty: keep an entropy map, and an interval for the volume of each structure.
-        golden_check: decides whether low precision may be used; see `choose_backend`.
+        golden_check: decides whether low precision may be used; without it, "auto" is "fp32". See `choose_backend`.
+        int8_ranges: what int8 needs, per network; see `choose_backend`.
         bundle: name of the bundle, for the record beside each result.
         weights_sha256: digests of the weights, for the record.
         on_tiles: called with (tiles done, total number of tiles) of the current scan.
@@ -89,7 +92,7 @@ class Predictor:
         device: str | torch.device = "auto",
         *,
         backend: Literal["auto", "torch", "openvino"] = "auto",
-        precision: Literal["auto", "fp32", "bf16"] = "fp32",
+        precision: PrecisionChoice = "auto",
         overlap: float | None = None,
         batch_size: int | None = None,
         interpolation: Literal["linear", "cubic"] = "linear",
@@ -98,6 +101,7 @@ class Predictor:
         save_probabilities: bool = False,
         uncertainty: bool = False,
         golden_check: GoldenCheck | None = None,
+        int8_ranges: Sequence[Ranges] = (),
         bundle: str = "",
         weights_sha256: Sequence[str] = (),
         on_tiles: Callable[[int, int], None] | None = None,
@@ -121,7 +125,7 @@ class Predictor:
         batch_size = batch_size or (1 if chosen.type == "cpu" else BATCH_ON_DEVICES)
         tiles = (batch_size, plan.in_channels, *plan.tile)
         self.backend, self.backend_reason = choose_backend(
-            networks, chosen, tiles, backend, precision, golden_check, self.blends_members
+            networks, chosen, tiles, backend, precision, golden_check, self.blends_members, int8_ranges
         )
         self.window = self._window(overlap, batch_size, interpolation)
         self.decision = LabelDecision(plan.label_values, plan.activation)

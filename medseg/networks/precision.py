@@ -1,4 +1,4 @@
-"""Choose the floating-point precision in which a network's convolutions are computed."""
+"""Choose the precision in which a network's convolutions are computed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
+# What a network is computed in, and what may be asked for.
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
 def has_fast_bf16(device: torch.device | str = "cpu") -> bool:
@@ -25,6 +27,15 @@ def has_fast_bf16(device: torch.device | str = "cpu") -> bool:
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False
+
+
+def has_fast_int8() -> bool:
+    """Return True if the CPU sums products of int8 in hardware: with AVX512-VNNI, AVX-VNNI or AMX.
+
+    Without these instructions, such sums saturate at 16 bits, so that the result is wrong, and they are not faster.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def autocast(device: torch.device | str, precision: Precision) -> torch.autocast:

@@ -21,7 +21,7 @@ HALVES = {"left": (1, 2), "right": (3, 4)}
 
 @pytest.fixture(scope="module")
 def model():
-    return medseg.load(FOLDER, device="cpu")
+    return medseg.load(FOLDER, device="cpu", precision="fp32")
 
 
 def test_its_weights_and_preprocessing_are_the_flagships():

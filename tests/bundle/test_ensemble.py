@@ -34,8 +34,8 @@ def runs(bundle, tmp_path) -> list[Path]:
 def test_the_ensemble_predicts_the_mean_of_its_networks_in_both_runners(bundle, runs, scan, run_inference):
     ensemble = write_ensemble(bundle, runs)
     assert ensemble == runs[0].parent / "tiny_segmentation_ensemble"
-    expected = medseg.load(bundle, weights=[run / "model.pt" for run in runs], save_probabilities=True).predict(scan)
-    found = medseg.load(ensemble, save_probabilities=True).predict(scan)
+    expected = medseg.load(bundle, [run / "model.pt" for run in runs], save_probabilities=True).predict(scan)
+    found = medseg.load(ensemble, save_probabilities=True, precision="fp32").predict(scan)
     np.testing.assert_array_equal(found.array, expected.array)
     for name, probability in expected.probabilities.items():
         np.testing.assert_array_equal(found.probabilities[name], probability)
@@ -70,7 +70,7 @@ def test_promoting_into_an_ensemble_leaves_a_single_network(bundle, runs, scan):
     assert sorted(path.name for path in (ensemble / "models").glob("*.pt")) == ["model.pt"]
     assert [check.message for check in verify(ensemble) if not check.passed] == []
     expected = medseg.load(bundle, weights=runs[1] / "model.pt").predict(scan)
-    np.testing.assert_array_equal(medseg.load(ensemble).predict(scan).array, expected.array)
+    np.testing.assert_array_equal(medseg.load(ensemble, precision="fp32").predict(scan).array, expected.array)
 
 
 def test_the_network_of_an_ensemble_is_one_module(bundle, runs):

@@ -45,7 +45,7 @@ def different(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_labels_equal_those_that_nnunet_has_given(tmp_path, name, mode):
     case = CASES[name]
     bundle = import_bundle(write_model(case, tmp_path / "model"), tmp_path / "imported").path
-    predictor = medseg.load(bundle, device="cpu", backend="torch", tta=mode)
+    predictor = medseg.load(bundle, device="cpu", backend="torch", precision="fp32", tta=mode)
     found = predictor.predict(sources(case, tmp_path / "scan"))
     # Of the random network's some thousand voxels one or two lie on a tie of rounded logits.
     assert different(found.array, recorded(name, mode)) < 1e-3
@@ -72,21 +72,25 @@ def test_an_imported_bundle_is_verified_and_runs_in_monais_runner(tmp_path, run_
     assert [check.message for check in checks.values() if not check.passed] == []
     scan = sources(case, tmp_path / "scans")
     written = medseg.volumes.read_volume(run_inference(bundle, tmp_path / "scans") / "scan_0000_seg.nii.gz")
-    np.testing.assert_array_equal(written.array, medseg.load(bundle, device="cpu", backend="torch").predict(scan).array)
+    np.testing.assert_array_equal(
+        written.array, medseg.load(bundle, device="cpu", backend="torch", precision="fp32").predict(scan).array
+    )
 
 
 def test_a_memory_limit_changes_no_label(tmp_path):
     case = CASES["residual encoder, CT"]
     bundle = import_bundle(write_model(case, tmp_path / "model"), tmp_path / "imported").path
     scan = sources(case, tmp_path / "scan")
-    free = medseg.load(bundle, device="cpu", backend="torch", save_probabilities=True, uncertainty=True).predict(scan)
-    limited = medseg.load(bundle, device="cpu", backend="torch", max_ram="16GB").predict(scan)
+    free = medseg.load(
+        bundle, device="cpu", backend="torch", precision="fp32", save_probabilities=True, uncertainty=True
+    ).predict(scan)
+    limited = medseg.load(bundle, device="cpu", backend="torch", precision="fp32", max_ram="16GB").predict(scan)
     np.testing.assert_array_equal(free.array, limited.array)
     outside = free.array.shape[0] - 1, 0, 0  # in the border of zeros, which the network does not see
     assert free.probabilities is not None
     assert free.probabilities["background"][outside] == 1
     with pytest.raises(medseg.errors.MemoryLimitError):
-        medseg.load(bundle, device="cpu", backend="torch", max_ram="1MB").predict(scan)
+        medseg.load(bundle, device="cpu", backend="torch", precision="fp32", max_ram="1MB").predict(scan)
 
 
 def test_the_bundle_says_where_it_comes_from(tmp_path):
@@ -140,7 +144,9 @@ def test_the_exported_runner_needs_numpy_and_onnxruntime_alone_and_gives_the_sam
     out = tmp_path / "labels.nii.gz"
     command = [sys.executable, "-c", program, tmp_path / "out" / "run_onnx.py", tmp_path / "out" / "net.json"]
     subprocess.run([*map(str, command), ",".join(files), str(out)], check=True, capture_output=True, timeout=240)
-    expected = medseg.load(bundle, device="cpu", backend="torch").predict(files if len(files) > 1 else files[0])
+    expected = medseg.load(bundle, device="cpu", backend="torch", precision="fp32").predict(
+        files if len(files) > 1 else files[0]
+    )
     written = medseg.volumes.read_volume(out)
     np.testing.assert_array_equal(
         written.affine if hasattr(written, "affine") else written.grid.affine, expected.affine

@@ -23,9 +23,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from medseg.errors import BackendError, OptionError, VolumeError, first_line
+from medseg.inference.backends.quantization import Ranges, insert_quantizers, measure_ranges
 from medseg.inference.backends.stepwise_norm import use_stepwise_norms
 from medseg.inference.backends.torch_backend import split_head
-from medseg.networks.precision import Precision
+from medseg.networks.precision import Precision, has_fast_bf16
 from medseg.networks.stages import compose_stages
 from medseg.versions import installed_version
 from medseg.volumes import replacing
@@ -60,12 +61,14 @@ class OpenVINOBackend:
     Args:
         network: copied, because compiling changes its layers.
         shape: (B, C, *tile) of a full batch; a smaller last batch is padded.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "int8". With "int8", everything but the inner convolutions is computed in bf16
+            where the CPU is faster with it, else in fp32.
         blend_features: return features instead of logits if they are fewer channels.
+        ranges: values that the inputs of the convolutions have, which "int8" needs; see `measured_ranges`.
 
     Raises:
-        BackendError: OpenVINO is not installed, or cannot convert the network.
-        OptionError: the precision is none of these.
+        BackendError: OpenVINO is not installed, or cannot convert the network, or the ranges belong to another one.
+        OptionError: the precision is none of these, or "int8" without ranges.
     """
 
     name = "openvino"
@@ -76,13 +79,17 @@ class OpenVINOBackend:
         shape: Sequence[int],
         precision: Precision = "fp32",
         blend_features: bool = True,
+        ranges: Ranges | None = None,
     ) -> None:
         try:
             import openvino
         except ImportError as error:
             raise BackendError("the openvino backend is not installed; pip install 'medseg[openvino]'") from error
-        if precision not in ("fp32", "bf16"):
-            raise OptionError(f"precision must be fp32 or bf16, found {precision!r}")
+        if precision not in ("fp32", "bf16", "int8"):
+            raise OptionError(f"the precision of openvino must be fp32, bf16 or int8, found {precision!r}")
+        if precision == "int8" and not ranges:
+            raise OptionError("int8 needs the ranges that `medseg bundle quantize` measures, found none")
+        ranges = ranges if precision == "int8" else None
         self.device = torch.device("cpu")
         self.precision: Precision = precision
         self.shape = tuple(int(n) for n in shape)
@@ -95,14 +102,11 @@ class OpenVINOBackend:
         self.head_weight = None if split is None else split.weight
         self.head_bias = None if split is None else split.bias
         folder = cache_folder()
-        digest = model_digest(self.module, self.shape, openvino.__version__, precision)
+        details = [] if ranges is None else [str(sorted(ranges.items()))]
+        digest = model_digest(self.module, self.shape, openvino.__version__, precision, *details)
         cache = None if folder is None else folder / "openvino" / digest
-        hints = {
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        self.compiled = _compiled(self.module, self.shape, hints, cache)
+        is_bf16 = precision == "bf16" or (precision == "int8" and has_fast_bf16())
+        self.compiled = _compiled(self.module, self.shape, _hints("bf16" if is_bf16 else "f32"), cache, ranges)
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """See `Backend`."""
@@ -116,25 +120,57 @@ class OpenVINOBackend:
         return torch.from_numpy(np.array(result[: self.shape[0] - missing]))
 
 
-def _compiled(module: nn.Module, shape: tuple[int, ...], hints: dict[str, Any], cache: Path | None) -> Any:
+def measured_ranges(network: nn.Module, tiles: Sequence[torch.Tensor]) -> Ranges:
+    """Measure the range of the inputs of a network's convolutions, as int8 needs them.
+
+    Args:
+        network: copied.
+        tiles: inputs (1, C, *tile), all of one size.
+
+    Raises:
+        BackendError: OpenVINO is not installed, or cannot convert the network.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError("quantizing needs openvino; pip install 'medseg[openvino]'") from error
+    network = deepcopy(network).cpu().eval()
+    compose_stages(network)
+    model = _convert(network, tuple(tiles[0].shape))
+    core = openvino.Core()
+    arrays = (tile.numpy() for tile in tiles)
+    return measure_ranges(model, arrays, lambda probed: core.compile_model(probed, "CPU", _hints("f32")))
+
+
+def _hints(precision: str) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+
+
+def _compiled(
+    module: nn.Module, shape: tuple[int, ...], hints: dict[str, Any], cache: Path | None, ranges: Ranges | None = None
+) -> Any:
     """Compile a network, or load it from its cache folder. A damaged folder is removed and written again."""
     import openvino
 
     core = openvino.Core()
     if cache is None or not is_writable(cache):
-        return core.compile_model(_convert(module, shape), "CPU", hints)
+        return core.compile_model(_convert(module, shape, ranges), "CPU", hints)
     hints_with_cache = {**hints, "CACHE_DIR": str(cache / "compiled")}
     model = cache / "converted" / "model.xml"
     for _ in range(2):
         try:
             if not model.is_file():
-                _save(_convert(module, shape), model.parent)
+                _save(_convert(module, shape, ranges), model.parent)
             # Compile the model as read from the file, so that a later run finds it in the cache.
             return core.compile_model(core.read_model(model), "CPU", hints_with_cache)
         except (RuntimeError, OSError) as error:
             logger.warning("%s: the cache cannot be used and is removed; %s", cache, first_line(error))
             shutil.rmtree(cache, ignore_errors=True)
-    return core.compile_model(_convert(module, shape), "CPU", hints)
+    return core.compile_model(_convert(module, shape, ranges), "CPU", hints)
 
 
 def _save(converted: Any, folder: Path) -> None:
@@ -149,7 +185,7 @@ def _save(converted: Any, folder: Path) -> None:
             raise
 
 
-def _convert(module: nn.Module, shape: tuple[int, ...]) -> Any:
+def _convert(module: nn.Module, shape: tuple[int, ...], ranges: Ranges | None = None) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -167,6 +203,8 @@ def _convert(module: nn.Module, shape: tuple[int, ...]) -> Any:
     except Exception as error:  # OpenVINO's errors share no class, and their last line says most
         last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise BackendError(f"openvino cannot convert the network ({last}); use --backend torch") from error
+    if ranges is not None:
+        insert_quantizers(model, ranges)
     return model
 
 

@@ -41,13 +41,13 @@ class TorchBackend:
     """The network in PyTorch.
 
     fp32 does not use TF32 on CUDA. A batch that does not fit into the device's memory is halved, also for later calls;
-    a single tile that does not fit raises an error. Tiles for which bf16 gives values that are not finite are computed
-    again in fp32.
+    a single tile that does not fit raises an error. Tiles for which low precision gives values that are not finite are
+    computed again in fp32.
 
     Args:
         network: put into eval mode and moved to the device.
         device: where it runs.
-        precision: "fp32", or "bf16" by autocast, which keeps normalisation and accumulation in fp32.
+        precision: "fp32", or "bf16" or "fp16" by autocast, which keeps normalisation and accumulation in fp32.
         blend_features: return features instead of logits if they are fewer channels.
 
     Raises:
@@ -63,8 +63,8 @@ class TorchBackend:
         precision: Precision = "fp32",
         blend_features: bool = True,
     ) -> None:
-        if precision not in ("fp32", "bf16"):
-            raise OptionError(f"precision must be fp32 or bf16, found {precision!r}")
+        if precision not in ("fp32", "bf16", "fp16"):
+            raise OptionError(f"the precision of torch must be fp32, bf16 or fp16, found {precision!r}")
         self.network = network.to(device).eval()
         self.device = device
         self.precision: Precision = precision
@@ -94,10 +94,10 @@ class TorchBackend:
         tiles = tiles.to(self.device)
         with self._arithmetic(self.precision):
             values = self.run(self._arranged(tiles))
-        is_checked = self.precision == "bf16" and tiles.device.type == "cpu" and not is_estimate
-        if is_checked and not values.sum(dtype=torch.float32).isfinite():
-            # oneDNN's bf16 kernels can read uninitialised memory in the padding, which may hold NaN.
-            logger.warning("bf16 gave values that are not finite; these tiles are computed in fp32")
+        # oneDNN's bf16 kernels can read uninitialised memory in the padding, which may hold NaN. fp16 may overflow.
+        can_fail = self.precision == "fp16" or (self.precision == "bf16" and tiles.device.type == "cpu")
+        if can_fail and not is_estimate and not values.sum(dtype=torch.float32).isfinite():
+            logger.warning(f"{self.precision} gave values that are not finite; these tiles are computed in fp32")
             with self._arithmetic("fp32"):
                 values = self.run(tiles)
         return without_meta(values)
@@ -109,7 +109,7 @@ class TorchBackend:
         return tiles.contiguous(memory_format=torch.channels_last if tiles.ndim == 4 else torch.channels_last_3d)
 
     def _arithmetic(self, precision: Precision) -> AbstractContextManager:
-        if precision == "bf16":
+        if precision != "fp32":
             return autocast(self.device, precision)
         if self.device.type == "cuda":
             cudnn = torch.backends.cudnn

@@ -47,7 +47,8 @@ def test_public_objects_are_documented(name: str) -> None:
 
 
 def test_load_takes_the_arguments_of_the_predictor() -> None:
-    given_by_load = {"network", "plan", "golden_check", "bundle", "weights_sha256", "fingerprint", "calibration"}
+    given_by_load = {"network", "plan", "golden_check", "int8_ranges", "bundle", "weights_sha256", "fingerprint"}
+    given_by_load |= {"calibration"}
     predictor = inspect.signature(medseg.Predictor).parameters
     load = inspect.signature(medseg.load).parameters
     assert {*predictor} - {*load} == given_by_load

@@ -82,7 +82,8 @@ def read_int8_model(folder: BundleFolder) -> Int8Model | None:
         for name, (low, high) in (item for each in ranges for item in each.items()):
             if not (math.isfinite(low) and math.isfinite(high) and low <= 0 <= high):
                 raise ValueError(f"range {low} to {high} of {name!r}, expected finite numbers around 0")
-        found = Tolerance(**{name: float(value) for name, value in content["golden_difference"].items()})
+        difference = content["golden_difference"]
+        found = Tolerance(float(difference["logits"]), float(difference["labels"]))
         if not (0 <= found.logits <= MOST.logits and 0 <= found.labels <= MOST.labels):
             raise ValueError(f"golden difference {vars(found)}, expected at most {vars(MOST)}")
         return Int8Model(digests, ranges, found, dict(content["measured"]))

@@ -11,12 +11,38 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nnunet_oracle import nnunet_labels
 
 import medseg
 from medseg.bundle import import_bundle
+
+
+def compare(
+    model: Path, scans: Sequence[str], mirroring: bool = False, folds: Sequence[str] = (), backend: str = "torch"
+) -> Iterator[tuple[str, int, int]]:
+    """Yield the name of each scan, the number of voxels that either program calls foreground, and how many differ.
+
+    Args:
+        model: folder of a model of nnU-Net.
+        scans: one file each, or one per channel separated by commas.
+        mirroring: with test-time mirroring.
+        folds: none takes all.
+        backend: of medseg.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = import_bundle(model, Path(folder) / "imported_segmentation", folds=list(folds))
+        predictor = medseg.load(
+            bundle.path, device="cpu", backend=backend, precision="fp32", tta="flip" if mirroring else "none"
+        )
+        for scan in scans:
+            files = scan.split(",")
+            ours = predictor.predict(files if len(files) > 1 else files[0]).array
+            theirs = nnunet_labels(model, files, mirroring, folds or None)
+            considered = (ours != 0) | (theirs != 0)
+            yield Path(files[0]).name, int(considered.sum()), int((ours != theirs).sum())
 
 
 def main() -> None:
@@ -30,24 +56,10 @@ def main() -> None:
     arguments = parser.parse_args()
     total = differing = 0
     print("| scan | voxels in question | different | equal |\n|---|---:|---:|---:|")
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = import_bundle(arguments.model, Path(folder) / "imported_segmentation", folds=arguments.fold)
-        predictor = medseg.load(
-            bundle.path,
-            device="cpu",
-            backend=arguments.backend,
-            precision="fp32",
-            tta="flip" if arguments.mirroring else "none",
-        )
-        for scan in arguments.scans:
-            files = scan.split(",")
-            ours = predictor.predict(files if len(files) > 1 else files[0]).array
-            theirs = nnunet_labels(arguments.model, files, arguments.mirroring, arguments.fold or None)
-            considered = (ours != 0) | (theirs != 0)
-            count, different = int(considered.sum()), int((ours != theirs).sum())
-            total, differing = total + count, differing + different
-            share = 1 - different / max(count, 1)
-            print(f"| {Path(files[0]).name} | {count} | {different} | {share:.4%} |", flush=True)
+    rows = compare(arguments.model, arguments.scans, arguments.mirroring, arguments.fold, arguments.backend)
+    for name, count, different in rows:
+        total, differing = total + count, differing + different
+        print(f"| {name} | {count} | {different} | {1 - different / max(count, 1):.4%} |", flush=True)
     print(f"| all {len(arguments.scans)} | {total} | {differing} | {1 - differing / max(total, 1):.4%} |")
 
 

@@ -137,7 +137,8 @@ def merge_exact(
             for member in members[1:]:
                 values += member
             values /= num_members
-        if not torch.isfinite(values.sum(dtype=torch.float32)):
+        # By channel, because the sum in fp32 copies what it adds up.
+        if not all(torch.isfinite(channel.sum(dtype=torch.float32)) for channel in values):
             raise NonFiniteError(
                 "logits exceed the range of half precision, in which nnU-Net blends them; nnU-Net cannot predict this "
                 "scan either"
@@ -180,6 +181,9 @@ def exact_bytes(
     restoring = LabelRestorer.num_bytes(
         resampler, tiles.largest_block, num_values, num_values, False, is_observed, window.slab_values
     )
-    # A tile's product with its weights, and the mean of the members.
-    blending = 2 * num_members * num_values * batch + float32 * num_values * prod(tiles.largest_block)
+    # The logits of a batch, the product of one channel with its weights, one channel of the block in fp32, and the mean
+    # of the members in half precision.
+    blending = num_members * num_values * batch + float32 * (prod(window.tile) + prod(tiles.largest_block))
+    if num_members > 1:
+        blending += torch.float16.itemsize * num_values * prod(tiles.largest_block)
     return held + kept, blending + extended + restoring

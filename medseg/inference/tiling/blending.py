@@ -130,8 +130,9 @@ class Blender:
                 weight = self.weight[planes, rows]
                 if self.dtype == torch.float32:
                     block[:-1][(slice(None), *target)].addcmul_(values[:, planes, rows], weight)
-                else:  # the product is not rounded, only the sum
-                    block[:-1][(slice(None), *target)] += values[:, planes, rows] * weight
+                else:  # the product is not rounded, only the sum; by channel, to hold one product at a time
+                    for total, value in zip(block[:-1], values, strict=True):
+                        total[target] += value[planes, rows] * weight
                 block[-1][target] += weight
 
     def _touched(self, axis: int, number: int) -> Iterator[tuple[int, slice]]:

@@ -33,6 +33,8 @@ _LATER_KEYS = (
     "label_regions",
     "regions_class_order",
     "resampling",
+    "restoring",
+    "padding",
 )  # added after the first plans were published
 
 
@@ -70,6 +72,9 @@ class Plan:
             keys. None applies the network to the whole scan.
         resampling: how scans are resampled and logits restored if the network was trained by another program, whose
             steps are then repeated exactly; see `resampling_rules` for the keys. None is medseg's own way.
+        restoring: what is brought back from the model grid to the scan's grid: `probabilities`, interpolated linearly,
+            or `labels`, taken from the nearest voxel, as many pipelines of MONAI do. None interpolates logits.
+        padding: how an image smaller than a tile is padded: `reflect`, `replicate` or `circular`. None pads with 0.
         description: one sentence about the bundle.
         source: the file that the plan was read from, for error messages.
     """
@@ -95,6 +100,8 @@ class Plan:
     label_regions: Mapping[str, Sequence[int]] | None = None
     regions_class_order: Sequence[int] | None = None
     resampling: Mapping[str, Any] | None = None
+    restoring: Literal["probabilities", "labels"] | None = None
+    padding: Literal["reflect", "replicate", "circular"] | None = None
     description: str = ""
     schema_version: int = SCHEMA_VERSION
     source: str = field(default="<plan>", compare=False)
@@ -347,6 +354,17 @@ def _rules(plan: Plan) -> list[tuple[str, bool]]:
         (
             f"network needs arguments that are an object; found {plan.network.get('arguments')!r}",
             isinstance(plan.network.get("arguments", {}), Mapping),
+        ),
+        (
+            f"restoring must be probabilities, labels or null, without resampling or regions; found {plan.restoring!r}",
+            plan.restoring is None
+            or (plan.restoring in ("probabilities", "labels") and plan.resampling is None and plan.regions is None),
+        ),
+        (
+            f"padding must be reflect, replicate, circular or null, without resampling or regions; found "
+            f"{plan.padding!r}",
+            plan.padding is None
+            or (plan.padding in ("reflect", "replicate", "circular") and plan.resampling is None and not plan.regions),
         ),
         (
             f"mirror_axes must be in 0..{dims - 1}; found {list(plan.mirror_axes)}",

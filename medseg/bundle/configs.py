@@ -70,6 +70,10 @@ def inference_config(plan: Plan, num_members: int = 1) -> dict[str, Any]:
         }  # fmt: skip
     elif plan.spacing is None:
         del steps["Spacingd"]
+    if plan.restoring is not None:
+        config["postprocessing"]["transforms"][0]["restoring"] = "$@plan.restoring"
+    if plan.padding is not None:
+        config["inferer"]["padding_mode"] = "$@plan.padding"
     config["preprocessing"]["transforms"] = list(steps.values())
     return config
 

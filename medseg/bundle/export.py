@@ -84,7 +84,7 @@ def _export_onnx(network: nn.Module, folder: BundleFolder, out: Path) -> Path:
     # nnU-Net's way blends the logits of every member before they are averaged.
     members = len(network.members) if isinstance(network, Ensemble) and plan.resampling is not None else 1
     exported = _SideBySide(network) if isinstance(network, Ensemble) and members > 1 else network
-    path = export_onnx(exported, out)
+    path = export_onnx(exported, out, (1, plan.in_channels, *plan.tile))
     difference = _onnx_difference(exported, path, plan)
     if difference > PARITY:
         path.unlink()
@@ -127,6 +127,16 @@ def _onnx_difference(network: nn.Module, path: Path, plan: Plan) -> float:
     return float(np.abs(found - expected).max() / max(float(expected.std()), 1e-12))
 
 
+_RESTORING = {
+    None: ["Resample the logits linearly to the voxels of the scan."],
+    "probabilities": [
+        "Compute the probabilities (softmax; or sigmoid less one half), and treat them as logits from here on.",
+        "Resample them linearly to the voxels of the scan.",
+    ],
+    "labels": ["Take the logits of the nearest voxel for each voxel of the scan."],
+}
+
+
 def _steps(plan: Plan) -> list[str]:
     """Describe the steps of a prediction in words; the values are in the plan."""
     if plan.resampling is not None:
@@ -152,10 +162,10 @@ def _steps(plan: Plan) -> list[str]:
         "Resample linearly to plan.spacing (null: keep the scan's). The first voxels of both grids coincide; the "
         "result has round((voxels - 1) * spacing / plan.spacing + 1) voxels per axis.",
         "Normalise each channel (normalization).",
-        "Pad with 0 to at least a tile, half of it (rounded down) before the image.",
+        f"Pad to at least a tile, half of it (rounded down) before the image ({plan.padding or 'with 0'}).",
         "Predict tiles in steps of floor(tile * (1 - overlap)), the last one moved back inside.",
-        "Blend logits by gaussian weights (standard deviation tile / 8, at least 0.001).",
-        "Resample the logits linearly to the voxels of the scan.",
+        "Blend logits by gaussian weights (standard deviation tile / 8, at least 0.001), or by equal ones (blending).",
+        *_RESTORING[plan.restoring],
         "softmax: take the class of the largest logit. sigmoid: draw the regions whose logit is positive over each "
         "other, in the order of the labels.",
     ]

@@ -118,6 +118,10 @@ def train_config(plan: Plan, settings: TrainingSettings) -> dict[str, Any]:
         config["loss"]["regions"] = "$list(@plan.classes_of_structures.values())"
         config["validate"]["postprocessing"]["transforms"][0]["label_values"] = "$@plan.drawn_classes"
         config["validate"]["key_metric"]["val_mean_dice"]["labels"] = "$@plan.classes_of_structures"
+    if plan.restoring is not None:
+        config["validate"]["postprocessing"]["transforms"][0]["restoring"] = "$@plan.restoring"
+    if plan.padding is not None:
+        config["validate"]["inferer"]["padding_mode"] = "$@plan.padding"
     if settings.has_deep_supervision:
         config["trained_network"] = {"_target_": "medseg.training.DeepSupervision", "network": "@network"}
         config["loss"] = {

@@ -34,15 +34,20 @@ def promote(
 
 
 def import_model(
-    source: Annotated[Path, typer.Argument(help="Folder of a model that nnU-Net 2 has trained.", metavar="FOLDER")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a model of nnU-Net 2, or of a MONAI bundle.", metavar="FOLDER")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the new bundle.")],
     fold: Annotated[
         list[str] | None,
         typer.Option(help="Fold of nnU-Net, or all. Default: every numbered fold; several become an ensemble."),
     ] = None,
     checkpoint: Annotated[
-        str, typer.Option(help="Weights to take from each fold of nnU-Net.")
-    ] = "checkpoint_final.pth",
+        str | None,
+        typer.Option(
+            help="Name of the weights. Default: checkpoint_final.pth of nnU-Net, or what a MONAI bundle loads."
+        ),
+    ] = None,
     trainer: Annotated[
         str | None,
         typer.Option(help="Name of a trainer of your own, to confirm that it builds the network of plans.json."),

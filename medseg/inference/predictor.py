@@ -117,6 +117,8 @@ class Predictor:
             raise OptionError(f"overlap must be at least 0 and below 1, found {overlap}")
         if batch_size is not None and batch_size < 1:
             raise OptionError(f"batch_size must be at least 1, found {batch_size}")
+        if interpolation == "cubic" and plan.restoring == "labels":
+            raise OptionError(f"interpolation must be linear, because {plan.name} restores labels and not logits")
         self.plan = plan
         self.image_plan = self._image_plan(plan)
         self.flips = flip_axes(plan) if tta == "flip" else ()
@@ -128,7 +130,7 @@ class Predictor:
             networks, chosen, tiles, backend, precision, golden_check, self.blends_members, int8_ranges
         )
         self.window = self._window(overlap, batch_size, interpolation)
-        self.decision = LabelDecision(plan.label_values, plan.activation)
+        self.decision = LabelDecision(plan.label_values, plan.activation, plan.restoring == "probabilities")
         self.max_ram = None if max_ram is None else parse_bytes(max_ram)
         self.save_probabilities = save_probabilities
         self.uncertainty = uncertainty
@@ -143,8 +145,9 @@ class Predictor:
         """Return the settings of the sliding window."""
         plan = self.plan
         return Window(
-            tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size, interpolation
-        )
+            tuple(plan.tile), plan.overlap if overlap is None else overlap, plan.blending, batch_size,
+            "nearest" if plan.restoring == "labels" else interpolation, plan.padding or "constant",
+        )  # fmt: skip
 
     @staticmethod
     def _image_plan(plan: Plan) -> Plan:
@@ -312,10 +315,13 @@ class Predictor:
     def can_predict_chunks(self) -> bool:
         """True if a Zarr image can be predicted without reading it as a whole.
 
-        Only labels can be written chunk by chunk. Regions, slices and tiles of air need the whole image.
+        Only labels can be written chunk by chunk. Regions, slices and tiles of air need the whole image, and so do
+        normalisations in several steps and probabilities that are interpolated.
         """
-        has_maps = self.uncertainty or self.save_probabilities
-        return type(self) is Predictor and not has_maps and self.plan.air_below is None and self.plan.spatial_dims == 3
+        has_maps, plan = self.uncertainty or self.save_probabilities, self.plan
+        needs_whole = plan.air_below is not None or plan.restoring is not None or plan.padding is not None
+        needs_whole = needs_whole or any(entry["scheme"] == "sequence" for entry in plan.normalization)
+        return type(self) is Predictor and not has_maps and not needs_whole and plan.spatial_dims == 3
 
     @property
     def channel_names(self) -> list[str]:

@@ -17,6 +17,7 @@ from medseg.inference.scan import Scan
 from medseg.plan import Plan
 from medseg.transforms.normalization import ChannelNormalizer, contrast_offset
 from medseg.transforms.restore.grid_map import AxisMap, GridMap, composed_affine, map_grids
+from medseg.transforms.restore.monai_grid import axis_coordinates, sample_linearly, sampling_bytes
 from medseg.transforms.restore.resample import SeparableResampler
 from medseg.volumes import Grid
 
@@ -152,7 +153,8 @@ def model_image(scan: Scan, plan: Plan) -> PreparedImage | None:
         VolumeError: a value exceeds the range of float32.
     """
     native = scan.reference.grid
-    grid = model_grid(native, plan)
+    needs_rounding = plan.spacing is not None and (plan.restoring == "labels" or tells_zeros_apart(plan))
+    grid = _monai_grid(native, plan) if needs_rounding else model_grid(native, plan)
     if map_grids(native.affine, native.shape, grid.affine, grid.shape) is None:
         return None
     resampler = SeparableResampler(exact_map(native, grid))
@@ -160,10 +162,48 @@ def model_image(scan: Scan, plan: Plan) -> PreparedImage | None:
     for channel, volume, entry in zip(image, scan.channels, plan.normalization, strict=True):
         # Air is recognised by the intensities of the file.
         offset = 0.0 if plan.air_below is not None else contrast_offset(volume.array, entry, volume.name)
-        _resample(volume.array, resampler, channel, offset)
+        if tells_zeros_apart(plan) and not _is_whole(resampler):
+            _resample_as_monai(volume.array, native, grid, plan, channel)
+        else:
+            _resample(volume.array, resampler, channel, offset)
         if volume.array.dtype.itemsize > image.itemsize and not all(map(isfinite, torch.stack(channel.aminmax()))):
             raise VolumeError(f"{volume.name}: holds values beyond the range of float32; rescale them first")
     return PreparedImage(image, grid.affine)
+
+
+def tells_zeros_apart(plan: Plan) -> bool:
+    """Return True if the normalisation leaves voxels unchanged that are exactly zero, so that rounding matters."""
+    entries = [step for entry in plan.normalization for step in (entry, *entry.get("steps", ()))]
+    return any(entry.get("outside") == "unchanged" for entry in entries)
+
+
+def _monai_grid(native: Grid, plan: Plan) -> Grid:
+    """Return the grid of `model_grid` with the last bits of MONAI's, without touching a voxel."""
+    from monai.data import MetaTensor
+    from monai.transforms import Orientation, Spacing
+
+    proxy = MetaTensor(torch.zeros(1).expand(1, *native.shape), affine=torch.from_numpy(native.affine.copy()))
+    oriented = Orientation(axcodes=plan.orientation, labels=AXIS_LABELS[: plan.spatial_dims], lazy=True)(proxy)
+    affine, shape = oriented.peek_pending_affine(), tuple(int(n) for n in oriented.peek_pending_shape())
+    proxy = MetaTensor(torch.zeros(1).expand(1, *shape), affine=affine)
+    spaced = Spacing(pixdim=plan.spacing, mode="bilinear", padding_mode="border", lazy=True)(proxy)
+    new_affine, new_shape = spaced.peek_pending_affine(), tuple(int(n) for n in spaced.peek_pending_shape())
+    if new_shape == shape and torch.allclose(new_affine, affine, rtol=0, atol=SAME_AFFINE):
+        return Grid(shape, affine.numpy())
+    return Grid(new_shape, new_affine.numpy())
+
+
+def _resample_as_monai(array: np.ndarray, native: Grid, model: Grid, plan: Plan, out: torch.Tensor) -> None:
+    """Resample a channel bit by bit as Orientation and Spacing do it."""
+    from monai.data import MetaTensor
+    from monai.transforms import Orientation
+
+    values = torch.from_numpy(array.astype(np.float32, order="C"))[None]
+    oriented = Orientation(axcodes=plan.orientation, labels=AXIS_LABELS[: plan.spatial_dims])(
+        MetaTensor(values, affine=torch.from_numpy(native.affine.copy()))
+    )
+    coordinates = axis_coordinates(oriented.affine, oriented.shape[1:], model.affine, model.shape)
+    sample_linearly(oriented.as_tensor()[0], coordinates, out)
 
 
 def normalize_in_place(image: torch.Tensor, plan: Plan, case: str) -> None:
@@ -202,8 +242,13 @@ def preprocessing_bytes(native: Grid, model: Grid, plan: Plan) -> int:
     resampler = SeparableResampler(exact_map(native, model))
     largest = max(_slab_voxels(resampler, part, need) for part, need in _slabs(resampler))
     slab = (float32 if _is_whole(resampler) else float64) * largest
-    has_percentiles = any(entry["scheme"] == "percentile" for entry in plan.normalization)
-    statistics = model_size * (1 + (2 * float32 if has_percentiles else 0))  # a mask, and sorted values
+    if tells_zeros_apart(plan) and not _is_whole(resampler):
+        slab = 2 * float32 * native_size + sampling_bytes(native.shape, model.shape)
+    entries = [step for entry in plan.normalization for step in (entry, *entry.get("steps", ()))]
+    copies = 2 * any(entry["scheme"] == "percentile" for entry in entries)  # sorted values
+    copies += any(entry.get("foreground") == "nonzero" for entry in entries)
+    copies += any(entry["scheme"] == "sequence" for entry in entries)
+    statistics = model_size * (1 + float32 * copies)  # with a mask
     return float32 * channels * model_size + max(statistics, slab)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from medseg.errors import NetworkError, did_you_mean
+from medseg.networks.monai_networks import PREFIX, create_monai_network
 from medseg.networks.size_limit import WithoutInitialization, check_size
 from medseg.networks.unet import UNet, UNet3D
 from medseg.networks.unet_plus_plus import UNetPlusPlus
@@ -201,7 +202,8 @@ def create(
     """Create a network from a preset.
 
     Args:
-        name: one of `list_presets()`.
+        name: one of `list_presets()`, or a network of MONAI such as `monai.SegResNet`; see
+            `medseg.networks.monai_networks`.
         in_channels: channels of the input.
         out_channels: channels of the logits, which are the classes including the background.
         max_bytes: limit of the parameters, checked before memory is allocated; None for the physical memory.
@@ -216,11 +218,13 @@ def create(
     Raises:
         NetworkError: the name is unknown, or an argument is unknown or not possible.
     """
-    if name not in _PRESETS:
+    if name not in _PRESETS and not name.startswith(PREFIX):
         raise NetworkError(f"network {name!r}: no such preset; expected one of {', '.join(list_presets())}")
     for argument, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if not isinstance(channels, int) or channels < 1:
             raise NetworkError(f"{name}: {argument}={channels!r}: expected a positive integer")
+    if name.startswith(PREFIX):
+        return create_monai_network(name, in_channels, out_channels, max_bytes, initialize, **overrides)
     network_class, arguments = _PRESETS[name]
     check_argument_names(f"{name} ({network_class.__name__})", network_class, overrides)
     build = partial(network_class, in_channels, out_channels, **{**arguments, **overrides})

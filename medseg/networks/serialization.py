@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -34,10 +34,16 @@ def export_torchscript(network: nn.Module, path: str | Path) -> Path:
     return file
 
 
-def export_onnx(network: nn.Module, path: str | Path) -> Path:
-    """Write `network` in eval mode as one ONNX file with free batch and spatial axes, atomically.
+def export_onnx(network: nn.Module, path: str | Path, shape: Sequence[int] = ()) -> Path:
+    """Write `network` in eval mode as one ONNX file, atomically.
 
-    The input is called `image`, the output `logits`. Spatial sizes must be ones that the network can take.
+    The input is called `image`, the output `logits`. Batch and spatial axes are free, within the sizes that the network
+    can take, or fixed for a network that does not state them.
+
+    Args:
+        network: the network.
+        path: the file.
+        shape: (1, C, *tile) of the input of a network without `axes`.
 
     Raises:
         NetworkError: `path` does not end in `.onnx`, or the export extra is not installed.
@@ -48,14 +54,15 @@ def export_onnx(network: nn.Module, path: str | Path) -> Path:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise NetworkError(f"{file}: ONNX export needs more packages; pip install 'medseg[export]'") from error
+    is_free = getattr(network, "axes", None) is not None
     with _in_eval_mode(network) as copy, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             copy,
-            (example_input(copy),),
+            (example_input(copy) if is_free else torch.randn(*shape),),
             input_names=["image"],
             output_names=["logits"],
-            dynamic_shapes=(dynamic_shape(copy.axes),),
+            dynamic_shapes=(dynamic_shape(copy.axes),) if is_free else None,
             dynamo=True,
             verbose=False,
         )

@@ -35,7 +35,7 @@ def check_size(name: str, build: Callable[[], nn.Module], max_bytes: int | None 
     """
     limit = physical_memory() if max_bytes is None else max_bytes
     # Drawing weights on the meta device would import PyTorch's compiler: 1.5 s and 70 MB.
-    with torch.device("meta"), WithoutInitialization(), _at_most_layers(name):
+    with torch.device("meta"), WithoutInitialization(), _RealNumbers(), _at_most_layers(name):
         try:
             network = build()
         except (RuntimeError, OverflowError) as error:  # a size beyond 64 bits
@@ -67,6 +67,15 @@ class WithoutInitialization(TorchFunctionMode):
             if is_fill or getattr(func, "__module__", "") == "torch.nn.init":
                 return target
         return func(*args, **kwargs)
+
+
+class _RealNumbers(TorchFunctionMode):
+    """Compute schedules of a few numbers for real, because networks read them while they are built."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.linspace:
+            kwargs = {**(kwargs or {}), "device": "cpu"}
+        return func(*args, **(kwargs or {}))
 
 
 def physical_memory() -> int:

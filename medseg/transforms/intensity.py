@@ -28,20 +28,23 @@ class NormalizeIntensityByModality(ChannelNormalizer, InvertibleTransform):
     deviation of the considered finite voxels.
 
     * `z_score`: (x − x̄) / s, or with fixed `mean` and `std`. `foreground` chooses the considered voxels: `all`, the
-      `nonzero` ones, or those inside a `mask` that is given to the call. All voxels are mapped, also the background.
+      `nonzero` ones, or those inside a `mask` that is given to the call. All voxels are mapped, also the background,
+      unless `outside` is `unchanged`: then voxels that are zero stay zero, as in MONAI's
+      `NormalizeIntensity(nonzero=True)`.
     * `ct`: clip to [`lower`, `upper`] in HU (for example the data set's percentiles 0.5 and 99.5), then subtract `mean`
       and divide by `std`, those of the data set's foreground (Isensee et al. 2021).
     * `percentile`: map the image's own percentiles `lower` = 0.5 and `upper` = 99.5 to `out_min` = 0 and `out_max` = 1;
       `clip` = true clips to this range; `foreground` as above.
     * `window`: map the fixed window [`lower`, `upper`] to [`out_min`, `out_max`]; `clip` = true.
     * `none`: convert to float32 only.
+    * `sequence`: apply the schemes of the list `steps` one after the other, each to the result of the one before.
 
     A constant channel becomes zero (with `percentile`: `out_min`). NaN and ±inf are left out of the statistics. NaN
     becomes the mean (`z_score`), the lower bound (`ct`, `percentile`, `window`) or 0 (`none`). ±inf becomes the largest
     or smallest finite voxel. Each of these cases warns and names the file, and so does one voxel that makes most of the
     scale, such as an error of 3·10³⁸.
 
-    `inverse` undoes the affine map; clipped voxels become the bounds.
+    `inverse` undoes the affine map; clipped voxels become the bounds. Zeros that were left unchanged are mapped, too.
 
     Args:
         normalization: one dictionary per channel, or a single one for all channels.

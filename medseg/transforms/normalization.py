@@ -17,7 +17,7 @@ Normalization = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 # scheme: (required parameters, optional parameters with their defaults)
 _SCHEMES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "z_score": ((), {"mean": None, "std": None, "foreground": "all"}),
+    "z_score": ((), {"mean": None, "std": None, "foreground": "all", "outside": "normalized"}),
     "ct": (("lower", "upper", "mean", "std"), {}),
     "percentile": (
         (),
@@ -25,6 +25,7 @@ _SCHEMES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "window": (("lower", "upper"), {"out_min": 0.0, "out_max": 1.0, "clip": True}),
     "none": ((), {}),
+    "sequence": (("steps",), {}),
 }
 
 # Float32 keeps 16 of its 24 bits for contrast if values are at most so many times larger than their contrast.
@@ -94,13 +95,17 @@ class ChannelNormalizer:
 
 @dataclass(frozen=True)
 class ChannelScaling:
-    """Map of one channel of one image: y = (min(max(x, lower), upper) − shift) / scale, with NaN replaced by `fill`."""
+    """Map of one channel of one image: y = (min(max(x, lower), upper) − shift) / scale, with NaN replaced by `fill`.
+
+    With `keeps_zero`, voxels that are zero stay zero.
+    """
 
     shift: float = 0.0
     scale: float = 1.0
     lower: float = -math.inf
     upper: float = math.inf
     fill: float = 0.0
+    keeps_zero: bool = False
 
     def apply(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         """Return (x − shift) / scale of a float32 tensor; without the clip.
@@ -109,12 +114,30 @@ class ChannelScaling:
             x: the voxels.
             out: receives the result, which may be x itself; None allocates it.
         """
+        if self.keeps_zero:
+            zeros = x == 0
+            return replace(self, keeps_zero=False).apply(x, out).masked_fill_(zeros, 0.0)
         if abs(self.shift) <= SAFE_RATIO * self.scale and SAFE_SCALES[0] < self.scale < SAFE_SCALES[1]:
             return torch.sub(x, self.shift, out=out).div_(self.scale)
         out = torch.empty_like(x) if out is None else out
         for source, target in zip(x.split(1), out.split(1), strict=True):
             target.copy_((source.to(torch.float64) - self.shift) / self.scale)
         return out
+
+
+@dataclass(frozen=True)
+class ScalingSequence(ChannelScaling):
+    """Several maps one after the other. `shift` and `scale` are those of all together, without their clips."""
+
+    steps: tuple[ChannelScaling, ...] = ()
+
+    def apply(self, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        """Return the result of all steps, with their clips; see `ChannelScaling`."""
+        for step in self.steps:
+            if math.isfinite(step.lower) or math.isfinite(step.upper):
+                x = out = torch.clamp(x, step.lower, step.upper, out=out)
+            x = out = step.apply(x, out)
+        return x
 
 
 def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
@@ -134,6 +157,13 @@ def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
     if missing or unknown:
         raise PlanError(f"{where}: {scheme} takes {[*required, *defaults]}; missing {missing}, unknown {unknown}")
     checked = {**defaults, **parameters}
+    if scheme == "sequence":
+        steps = checked["steps"]
+        if not isinstance(steps, list | tuple) or not steps or not all(isinstance(step, Mapping) for step in steps):
+            raise PlanError(f"{where}: sequence needs a list of schemes in steps, found {steps!r}")
+        if any(step.get("scheme") == "sequence" for step in steps):
+            raise PlanError(f"{where}: a step of a sequence cannot be a sequence; list its steps instead")
+        return {"scheme": scheme, "steps": [checked_scheme(step, channel) for step in steps]}
     if "lower" in checked and not checked["lower"] < checked["upper"]:
         raise PlanError(f"{where}: lower must be below upper, found {checked['lower']} and {checked['upper']}")
     if checked.get("std") is not None and not checked["std"] > 0:
@@ -146,15 +176,35 @@ def checked_scheme(entry: Mapping[str, Any], channel: int) -> dict[str, Any]:
         raise PlanError(f"{where}: percentiles must lie in 0..100, found {checked['lower']} and {checked['upper']}")
     if checked.get("foreground", "all") not in ("all", "nonzero", "mask"):
         raise PlanError(f"{where}: foreground must be all, nonzero or mask, found {checked['foreground']!r}")
+    if checked.get("outside", "normalized") not in ("normalized", "unchanged"):
+        raise PlanError(f"{where}: outside must be normalized or unchanged, found {checked['outside']!r}")
+    if checked.get("outside") == "unchanged" and checked["foreground"] != "nonzero":
+        raise PlanError(f"{where}: outside=unchanged needs foreground=nonzero, found {checked['foreground']!r}")
     return {"scheme": scheme, **checked}
 
 
 def scaling_of(x: torch.Tensor, entry: Mapping[str, Any], mask: torch.Tensor | None, where: str) -> ChannelScaling:
     """Compute the map of a checked scheme for one float32 channel of an image."""
+    if entry["scheme"] == "sequence":
+        return _scaling_of_sequence(x, entry["steps"], mask, where)
     fixed = fixed_scaling(entry)
     if fixed is not None:
         return fixed
     return scaling_from(ArrayIntensities(_considered(x, entry["foreground"], mask, where)), entry, where)
+
+
+def _scaling_of_sequence(
+    x: torch.Tensor, entries: Sequence[Mapping[str, Any]], mask: torch.Tensor | None, where: str
+) -> ScalingSequence:
+    """Compute the maps of schemes that are applied one after the other, each from the result of those before it."""
+    steps: list[ChannelScaling] = []
+    current, shift, scale = x, 0.0, 1.0
+    for entry in entries:
+        if steps:
+            current = ScalingSequence(steps=tuple(steps[-1:])).apply(current, None if current is x else current)
+        steps.append(scaling_of(current, entry, mask, where))
+        shift, scale = shift + scale * steps[-1].shift, scale * steps[-1].scale
+    return ScalingSequence(shift, scale, fill=steps[0].fill, steps=tuple(steps))
 
 
 def fixed_scaling(entry: Mapping[str, Any]) -> ChannelScaling | None:
@@ -167,7 +217,9 @@ def fixed_scaling(entry: Mapping[str, Any]) -> ChannelScaling | None:
     if scheme == "window":
         return _rescaling(entry["lower"], entry["upper"], entry)
     if scheme == "z_score" and entry["mean"] is not None:
-        return ChannelScaling(entry["mean"], entry["std"], fill=entry["mean"])
+        return ChannelScaling(
+            entry["mean"], entry["std"], fill=entry["mean"], keeps_zero=entry["outside"] == "unchanged"
+        )
     return None
 
 
@@ -251,7 +303,7 @@ def scaling_from(considered: Intensities, entry: Mapping[str, Any], where: str) 
         count = considered.count
         if count >= FEW_VOXELS and max(highest - mean, mean - lowest) ** 2 > count * std**2 / 2:
             _warn_of_one_voxel(where, lowest, highest)
-        return ChannelScaling(mean, std, fill=mean)
+        return ChannelScaling(mean, std, fill=mean, keeps_zero=entry["outside"] == "unchanged")
     lower, upper = considered.percentiles([entry["lower"], entry["upper"]])
     if lower == upper:
         _warn(

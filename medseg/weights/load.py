@@ -60,7 +60,12 @@ def load_into(
     """
     name = "a state dict" if isinstance(source, Mapping) else str(source)
     found = strip_prefixes(source) if isinstance(source, Mapping) else read(source)
-    layout = detect(found)
+    wrapper = _wrapper_of(network)
+    if wrapper and not any(key.startswith(wrapper) for key in found):
+        found = {f"{wrapper}{key}": value for key, value in found.items()}
+    # The keys of MONAI's own networks are not those of a layout to convert.
+    is_own = set(found) == set(network.state_dict()) or type(network).__module__.startswith("monai.")
+    layout = None if is_own else detect(found)
     notes: list[str] = []
     if layout is not None:
         found = layout.convert(found)
@@ -96,6 +101,17 @@ def load_into(
         total=len(expected),
         notes=tuple(notes),
     )
+
+
+def _wrapper_of(network: nn.Module) -> str:
+    """Return what all keys of a network begin with, if it looks like a wrapper's prefix that `read` has removed.
+
+    The whole network of MONAI's `UNet`, for example, is its attribute `model`.
+    """
+    state = network.state_dict()
+    key = next(iter(state), "")
+    stripped = next(iter(strip_prefixes(state)), "")
+    return key.removesuffix(stripped) if stripped else ""
 
 
 def list_mismatches(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -7,23 +7,30 @@ from importlib.resources import files
 from typing import Any
 
 from medseg.bundle.configs import format_json, network_component
+from medseg.bundle.train_config import TrainingSettings, evaluate_config, format_train, template_text, train_config
 from medseg.plan import Plan
-
-# A blank line precedes these keys of train.json.
-_SECTIONS = ("max_epochs", "plan", "device", "train", "validate", "initialize")
 
 
 def training_files(plan: Plan) -> dict[str, str]:
     """Return the files of `configs` that a training needs, by name.
 
-    Images and label maps are cropped and resampled by `ExactPreprocessd`, and validation predicts and restores as
-    `ExactPredictor` does. The manifest is the folder of the data set, which may be a raw one of nnU-Net.
+    For a plan with `resampling`, images and label maps are cropped and resampled by `ExactPreprocessd`, and validation
+    predicts and restores as `ExactPredictor` does. Other plans get the configs of a planned bundle. The manifest is the
+    folder of the data set, which may be a raw one of nnU-Net.
 
     Args:
-        plan: with `resampling`.
+        plan: of the imported model.
     """
+    if plan.resampling is None:
+        settings = TrainingSettings(max_epochs=50, learning_rate=0.0005, val_interval=5, manifest="@dataset_dir")
+        return {
+            "train.json": format_train(train_config(plan, settings)),
+            "evaluate.json": format_json(evaluate_config(plan)) + "\n",
+            "multi_gpu_train.json": template_text("multi_gpu_train.json"),
+            "logging.conf": template_text("logging.conf"),
+        }
     return {
-        "train.json": _format_train(_train_config(plan)),
+        "train.json": format_train(_train_config(plan)),
         "evaluate.json": format_json(_evaluate_config(plan)) + "\n",
         "multi_gpu_train.json": _text("imported_multi_gpu_train.json"),
         "logging.conf": _text("imported_logging.conf"),
@@ -60,11 +67,3 @@ def _evaluate_config(plan: Plan) -> dict[str, Any]:
 
 def _text(name: str) -> str:
     return (files("medseg.bundle") / "importing" / name).read_text(encoding="utf-8")
-
-
-def _format_train(config: dict[str, Any]) -> str:
-    lines = []
-    for line in format_json(config).splitlines():
-        is_section = line.startswith('  "') and line[3:].partition('"')[0] in _SECTIONS
-        lines += ["", line] if is_section else [line]
-    return "\n".join(lines) + "\n"

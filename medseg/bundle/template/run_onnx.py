@@ -100,8 +100,15 @@ def normalize(channel, entry, mask=None):
         return channel
     if scheme == "ct":
         return (np.clip(channel, entry["lower"], entry["upper"]) - np.float32(entry["mean"])) / np.float32(entry["std"])
+    if scheme == "sequence":
+        for step in entry["steps"]:
+            channel = normalize(channel, step, mask)
+        return channel
     low, high = float(channel.min()), float(channel.max())
     if scheme == "z_score":
+        if entry.get("outside") == "unchanged":
+            result = normalize(channel, {**entry, "outside": "normalized"}, mask)
+            return np.where(channel != 0, result, np.float32(0))
         if entry.get("mean") is not None:
             return (channel - np.float32(entry["mean"])) / np.float32(entry["std"])
         which = entry.get("foreground", "all")
@@ -251,9 +258,13 @@ class OwnWay:
         return np.stack(image)
 
     def restored(self, logits):
+        restoring = self.plan.get("restoring")
+        if restoring == "probabilities":
+            logits = probabilities(logits, self.plan["activation"])
         for axis, (n, m, ratio) in enumerate(zip(self.shape, self.model_shape, self.ratio)):
             if ratio != 1.0:
-                matrix = linear_matrix(np.arange(n) / ratio, m).astype(np.float32)
+                positions = np.arange(n) / ratio
+                matrix = linear_matrix(np.rint(positions) if restoring == "labels" else positions, m).astype(np.float32)
                 logits = along(logits, axis + 1, matrix)
         return logits
 
@@ -273,6 +284,14 @@ class OwnWay:
             line = np.exp(x**2 / np.float32(-2 * (size * 0.125) ** 2))
             weight *= line.reshape([-1 if a == axis else 1 for a in range(len(tile))])
         return np.maximum(weight, max(float(weight.min()), 1e-3))
+
+
+def probabilities(logits, activation):
+    """Return the softmax of logits (K, …), or their sigmoid less one half, which `decide` takes like logits."""
+    if activation == "sigmoid":
+        return 1 / (1 + np.exp(-logits)) - np.float32(0.5)
+    powers = np.exp(logits - logits.max(0))
+    return powers / powers.sum(0)
 
 
 class NnunetWay:
@@ -376,7 +395,8 @@ def predict(image, tile, way, run, overlap, members):
     shape = image.shape[1:]
     before = [max(t - n, 0) // 2 for n, t in zip(shape, tile)]
     after = [max(t - n, 0) - b for n, t, b in zip(shape, tile, before)]
-    padded = np.pad(image, [(0, 0), *zip(before, after)])
+    modes = {None: "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
+    padded = np.pad(image, [(0, 0), *zip(before, after)], mode=modes[way.plan.get("padding")])
     weight, sums, total = way.weights(tile), None, np.zeros(padded.shape[1:], way.precision)
     starts = [way.starts(n, t, overlap) for n, t in zip(padded.shape[1:], tile)]
     for begin in product(*starts):

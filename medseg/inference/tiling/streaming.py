@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
@@ -13,7 +13,15 @@ from medseg.inference.tiling.blending import Blender, FinishedBlock, importance_
 from medseg.inference.tiling.merging import merge_tiles
 from medseg.inference.tiling.tiles import TileGrid, label_as_background, lay_tiles
 from medseg.transforms.restore.grid_map import map_grids
-from medseg.transforms.restore.label_decision import SLAB_VALUES, LabelDecision, LabelRestorer, LabelTarget, Observer
+from medseg.transforms.restore.label_decision import (
+    SLAB_VALUES,
+    LabelDecision,
+    LabelRestorer,
+    LabelTarget,
+    Observer,
+    apply_head,
+)
+from medseg.transforms.restore.monai_grid import nearest_map
 from medseg.transforms.restore.resample import SeparableResampler, memory_order
 from medseg.transforms.restore.restore_labels import restore_sheared, sheared_bytes
 from medseg.volumes import Grid
@@ -29,6 +37,7 @@ class Window:
         blending: weights of a tile's voxels.
         batch_size: tiles per forward pass.
         interpolation: method used from the model grid to the native grid.
+        padding: how images smaller than a tile are padded; "constant" pads with 0.
         slab_values: number of values resampled to the native grid at once.
         is_pipelined: extract, blend and restore in a second thread while the network runs.
     """
@@ -37,13 +46,14 @@ class Window:
     overlap: float = 0.5
     blending: Literal["gaussian", "constant"] = "gaussian"
     batch_size: int = 1
-    interpolation: Literal["linear", "cubic"] = "linear"
+    interpolation: Literal["linear", "cubic", "nearest"] = "linear"
+    padding: Literal["constant", "reflect", "replicate", "circular"] = "constant"
     slab_values: int = SLAB_VALUES
     is_pipelined: bool = True
 
     def lay_tiles(self, shape: Sequence[int]) -> TileGrid:
         """Return the tiles over an image of that shape."""
-        return lay_tiles(shape, self.tile, self.overlap)
+        return lay_tiles(shape, self.tile, self.overlap, pad_mode=self.padding)
 
 
 def predict_labels(
@@ -96,9 +106,10 @@ def predict_labels(
         if on_tiles is not None:
             on_tiles(done, grid.num_tiles)
 
-    grid_map = map_grids(model_affine, grid.image_shape, native_affine, native_shape)
+    relate = nearest_map if window.interpolation == "nearest" else map_grids
+    grid_map = relate(model_affine, grid.image_shape, native_affine, native_shape)
 
-    def merge(consume: Callable[[FinishedBlock], None]) -> None:
+    def merge_values(consume: Callable[[FinishedBlock], None]) -> None:
         merge_tiles(
             image, grid, weight, predict, consume, window.batch_size, on_tiles=count,
             is_pipelined=window.is_pipelined and device.type == "cpu",
@@ -107,6 +118,10 @@ def predict_labels(
 
     head_weight, head_bias = (None if part is None else part.to(device) for part in (head_weight, head_bias))
     num_values = decision.num_channels if head_weight is None else head_weight.shape[1]
+    merge: Merge = merge_values
+    if decision.uses_probabilities:
+        merge = _as_probabilities(merge_values, decision, head_weight, head_bias)
+        num_values, head_weight, head_bias = decision.num_channels, None, None
     if grid_map is None:
         whole = torch.empty(num_values, *grid.image_shape, device=device)
 
@@ -118,7 +133,15 @@ def predict_labels(
 
         merge(place)
         return restore_sheared(
-            whole, model_affine, native_affine, native_shape, decision, head_weight, head_bias, observers
+            whole,
+            model_affine,
+            native_affine,
+            native_shape,
+            decision,
+            head_weight,
+            head_bias,
+            observers,
+            window.interpolation == "nearest",
         ).cpu()
     resampler = SeparableResampler(grid_map, window.interpolation)
     out = torch.empty(tuple(native_shape), dtype=decision.dtype)
@@ -126,6 +149,28 @@ def predict_labels(
     merge(NativeAssembly(restorer, out, num_values, device).add)
     label_as_background(out, skipped, grid, resampler, decision.label_values[0])
     return out
+
+
+Merge = Callable[[Callable[[FinishedBlock], None]], None]
+
+
+def _as_probabilities(
+    merge: Merge, decision: LabelDecision, head_weight: torch.Tensor | None, head_bias: torch.Tensor | None
+) -> Merge:
+    """Return a merge whose blocks hold probabilities, before anything is interpolated between them."""
+
+    def merge_probabilities(consume: Callable[[FinishedBlock], None]) -> None:
+        def convert(block: FinishedBlock) -> None:
+            values = block.values
+            if values is not None:
+                logits = values if head_weight is None else apply_head(values, head_weight, head_bias)
+                decision.check(len(logits))
+                values = decision.probabilities(logits)
+            consume(replace(block, values=values))
+
+        merge(convert)
+
+    return merge_probabilities
 
 
 def prediction_bytes(
@@ -158,6 +203,10 @@ def prediction_bytes(
     held = itemsize * num_channels * prod(model.shape) + (2 if window.is_pipelined else 1) * num_channels * batch
     held += Blender.num_bytes(grid, num_values)
     blending = num_values * batch
+    if decision.uses_probabilities:
+        # Logits and probabilities of a block, and with a head the features that they are computed from.
+        blending += itemsize * prod(grid.largest_block) * (2 * decision.num_channels + (num_values if has_head else 0))
+        num_values, has_head = decision.num_channels, False
     grid_map = map_grids(model.affine, model.shape, native.affine, native.shape)
     if grid_map is None:
         held += itemsize * num_values * prod(model.shape)

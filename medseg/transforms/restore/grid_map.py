@@ -101,7 +101,7 @@ def composed_affine(model_affine: Any, native_affine: Any, spatial_dims: int) ->
     Raises:
         GeometryError: an affine is singular or not finite.
     """
-    model, native = _leading(model_affine, spatial_dims), _leading(native_affine, spatial_dims)
+    model, native = leading_affine(model_affine, spatial_dims), leading_affine(native_affine, spatial_dims)
     for name, affine in (("model", model), ("native", native)):
         if not np.isfinite(affine).all() or _relative_volume(affine) < 1e-12:
             raise GeometryError(f"the {name} grid's affine must be finite and invertible, found {affine.tolist()}")
@@ -151,7 +151,7 @@ def _relative_volume(affine: np.ndarray) -> float:
     return abs(float(np.linalg.det(affine[:-1, :-1] / lengths))) if lengths.all() else 0.0
 
 
-def _leading(affine: Any, spatial_dims: int) -> np.ndarray:
+def leading_affine(affine: Any, spatial_dims: int) -> np.ndarray:
     """Return the affine of the first `spatial_dims` axes."""
     full = np.asarray(affine, dtype=np.float64)
     keep = [*range(spatial_dims), full.shape[0] - 1]

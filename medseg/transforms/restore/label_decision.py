@@ -22,21 +22,44 @@ class LabelDecision:
     Args:
         label_values: value of each label in label maps, background first.
         activation: "softmax" (one logit per label) or "sigmoid" (one logit per label except the background).
+        uses_probabilities: interpolate probabilities to the native grid instead of logits, and decide by them.
     """
 
-    def __init__(self, label_values: Sequence[int], activation: Literal["softmax", "sigmoid"] = "softmax") -> None:
+    def __init__(
+        self,
+        label_values: Sequence[int],
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+        uses_probabilities: bool = False,
+    ) -> None:
         if activation not in ("softmax", "sigmoid"):
             raise ValueError(f"activation must be softmax or sigmoid, found {activation!r}")
         self.label_values = [int(v) for v in label_values]
         if not self.label_values or min(self.label_values) < 0:
             raise ValueError(f"label_values must be non-negative integers, found {list(label_values)}")
         self.activation = activation
+        self.uses_probabilities = uses_probabilities
         self.dtype = smallest_label_dtype(max(self.label_values))
 
     @property
     def num_channels(self) -> int:
         """The number of logits per voxel that the decision needs."""
         return len(self.label_values) - (self.activation == "sigmoid")
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what is interpolated instead of logits (K, …): probabilities, for sigmoid less one half.
+
+        Their decision is that of logits: the largest one, or those above 0.
+        """
+        return logits.softmax(0) if self.activation == "softmax" else logits.sigmoid().sub_(0.5)
+
+    def logits(self, values: torch.Tensor) -> torch.Tensor:
+        """Return logits (K, …) of interpolated values, which may be those of `probabilities`."""
+        if not self.uses_probabilities:
+            return values
+        tiny = torch.finfo(values.dtype).tiny
+        if self.activation == "softmax":
+            return values.clamp_min(tiny).log_()
+        return (0.5 + values).clamp_min(tiny).log_() - (0.5 - values).clamp_min(tiny).log_()
 
     def check(self, num_channels: int) -> None:
         """Raise ShapeError if the network has another number of channels."""
@@ -230,6 +253,8 @@ class LabelRestorer:
             for channel in range(len(logits)):
                 self.decision.update(channel, logits[channel], winner, best)
             labels[begin : begin + features.shape[1]] = self.decision.labels_of(winner)
+            if self.observers:
+                logits = self.decision.logits(logits)
             for observer in self.observers:
                 observer.observe(logits, (part, *region[1:]), self.resampler.native_axes)
         return labels

@@ -21,6 +21,8 @@ from medseg.transforms.restore.label_decision import LabelDecision
 from medseg.transforms.restore.resample import INTERPOLATIONS
 from medseg.transforms.restore.restore_labels import restore_labels
 
+RESTORING = ("logits", "probabilities", "labels")
+
 _PICTURE_KEYS = {"format", "mode", "width", "height"}  # written by MONAI's PILReader and by no other reader
 
 
@@ -35,6 +37,8 @@ class RestoreToNative(Transform):
         label_values: value of each label in label maps, background first; None numbers the channels 0, 1, 2, ….
         activation: "softmax" for exclusive labels, "sigmoid" for overlapping regions.
         interpolation: "linear", or "cubic" (Catmull–Rom; sharper, takes twice the time).
+        restoring: "logits" interpolates logits, "probabilities" the probabilities, and "labels" takes the label of the
+            nearest voxel.
 
     Returns:
         (call) MetaTensor (1, *native shape) of integers with the native affine.
@@ -48,13 +52,19 @@ class RestoreToNative(Transform):
         label_values: Sequence[int] | None = None,
         activation: Literal["softmax", "sigmoid"] = "softmax",
         interpolation: Literal["linear", "cubic"] = "linear",
+        restoring: Literal["logits", "probabilities", "labels"] = "logits",
     ) -> None:
         self.label_values = None if label_values is None else [int(v) for v in label_values]
         self.activation = activation
-        self.interpolation = interpolation
+        self.interpolation: Literal["linear", "cubic", "nearest"] = interpolation
+        if restoring == "labels":
+            self.interpolation = "nearest"
+        self.restoring = restoring
         LabelDecision(label_values or [0], activation)  # checks the values before any work is done
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be linear or cubic, found {interpolation!r}")
+        if restoring not in RESTORING:
+            raise ValueError(f"restoring must be one of {', '.join(RESTORING)}, found {restoring!r}")
 
     def __call__(self, logits: torch.Tensor, meta: Mapping[str, Any] | None = None) -> torch.Tensor:
         """Restore one case.
@@ -92,7 +102,8 @@ class RestoreToNative(Transform):
 
     def _decision(self, num_channels: int) -> LabelDecision:
         count = num_channels + (self.activation == "sigmoid")
-        decision = LabelDecision(range(count) if self.label_values is None else self.label_values, self.activation)
+        values = range(count) if self.label_values is None else self.label_values
+        decision = LabelDecision(values, self.activation, self.restoring == "probabilities")
         decision.check(num_channels)
         return decision
 
@@ -102,7 +113,7 @@ class RestoreToNatived(MapTransform):
 
     Args:
         keys: the logits to restore.
-        label_values, activation, interpolation: see `RestoreToNative`.
+        label_values, activation, interpolation, restoring: see `RestoreToNative`.
         ref_key: key of the image whose metadata describes the native grid, one for all keys or one per key; None takes
             the metadata of the logits.
         allow_missing_keys: skip keys that a case lacks.
@@ -116,13 +127,14 @@ class RestoreToNatived(MapTransform):
         interpolation: Literal["linear", "cubic"] = "linear",
         ref_key: str | Sequence[str] | None = None,
         allow_missing_keys: bool = False,
+        restoring: Literal["logits", "probabilities", "labels"] = "logits",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         refs = [ref_key] * len(self.keys) if ref_key is None or isinstance(ref_key, str) else list(ref_key)
         if len(refs) != len(self.keys):
             raise ValueError(f"ref_key must be one key or {len(self.keys)}, one per key, found {len(refs)}")
         self.ref_keys = refs
-        self.restore = RestoreToNative(label_values, activation, interpolation)
+        self.restore = RestoreToNative(label_values, activation, interpolation, restoring)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

@@ -16,7 +16,7 @@ import torch
 
 from medseg.transforms.restore.grid_map import AxisMap, GridMap
 
-INTERPOLATIONS = ("linear", "cubic")
+INTERPOLATIONS = ("linear", "cubic", "nearest")
 
 
 def longest_first(shape: Sequence[int]) -> tuple[int, ...]:
@@ -29,18 +29,19 @@ class SeparableResampler:
 
     Args:
         grid_map: relation of the native grid to the model grid.
-        interpolation: "linear" or "cubic" (Catmull–Rom kernel, a = −1/2; Keys 1981, doi:10.1109/TASSP.1981.1163711).
+        interpolation: "linear", "cubic" (Catmull–Rom kernel, a = −1/2; Keys 1981, doi:10.1109/TASSP.1981.1163711) or
+            "nearest"; see `medseg.transforms.restore.monai_grid` for two voxels at equal distances.
         axis_order: model axes in streaming order; None takes the longest first.
     """
 
     def __init__(
         self,
         grid_map: GridMap,
-        interpolation: Literal["linear", "cubic"] = "linear",
+        interpolation: Literal["linear", "cubic", "nearest"] = "linear",
         axis_order: Sequence[int] | None = None,
     ) -> None:
         if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be linear or cubic, found {interpolation!r}")
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, found {interpolation!r}")
         self.interpolation = interpolation
         self.axis_order = longest_first(grid_map.model_shape) if axis_order is None else tuple(axis_order)
         native_axis_of = grid_map.native_axis_of
@@ -121,6 +122,8 @@ def _taps(axis_map: AxisMap, part: slice, interpolation: str) -> tuple[np.ndarra
     positions = axis_map.positions(part.start, part.stop)
     if axis_map.is_whole or axis_map.is_nearest:
         return np.floor(positions + 0.5).astype(np.int64)[None], np.ones((1, len(positions)))
+    if interpolation == "nearest":
+        return np.rint(positions).astype(np.int64)[None], np.ones((1, len(positions)))
     low = np.minimum(np.floor(positions).astype(np.int64), max(axis_map.model_size - 2, 0))
     t = positions - low
     if interpolation == "linear":

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from medseg.transforms.restore.grid_map import composed_affine, map_grids
 from medseg.transforms.restore.label_decision import CHUNK_VALUES, LabelDecision, LabelRestorer, Observer, apply_head
+from medseg.transforms.restore.monai_grid import nearest_map
 from medseg.transforms.restore.resample import SeparableResampler
 
 SHEARED_CHUNK_VOXELS = 1 << 20  # native voxels interpolated together by `restore_sheared`
@@ -26,7 +27,7 @@ def restore_labels(
     native_affine: Any,
     native_shape: Sequence[int],
     decision: LabelDecision,
-    interpolation: Literal["linear", "cubic"] = "linear",
+    interpolation: Literal["linear", "cubic", "nearest"] = "linear",
     observers: Sequence[Observer] = (),
 ) -> torch.Tensor:
     """Restore logits (C, *model grid) to labels of the native shape, slab by slab.
@@ -37,14 +38,18 @@ def restore_labels(
         native_affine: voxel index to mm of the native grid.
         native_shape: its shape in voxels.
         decision: from logits to label values.
-        interpolation: "linear" or "cubic"; a sheared grid is always interpolated linearly.
+        interpolation: "linear", "cubic" or "nearest"; "cubic" is linear for a sheared grid.
         observers: receive the logits of every native voxel.
     """
     decision.check(logits.shape[0])
-    logits = logits.float()
-    grid_map = map_grids(model_affine, logits.shape[1:], native_affine, native_shape)
+    logits = decision.probabilities(logits.float()) if decision.uses_probabilities else logits.float()
+    relate = nearest_map if interpolation == "nearest" else map_grids
+    grid_map = relate(model_affine, logits.shape[1:], native_affine, native_shape)
     if grid_map is None:
-        return restore_sheared(logits, model_affine, native_affine, native_shape, decision, observers=observers)
+        return restore_sheared(
+            logits, model_affine, native_affine, native_shape, decision, observers=observers,
+            is_nearest=interpolation == "nearest",
+        )  # fmt: skip
     resampler = SeparableResampler(grid_map, interpolation)
     labels = torch.empty(tuple(native_shape), dtype=decision.dtype, device=logits.device)
     block = logits.permute(0, *(axis + 1 for axis in resampler.axis_order))
@@ -62,11 +67,13 @@ def restore_sheared(
     head_weight: torch.Tensor | None = None,
     head_bias: torch.Tensor | None = None,
     observers: Sequence[Observer] = (),
+    is_nearest: bool = False,
 ) -> torch.Tensor:
     """Restore labels by linear interpolation voxel by voxel, a few planes or rows at a time.
 
     Args:
-        values: (K, *model grid) logits, or features if a head is given.
+        values: (K, *model grid) logits, or the `probabilities` of a decision that uses them, or features if a head is
+            given.
         model_affine: voxel index to mm of the model grid.
         native_affine: voxel index to mm of the native grid.
         native_shape: its shape in voxels.
@@ -74,6 +81,7 @@ def restore_sheared(
         head_weight: (classes, K) of the head; None if the values are logits.
         head_bias: (classes,) of the head.
         observers: receive the logits of every native voxel.
+        is_nearest: take the nearest voxel instead of interpolating.
     """
     decision.check(len(values) if head_weight is None else len(head_weight))
     model_shape = values.shape[1:]
@@ -81,12 +89,15 @@ def restore_sheared(
     labels = torch.empty(tuple(native_shape), dtype=decision.dtype, device=values.device)
     for region in _regions(native_shape, voxels_at_once(len(values), decision.num_channels)):
         grid = _sampling_grid(matrix, model_shape, region).to(values.device, values.dtype)
-        sampled = F.grid_sample(values[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True)[0]
+        mode = "nearest" if is_nearest else "bilinear"
+        sampled = F.grid_sample(values[None], grid[None], mode=mode, padding_mode="border", align_corners=True)[0]
         logits = sampled if head_weight is None else apply_head(sampled, head_weight, head_bias)
         winner, best = torch.empty_like(logits[0]), torch.empty_like(logits[0])
         for channel in range(len(logits)):
             decision.update(channel, logits[channel], winner, best)
         labels[region] = decision.labels_of(winner)
+        if observers:
+            logits = decision.logits(logits)
         for observer in observers:
             observer.observe(logits, region, range(len(region)))
     return labels

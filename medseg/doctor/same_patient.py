@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy import stats
 
 from medseg.datasets.case_facts import CaseFacts, FileFacts
 
@@ -94,7 +93,9 @@ def neighbouring_slices(cases: Mapping[str, CaseFacts]) -> list[PatientGroup]:
             [1 - _differences(images[first], images[second])[4] for first, second in pairs]
             for pairs in (next_to, apart)
         )
-        test = stats.mannwhitneyu(near, far, alternative="greater")
+        from scipy.stats import mannwhitneyu  # takes half a second to import, and small data sets do not need it
+
+        test = mannwhitneyu(near, far, alternative="greater")
         superiority = float(test.statistic) / (len(near) * len(far))
         if test.pvalue <= LARGEST_P and superiority >= MIN_SLICE_SUPERIORITY:
             evidence = (
@@ -184,6 +185,8 @@ def _blocks(images: Mapping[int, FileFacts], names: Mapping[int, str]) -> Iterat
     apart = [(n, m) for n in numbers for m in range(n + max(BLOCK_SIZES), n + FAR + 1) if m in images]
     if len(next_to) < 2 * MIN_NEIGHBOURS or len(apart) < 2 * MIN_NEIGHBOURS:
         return
+    from scipy.stats import mannwhitneyu  # takes half a second to import, and small data sets do not need it
+
     differences = {pair: _differences(images[pair[0]], images[pair[1]]) for pair in (*next_to, *apart)}
     best: tuple[float, list[tuple[int, int]], list[tuple[int, int]]] | None = None
     for size in BLOCK_SIZES:
@@ -194,7 +197,7 @@ def _blocks(images: Mapping[int, FileFacts], names: Mapping[int, str]) -> Iterat
                 continue
             scores = _similarity(differences, [*between, *apart])
             groups = [[scores[pair] for pair in pairs] for pairs in (inside, between, apart)]
-            tests = [stats.mannwhitneyu(groups[0], other, alternative="greater") for other in groups[1:]]
+            tests = [mannwhitneyu(groups[0], other, alternative="greater") for other in groups[1:]]
             p = max(float(test.pvalue) for test in tests)
             superiority = float(tests[0].statistic) / (len(inside) * len(between))
             if p <= LARGEST_P and superiority >= MIN_SUPERIORITY and (best is None or p < best[0]):

@@ -94,6 +94,7 @@ def main() -> None:
         for repeat in range(options.repeats + 1):
             for key, command in lines.items():
                 found = run(command)
+                print(f"round {repeat} of {options.repeats}: {key} {found[0]:.2f} s", file=sys.stderr, flush=True)
                 if repeat:  # the first round reads files from the disk, and OpenVINO converts the network
                     measured[key].append(found)
     print(f"\nMachine: {machine()}\n")

@@ -208,7 +208,7 @@ def draw(volumes: list[dict[str, Any]], classes: dict[int, Run], cores: dict[int
         color=OKABE_ITO[4], label="measured",
     )  # fmt: skip
     for row, position in zip(volumes, millions, strict=True):
-        left.annotate(f"{row['model']}³", (position, row["estimate"] / row["tiles"] * 1e3), (0, 8), fontsize=8,
+        left.annotate(f"{row['model']}³", (position, row["estimate"] / row["tiles"] * 1e3), (0, -14), fontsize=8,
                       textcoords="offset points", ha="center")  # fmt: skip
     left.set(xscale="log", xlabel="million voxels of the scan", ylabel="ms per tile", title="volume")
     counts = list(classes)
@@ -223,6 +223,7 @@ def draw(volumes: list[dict[str, Any]], classes: dict[int, Run], cores: dict[int
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, loc="lower right" if axes is not right else "upper right")
+    right.set_ylim(top=1.3 * max(run.seconds for run in cores.values()))  # room for the legend
     figure.tight_layout()
     save_png(figure, out)
 

@@ -165,7 +165,7 @@ def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
         if file.is_file():
             continue
         trainer.initialize()
-        batches, _ = trainer.get_dataloaders()
+        batches, without_augmentation = trainer.get_dataloaders()
         trainer.network.train()
         iterations = arguments.iterations
         for step in range(iterations):
@@ -174,7 +174,7 @@ def train(name: str, root: Path, arguments: argparse.Namespace) -> None:
                 print(
                     f"{full} {configuration} fold {fold}: step {step + 1} of {iterations}, loss {loss:.3f}", flush=True
                 )
-        match_frequencies(trainer, next(batches))
+        match_frequencies(trainer, next(without_augmentation))
         for name_of, values in (("plans.json", plans), ("dataset.json", dataset)):
             (file.parents[1] / name_of).write_text(json.dumps(values, indent=4))
         trainer.save_checkpoint(str(file))

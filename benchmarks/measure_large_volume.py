@@ -136,12 +136,16 @@ def check(path: Path, out: Path) -> tuple[int, int, float]:
     model = predictor({"scheme": "z_score", "mean": mean, "std": std}, None)
     random = np.random.default_rng(1)
     compared = wrong = bright = 0
-    size = TILE + STEP
+    # The first axis is the longest as in the whole volume, so that the values of tiles are added in the same order.
+    sizes = (TILE + 2 * STEP, TILE + STEP, TILE + STEP)
     for _ in range(SUB_VOLUMES):
         # The tiles of a sub-volume are tiles of the whole volume if it begins with one. The last tile of the volume,
         # which ends at its face, may overlap more than its share and must not reach into the compared voxels.
-        begin = [STEP * int(random.integers(0, (n - TILE - size + SHARED) // STEP + 1)) for n in image.shape]
-        box = tuple(slice(b, b + size) for b in begin)
+        begin = [
+            STEP * int(random.integers(0, (n - TILE - size + SHARED) // STEP + 1))
+            for n, size in zip(image.shape, sizes, strict=True)
+        ]
+        box = tuple(slice(b, b + size) for b, size in zip(begin, sizes, strict=True))
         in_memory = model.predict((image[box], np.diag([1e-3, 5e-4, 5e-4, 1.0]))).array
         inner = (slice(SHARED, -SHARED),) * 3
         expected, found = np.asarray(in_memory)[inner], labels[box][inner]
@@ -164,8 +168,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(predict(path, out, arguments.max_ram)))
         return
-    if min(arguments.shape) < 2 * TILE + STEP:
-        parser.error(f"--shape: {arguments.shape} has an axis of fewer than {2 * TILE + STEP} voxels")
+    if min(arguments.shape) < 2 * TILE + 2 * STEP or arguments.shape[0] < max(arguments.shape):
+        parser.error(f"--shape: needs at least {2 * TILE + 2 * STEP} voxels per axis and the longest axis first")
     size = 4 * math.prod(arguments.shape)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(arguments.folder).free

@@ -19,7 +19,7 @@ from medseg.inference.memory import parse_bytes
 from medseg.inference.predict_files import CaseResult
 from medseg.plan import read_plan
 from medseg.versions import installed_version
-from medseg.volumes import is_zarr
+from medseg.volumes import is_zarr, remove_leftovers
 
 # Failures that another worker would only repeat.
 OF_THE_SCAN = (
@@ -146,6 +146,8 @@ def predict(
     run = secrets.token_hex(8)
     with out.reserved(run), out.ledger_file(NAME) as file, connected(address) as ray:
         check_capacity(ray, resources)
+        if not out.is_remote:
+            remove_leftovers(out_dir)
         arguments = {
             "bundle": str(Path(bundle).absolute()), "options": options, "out_dir": out_dir, "run": run,
             "format": format, "overwrite": overwrite, "threads": cpus_per_worker,

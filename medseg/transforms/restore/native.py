@@ -18,7 +18,6 @@ from monai.utils import MetaKeys
 
 from medseg.errors import GeometryError
 from medseg.transforms.restore.label_decision import LabelDecision
-from medseg.transforms.restore.resample import INTERPOLATIONS
 from medseg.transforms.restore.restore_labels import restore_labels
 
 RESTORING = ("logits", "probabilities", "labels")
@@ -61,7 +60,7 @@ class RestoreToNative(Transform):
             self.interpolation = "nearest"
         self.restoring = restoring
         LabelDecision(label_values or [0], activation)  # checks the values before any work is done
-        if interpolation not in INTERPOLATIONS:
+        if interpolation not in ("linear", "cubic"):
             raise ValueError(f"interpolation must be linear or cubic, found {interpolation!r}")
         if restoring not in RESTORING:
             raise ValueError(f"restoring must be one of {', '.join(RESTORING)}, found {restoring!r}")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib import import_module
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -27,6 +28,7 @@ from medseg.inference.preprocessing import model_grid, preprocessing_bytes
 from medseg.inference.scan import Scan
 from medseg.inference.tiling.streaming import Window, prediction_bytes
 from medseg.plan import Plan
+from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import LabelDecision
 
 UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
@@ -218,6 +220,8 @@ class Workload:
         network = self.network_bytes(window.batch_size) if network_bytes is None else network_bytes
         native = scan.reference.grid
         model = model_grid(native, self.plan)
+        if map_grids(native.affine, native.shape, model.affine, model.shape) is None:
+            import_module("monai.transforms")  # resamples sheared scans, and is held by the process from then on
         head = self.backend.head_weight
         held, blending = prediction_bytes(
             model, native, self.plan.in_channels, self.decision.num_channels if head is None else head.shape[1],

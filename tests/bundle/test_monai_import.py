@@ -45,7 +45,7 @@ def test_labels_are_those_of_monais_runner(name, scans, tmp_path, run_inference)
     theirs = monai_labels(source, scans, tmp_path / "theirs")["case"]
     assert len(np.unique(theirs)) > 1
     bundle = import_bundle(source, tmp_path / name)
-    model = medseg.load(bundle.path, device="cpu", backend="torch")
+    model = medseg.load(bundle.path, device="cpu", backend="torch", precision="fp32")
     ours = model.predict(scans / "imagesTs" / "case.nii.gz").array
     assert share_of_equal_labels(ours, theirs) >= 0.9999
     # Interpolating logits would give other labels, so the way back is really MONAI's.
@@ -87,7 +87,7 @@ def test_the_same_config_in_yaml_is_the_same_bundle(tmp_path):
 
 def test_probabilities_are_those_that_were_interpolated(tmp_path, scans):
     bundle = import_bundle(write_zoo_bundle(SPLEEN, tmp_path / "zoo"), tmp_path / "spleen_segmentation")
-    model = medseg.load(bundle.path, device="cpu", backend="torch", save_probabilities=True)
+    model = medseg.load(bundle.path, device="cpu", backend="torch", precision="fp32", save_probabilities=True)
     found = model.predict(scans / "imagesTs" / "case.nii.gz")
     assert found.probabilities is not None
     spleen = found.probabilities["spleen"].astype(np.float32)

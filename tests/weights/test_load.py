@@ -137,3 +137,13 @@ def test_assigned_weights_have_the_networks_type():
     expected = {key: value.float() for key, value in half.items()}
     assert all(value.dtype == torch.float32 for value in other.parameters())
     assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
+
+
+def test_assigned_weights_have_the_strides_of_a_new_network(tmp_path):
+    trained = create("unet_padded", 1, 2, channels=[4, 8]).to(memory_format=torch.channels_last)
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    network = create("unet_padded", 1, 2, channels=[4, 8])
+    expected = {key: value.stride() for key, value in network.state_dict().items()}
+    weights.load_into(network, tmp_path / "model.pt", assign=True)
+    assert {key: value.stride() for key, value in network.state_dict().items()} == expected
+    assert {key: value.stride() for key, value in trained.state_dict().items()} != expected

@@ -23,7 +23,8 @@ OME_READER = ome-zarr ome-zarr-models pydantic-zarr dask toolz cloudpickle partd
 demo: $(VENV)/.demo
 	$(BIN)/medseg demo --out demo
 
-# Three processes, because forked data workers hang in a process in which OpenVINO or ONNX Runtime has started threads.
+# Several processes, because forked data workers hang in a process in which OpenVINO or ONNX Runtime has started threads,
+# and because a process that trained, forked and then used OpenVINO crashed later in a garbage collection.
 NATIVE = tests/inference tests/networks
 FORKING = tests/training tests/bundle
 
@@ -34,7 +35,8 @@ test-native: $(VENV)/.test
 	$(BIN)/python -m pytest $(NATIVE)
 
 test-forking: $(VENV)/.test
-	$(BIN)/python -m pytest $(FORKING)
+	$(BIN)/python -m pytest tests/training
+	$(BIN)/python -m pytest tests/bundle
 
 test-others: $(VENV)/.test
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(NATIVE) $(FORKING))

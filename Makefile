@@ -24,7 +24,7 @@ demo: $(VENV)/.demo
 	$(BIN)/medseg demo --out demo
 
 # Several processes, because forked data workers hang in a process in which OpenVINO or ONNX Runtime has started threads,
-# and because a process that trained, forked and then used OpenVINO crashed later in a garbage collection.
+# and because a process that trained, forked and then used OpenVINO crashed later.
 NATIVE = tests/inference tests/networks
 FORKING = tests/training tests/bundle
 

@@ -1,16 +1,16 @@
 """Load bundles without running their code, promote weights into them, verify and export them.
 
-What loading a bundle does not need is imported when it is first used. A function with the name of its module cannot be.
+What loading a bundle does not need is imported when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medseg.bundle.export import export
 from medseg.bundle.folder import BundleFolder
 from medseg.bundle.loading import load, load_network
 from medseg.bundle.promote import promote
 from medseg.bundle.verify import verify
+from medseg.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from medseg.bundle.calibrate import write_calibration
@@ -48,12 +48,4 @@ _HOMES = {
     "write_fingerprint": "fingerprint",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -24,7 +24,7 @@ MOST = Tolerance(logits=0.1, labels=0.03)
 
 @dataclass(frozen=True)
 class Int8Model:
-    """What is known about a bundle's weights in int8.
+    """Describe the int8 computation of a bundle's weights, as it was measured.
 
     Args:
         weights_sha256: digest of each network's weights.

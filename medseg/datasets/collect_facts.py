@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +18,7 @@ from medseg.datasets.case_facts import CaseFacts, FileFacts
 from medseg.datasets.manifest import Manifest
 from medseg.datasets.measure_case import measure_case
 from medseg.errors import MedsegError
+from medseg.machine import available_bytes, num_cores
 from medseg.volumes import read_channel_grid, replacing
 from medseg.volumes.files import cache_folder, file_sha256
 from medseg.volumes.formats import files_of
@@ -108,27 +107,6 @@ def collect_facts(
     return CollectedFacts(ordered, len(todo), num_processes, cache.file if cache else None)
 
 
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if sys.platform.startswith("linux"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def available_bytes() -> int | None:
-    """Return the memory that new work may take, or None if the system does not tell."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return None
-    amounts = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
-    available = int(amounts["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in amounts else None
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with suppress(OSError, ValueError):  # "max" without a limit
-        left = int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii"))
-        return left if available is None else min(available, left)
-    return available
-
-
 def _suitable_processes(manifest: Manifest, root: Path, case_ids: Sequence[str]) -> int:
     """Return one process per core, fewer if the largest images would not fit, and one for a small data set."""
     largest, on_disk = 0, 0
@@ -142,11 +120,8 @@ def _suitable_processes(manifest: Manifest, root: Path, case_ids: Sequence[str])
             largest = max(largest, prod(grid.shape) * (num_channels if manifest.has_channels_in_one_file else 1))
     if on_disk < SMALL_DATASET_BYTES:
         return 1
-    memory = available_bytes()
-    if memory is None:
-        return num_cores()
     per_process = largest * BYTES_PER_VOXEL + BYTES_PER_PROCESS
-    return max(1, min(num_cores(), int(memory * MEMORY_SHARE / per_process)))
+    return max(1, min(num_cores(), int(available_bytes() * MEMORY_SHARE / per_process)))
 
 
 def _measure(manifest: Manifest, root: Path, case_id: str) -> tuple[CaseFacts, Stamps]:

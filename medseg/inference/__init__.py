@@ -3,8 +3,7 @@
 The components of MONAI's workflows are imported when they are first used, because MONAI takes seconds to import.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medseg.inference.backends.torch_backend import Backend
 from medseg.inference.cases import Case, find_cases
@@ -13,6 +12,7 @@ from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import preprocessing
 from medseg.inference.scan import Scan, load_scan
 from medseg.inference.segmentation import Segmentation
+from medseg.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from medseg.inference.exact import ExactInferer, ExactPredictor, ExactPreprocessd, ExactRestored
@@ -63,12 +63,4 @@ _HOMES = {
     "scan_files": "monai_io",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

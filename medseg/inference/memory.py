@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from itertools import product
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,13 +24,12 @@ from medseg.inference.backends.torch_backend import Backend
 from medseg.inference.preprocessing import model_grid, preprocessing_bytes
 from medseg.inference.scan import Scan
 from medseg.inference.tiling.streaming import Window, prediction_bytes
+from medseg.machine import resident_bytes
 from medseg.plan import Plan
 from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import LabelDecision
 
 UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
-# Interpreter, torch and MONAI, for systems that do not state what a process holds.
-USUAL_RESIDENT = 700 * 1024**2
 # Added to every estimate: memory that allocators of two threads keep, and libraries that are loaded at their first use.
 # 10 to 35 MB were measured.
 MARGIN = 64 * 1024**2
@@ -55,41 +51,6 @@ def parse_bytes(text: str | int) -> int:
     if not match or unit not in UNITS or float(match[1]) <= 0:
         raise OptionError(f"an amount of memory looks like 4GB or 500MiB, found {text!r}")
     return int(float(match[1]) * UNITS[unit])
-
-
-def resident_bytes() -> int:
-    """Return how much memory this process holds now, or a usual value if the system does not tell."""
-    statm = Path("/proc/self/statm")
-    if not statm.is_file() and sys.platform != "darwin":
-        return USUAL_RESIDENT
-    import resource  # not on Windows
-
-    if statm.is_file():
-        return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def available_bytes() -> int:
-    """Return how much memory this machine, or the container around this process, has left.
-
-    Files that the system keeps in memory count as free. Where neither Linux's nor POSIX's numbers exist, the result is
-    too large to limit anything.
-    """
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = 1024 * int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)[1])  # type: ignore[index]
-    except (OSError, TypeError):
-        try:
-            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (ValueError, OSError, AttributeError):  # Windows has no sysconf
-            return 2**62
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError, LookupError):  # no limit: there is no such file, or it holds "max"
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        used = int((group / "memory.current").read_text(encoding="ascii")) - int(statistics["inactive_file"])
-        free = min(free, max(0, limit - used))
-    return free
 
 
 def keep_freed_memory(keep: bool) -> bool:

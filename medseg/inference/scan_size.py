@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import inf, prod
 
 from medseg.errors import GeometryError, MemoryLimitError
-from medseg.networks.size_limit import physical_memory
+from medseg.machine import physical_memory
 from medseg.plan import Plan
 from medseg.volumes import Grid
 

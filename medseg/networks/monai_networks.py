@@ -43,10 +43,7 @@ def create_monai_network(
 
     Args:
         name: `monai.` and the name of the class.
-        in_channels: channels of the input.
-        out_channels: channels of the logits.
-        max_bytes: limit of the parameters, checked before memory is allocated; None for the physical memory.
-        initialize: False leaves the values of the parameters undefined; see `medseg.networks.create`.
+        in_channels, out_channels, max_bytes, initialize: see `medseg.networks.create`.
         **arguments: of the class, as plain values.
 
     Returns:

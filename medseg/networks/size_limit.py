@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from medseg.errors import NetworkError, first_line
+from medseg.machine import physical_memory
 
 MAX_LAYERS = 20_000  # the largest published network here has about 500
 # Tensor methods of which initialisations consist.
@@ -76,14 +76,6 @@ class _RealNumbers(TorchFunctionMode):
         if func is torch.linspace:
             kwargs = {**(kwargs or {}), "device": "cpu"}
         return func(*args, **(kwargs or {}))
-
-
-def physical_memory() -> int:
-    """Return the memory of the machine in bytes, or 256 GiB if the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
-        return 2**38
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from medseg.bundle.train_config import BoundaryWeights
 from medseg.errors import OptionError, PlanError
 from medseg.planning.data_fingerprint import DataFingerprint
 from medseg.planning.planned_training import Decisions, Wishes
-from medseg.planning.spacing import target_spacing
 
+# An axis whose voxels are more than this many times as large as the others' is treated on its own (nnU-Net's value).
+ANISOTROPY = 3
 MICROSCOPY = {"EM", "microscopy", "fluorescence"}
 MOST_LABELS = 255  # label maps are uint8 in a training, and 255 is the ignored label
 
@@ -183,3 +184,30 @@ def boundary_weights(data: DataFingerprint, wishes: Wishes, decisions: Decisions
         return None
     decisions.add("boundary weights", f"w0 = {w0:g}, σ = {sigma:g} voxels", reason)
     return BoundaryWeights(w0, sigma, data.has_instance_maps)
+
+
+def target_spacing(data: DataFingerprint) -> list[float]:
+    """Return the median voxel size per axis, with nnU-Net's exception for an axis that is far coarser.
+
+    If one axis has voxels more than three times as large as the others, and fewer than a third of their number, the
+    10th percentile replaces the median along it, but never less than the other axes' voxel size.
+    """
+    spacings = np.array(data.spacings, dtype=float)
+    sizes = np.median(np.array(data.nonzero_shapes, dtype=float), axis=0)
+    target = np.median(spacings, axis=0)
+    worst = int(np.argmax(target))
+    others = [axis for axis in range(len(target)) if axis != worst]
+    is_coarse = target[worst] > ANISOTROPY * max(target[others])
+    is_short = sizes[worst] * ANISOTROPY < min(sizes[others])
+    if is_coarse and is_short:
+        target[worst] = max(np.percentile(spacings[:, worst], 10), max(target[others]))
+    return [float(s) for s in target]
+
+
+def median_shape(data: DataFingerprint, spacing: Sequence[float]) -> list[float]:
+    """Return the median size of the non-zero part of the images at a voxel size, in voxels."""
+    shapes = [
+        [max(1, round(n * own / s)) for n, own, s in zip(shape, each, spacing, strict=True)]
+        for shape, each in zip(data.nonzero_shapes, data.spacings, strict=True)
+    ]
+    return [float(n) for n in np.median(np.array(shapes), axis=0)]

@@ -11,10 +11,10 @@ import re
 from medseg.plan import Plan
 from medseg.planning import data_rules
 from medseg.planning.data_fingerprint import DataFingerprint
+from medseg.planning.data_rules import median_shape, target_spacing
 from medseg.planning.network_rules import choose_patch_and_network
 from medseg.planning.planned_training import Costs, Decisions, PlannedTraining, Wishes
 from medseg.planning.schedule_rules import batch_size, training_settings
-from medseg.planning.spacing import median_shape, target_spacing
 
 
 def plan_training(

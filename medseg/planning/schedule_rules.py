@@ -9,9 +9,8 @@ from typing import NamedTuple
 from medseg.bundle.train_config import BoundaryWeights, TrainingSettings
 from medseg.plan import Plan
 from medseg.planning.data_fingerprint import DataFingerprint
-from medseg.planning.data_rules import MICROSCOPY
+from medseg.planning.data_rules import ANISOTROPY, MICROSCOPY, median_shape, target_spacing
 from medseg.planning.planned_training import MIN_BATCH, TIME_FOR_STEPS, Costs, Decisions, Wishes
-from medseg.planning.spacing import ANISOTROPY, median_shape, target_spacing
 
 MOST_OF_DATA = 0.05  # of the data set's voxels in one batch (nnU-Net's value)
 MOST_STEPS = 250_000  # nnU-Net's 1000 epochs of 250 steps

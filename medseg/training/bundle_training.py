@@ -17,7 +17,7 @@ from typing import Any
 
 from medseg.datasets import open_folds
 from medseg.errors import MedsegError, MemoryLimitError, OptionError, TrainingError
-from medseg.inference.memory import available_bytes
+from medseg.machine import available_bytes
 from medseg.training.checkpoint import checkpoint_files
 from medseg.training.record import RECORD_NAME, WEIGHTS_NAME
 from medseg.training.run_process import LostProcessError, run_process, sole_run

@@ -4,8 +4,9 @@ Each has an array form and a dictionary form (with the suffix `d`, also `D` and 
 imported when they are first used, so that `import medseg.transforms` stays cheap.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from medseg.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from medseg.transforms.boundary_weight import (
@@ -111,12 +112,8 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        array_form = name if name in _MODULES else name.removesuffix("Dict").removesuffix("d").removesuffix("D")
-        return getattr(import_module(f"{__name__}.{_MODULES[array_form]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _array_form(name: str) -> str:
+    return name if name in _MODULES else name.removesuffix("Dict").removesuffix("d").removesuffix("D")
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, {name: _MODULES[_array_form(name)] for name in __all__})

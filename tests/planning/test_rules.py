@@ -13,8 +13,8 @@ from planning.fingerprints import CT_LEVELS, DECATHLON, decathlon, fingerprint
 
 from medseg.errors import MemoryLimitError, OptionError, PlanError
 from medseg.planning import LabelFacts, PlannedTraining, Wishes, plan_training
+from medseg.planning.data_rules import target_spacing
 from medseg.planning.planned_training import Costs
-from medseg.planning.spacing import target_spacing
 
 RECORDED = json.loads((Path(__file__).parent / "nnunet_plans.json").read_text(encoding="utf-8"))["plans"]
 

@@ -166,3 +166,24 @@ def _licence(model: ImportedModel) -> str:
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def readme_head(title: str, plan: Plan) -> list[str]:
+    """Return the first lines of an imported bundle's documentation: title, description and command."""
+    return [
+        f"# {title}",
+        "",
+        f"{plan.description.rstrip('.')}. Research use only. Not a medical device; not for diagnosis or treatment.",
+        "",
+        "```sh",
+        f"medseg predict {plan.name} scans/ --out predictions",
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+
+
+def spacing_in_words(plan: Plan) -> str:
+    """Return the voxel size of the network's input for the documentation."""
+    return "that of the scan" if plan.spacing is None else " × ".join(f"{size:g}" for size in plan.spacing) + " mm"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medseg import weights
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.importing.bundle_writer import ImportedModel, write_bundle
+from medseg.bundle.importing.bundle_writer import ImportedModel, readme_head, spacing_in_words, write_bundle
 from medseg.bundle.importing.monai_config import Component, InertConfig, find_config, read_config
 from medseg.bundle.importing.monai_plan import monai_plan
 from medseg.errors import BundleError, WeightsError
@@ -147,7 +147,7 @@ def _licence(model: MonaiBundle) -> str:
 def _readme(model: MonaiBundle, plan: Plan, title: str) -> str:
     """Return docs/README.md: where the model comes from, what it takes, and what was changed."""
     tile = " × ".join(str(size) for size in plan.tile)
-    spacing = "that of the scan" if plan.spacing is None else " × ".join(f"{size:g}" for size in plan.spacing) + " mm"
+    spacing = spacing_in_words(plan)
     schemes = [step["scheme"] for step in plan.normalization[0].get("steps", [plan.normalization[0]])]
     restored = {
         None: "logits, interpolated linearly",
@@ -156,16 +156,7 @@ def _readme(model: MonaiBundle, plan: Plan, title: str) -> str:
     }[plan.restoring]
     references = [f"- {reference}" for reference in model.metadata.get("references") or ()]
     lines = [
-        f"# {title}",
-        "",
-        f"{plan.description.rstrip('.')}. Research use only. Not a medical device; not for diagnosis or treatment.",
-        "",
-        "```sh",
-        f"medseg predict {plan.name} scans/ --out predictions",
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
+        *readme_head(title, plan),
         f"| source | MONAI bundle `{model.path.resolve().name}`, version {model.metadata.get('version', 'unknown')}, "
         f"weights {model.file.name} |",
         f"| authors | {model.metadata.get('authors', 'not stated')} |",

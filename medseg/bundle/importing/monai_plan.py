@@ -38,7 +38,7 @@ _META = ("meta_keys", "meta_key_postfix", "orig_meta_keys", "allow_missing_keys"
 
 @dataclass
 class _Preprocessing:
-    """What the preprocessing does, as far as it has been read.
+    """Collect the steps of a preprocessing while its config is read.
 
     Args:
         orientation: axis codes; "" before an Orientationd.

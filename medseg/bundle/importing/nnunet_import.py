@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medseg import weights
 from medseg.bundle.folder import BundleFolder
-from medseg.bundle.importing.bundle_writer import ImportedModel, write_bundle
+from medseg.bundle.importing.bundle_writer import ImportedModel, readme_head, spacing_in_words, write_bundle
 from medseg.bundle.importing.nnunet_folder import CHECKPOINT, NNUNetModel, dataset_number, read_nnunet_folder
 from medseg.bundle.importing.nnunet_plan import ignore_label, nnunet_plan, region_values
 from medseg.errors import WeightsError
@@ -81,21 +81,12 @@ def _readme(model: NNUNetModel, plan: Plan, data_set: str) -> str:
     """Return docs/README.md: where the model comes from, what it takes, and what was changed."""
     epochs = ", ".join(f"fold {name}: {count} epochs" for name, count in model.epochs.items())
     tile = " × ".join(str(size) for size in plan.tile)
-    spacing = "that of the scan" if plan.spacing is None else " × ".join(f"{size:g}" for size in plan.spacing) + " mm"
+    spacing = spacing_in_words(plan)
     channels = ", ".join(channel["name"] for channel in plan.channels)
     labels = ", ".join(f"{value} {name}" for name, value in plan.labels.items())
     regions = region_values(model)
     lines = [
-        f"# {dataset_number(data_set)}: {model.configuration_name} of nnU-Net",
-        "",
-        f"{plan.description.rstrip('.')}. Research use only. Not a medical device; not for diagnosis or treatment.",
-        "",
-        "```sh",
-        f"medseg predict {plan.name} scans/ --out predictions",
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
+        *readme_head(f"{dataset_number(data_set)}: {model.configuration_name} of nnU-Net", plan),
         f"| source | nnU-Net 2, data set {data_set}, configuration {model.configuration_name}, trainer "
         f"{model.trainer}; {epochs} |",
         f"| input | {channels}; normalisation {', '.join(str(entry['scheme']) for entry in plan.normalization)} |",

@@ -20,7 +20,7 @@ from medseg.errors import MedsegError, MemoryLimitError, VolumeError
 from medseg.inference.chunked.intensities import fit_scalings
 from medseg.inference.chunked.model_image import ModelImage, RollingImage
 from medseg.inference.chunked.strips import LabelLayers, Strip, cut_strip, strip_boxes, strip_bytes
-from medseg.inference.memory import MARGIN, available_bytes, candidates, keep_freed_memory, resident_bytes
+from medseg.inference.memory import MARGIN, candidates, keep_freed_memory
 from medseg.inference.plausibility import check_field_of_view
 from medseg.inference.scan import Scan
 from medseg.inference.scan_size import check_growth, warn_of_small_voxels
@@ -28,6 +28,7 @@ from medseg.inference.segmentation import label_image_attributes, provenance_pat
 from medseg.inference.tiling.blending import importance_map
 from medseg.inference.tiling.merging import check_finite_values, merge_tiles
 from medseg.inference.tiling.streaming import NativeAssembly, Window
+from medseg.machine import available_bytes, resident_bytes
 from medseg.transforms.restore.grid_map import map_grids
 from medseg.transforms.restore.label_decision import LabelRestorer
 from medseg.transforms.restore.resample import SeparableResampler

@@ -3,10 +3,10 @@
 The components of MONAI's workflows are imported when they are first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medseg.inference.exact.exact_predictor import ExactPredictor
+from medseg.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from medseg.inference.exact.exact_transforms import ExactInferer, ExactPreprocessd, ExactRestored
@@ -15,12 +15,4 @@ __all__ = ["ExactInferer", "ExactPredictor", "ExactPreprocessd", "ExactRestored"
 
 _HOMES = dict.fromkeys(("ExactInferer", "ExactPreprocessd", "ExactRestored"), "exact_transforms")
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -15,13 +15,14 @@ from medseg.errors import OptionError
 from medseg.inference.exact.exact_grid import exact_grid, logits_step
 from medseg.inference.exact.exact_image import exact_image, exact_image_bytes
 from medseg.inference.exact.exact_tiles import ExactWindow, exact_bytes, predict_exact
-from medseg.inference.memory import MemoryEstimate, Workload, forward_bytes, resident_bytes
+from medseg.inference.memory import MemoryEstimate, Workload, forward_bytes
 from medseg.inference.predictor import Predictor
 from medseg.inference.scan import Scan
 from medseg.inference.scan_size import refuse_growth
 from medseg.inference.segmentation import Segmentation, provenance_record
 from medseg.inference.tiling.streaming import Window
 from medseg.inference.uncertainty import ProbabilityMaps, Uncertainty
+from medseg.machine import resident_bytes
 from medseg.plan import Plan
 
 

@@ -14,13 +14,14 @@ from monai.transforms import Orientation
 from torch import nn
 
 from medseg.inference.inferers import SlidingWindowInferer
-from medseg.inference.memory import MemoryEstimate, keep_freed_memory, resident_bytes, too_little
+from medseg.inference.memory import MemoryEstimate, keep_freed_memory, too_little
 from medseg.inference.predictor import Predictor
 from medseg.inference.preprocessing import AXIS_LABELS
 from medseg.inference.regions.atlas import SCALES
 from medseg.inference.regions.region_inferer import RegionInferer, RegionLogits
 from medseg.inference.scan import Scan
 from medseg.inference.segmentation import Segmentation, provenance_record
+from medseg.machine import resident_bytes
 from medseg.plan import Plan
 from medseg.transforms.restore.label_decision import CHUNK_VALUES, CHUNK_VOXELS, SLAB_PLANES, apply_head
 from medseg.transforms.restore.restore_labels import restore_labels
